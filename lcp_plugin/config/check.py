@@ -1,0 +1,172 @@
+"""Options that follow from others are settled, those that contradict each other are reported.
+
+What kohya's tools refuse with an assertion is resolved here where only one meaning makes sense,
+with a notice; defaults that are unfit for SDXL stay kohya's and are pointed out once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lcp_plugin.config.findings import Findings, did_you_mean
+from lcp_plugin.config.options import Options, option_fields
+
+OPTIMIZERS = (
+    "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit",
+    "PagedLion8bit", "SGDNesterov", "SGDNesterov8bit", "DAdaptation", "DAdaptAdamPreprint",
+    "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptAdanIP", "DAdaptLion", "DAdaptSGD",
+    "Prodigy", "Adafactor", "AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree",
+    "Adadelta", "Adagrad", "Adam", "Adamax", "ASGD", "LBFGS", "NAdam", "RAdam", "RMSprop", "Rprop",
+    "SGD", "Muon",
+)  # fmt: skip
+
+
+def settle_options(
+    options: Options, given: frozenset[str], continual: bool, findings: Findings
+) -> tuple[Options, dict[str, str]]:
+    """The options with everything that follows from others, and where those came from.
+
+    `given`: options that some source set. `continual`: the config has [[tasks]].
+    """
+    implied: dict[str, tuple[Any, str]] = {}
+    if options.seed is None:
+        implied["seed"] = (42, "default")
+    implied |= _settle_network(options, given, continual)
+    implied |= _settle_optimizer(options, findings)
+    implied |= _settle_caches(options, findings)
+    if options.caption_extention and "caption_extension" not in given:
+        implied["caption_extension"] = (options.caption_extention, "caption_extention")
+    if not continual and "samples_per_task" not in given:
+        implied["samples_per_task"] = (0, "implied: no [[tasks]]")
+    if (options.xformers and "sdpa" not in given) and options.sdpa:
+        implied["sdpa"] = (False, "implied by xformers")
+    if options.save_model_as != "safetensors":
+        implied["save_model_as"] = ("safetensors", "pickles are not written")
+        findings.notice(f"save_model_as = {options.save_model_as}: a pickle; saved as safetensors.")
+    _tell_no_effect(given, findings)
+    settled = replace(options, **{name: value for name, (value, _) in implied.items()})
+    return settled, {name: origin for name, (_, origin) in implied.items()}
+
+
+def _settle_network(
+    options: Options, given: frozenset[str], continual: bool
+) -> dict[str, tuple[Any, str]]:
+    implied: dict[str, tuple[Any, str]] = {}
+    if options.network_module:
+        origin = f"implied by network_module = {options.network_module}"
+        if "lora_targets" not in given:
+            implied["lora_targets"] = ("transformer", origin)
+        if "lora_init" not in given:
+            implied["lora_init"] = ("kaiming", origin)
+        return implied
+    rates = options.text_encoder_lr or options.text_encoder_lr1 or options.text_encoder_lr2
+    asked = rates or options.network_train_text_encoder_only
+    if "network_train_unet_only" not in given and not asked:
+        implied["network_train_unet_only"] = (True, "implied: network_module is unset")
+    return implied
+
+
+def _settle_optimizer(options: Options, findings: Findings) -> dict[str, tuple[Any, str]]:
+    implied: dict[str, tuple[Any, str]] = {}
+    if not options.optimizer_type:
+        old = "AdamW8bit" if options.use_8bit_adam else "Lion" if options.use_lion_optimizer else ""
+        implied["optimizer_type"] = (old or "AdamW", "implied by an old flag" if old else "default")
+    if options.lr_scheduler == "constant" and options.lr_warmup_steps > 0:
+        implied["lr_scheduler"] = ("constant_with_warmup", "implied by lr_warmup_steps")
+    if options.text_encoder_lr1 is not None or options.text_encoder_lr2 is not None:
+        first, second = _two_rates(options)
+        one = first if options.text_encoder_lr1 is None else options.text_encoder_lr1
+        two = second if options.text_encoder_lr2 is None else options.text_encoder_lr2
+        implied["text_encoder_lr"] = ((one, two), "text_encoder_lr1, text_encoder_lr2")
+    if len(options.text_encoder_lr) > 2:
+        findings.problem(
+            "", f"text_encoder_lr = {options.text_encoder_lr}: wanted one rate or two."
+        )
+    return implied
+
+
+def _two_rates(options: Options) -> tuple[float, float]:
+    given = options.text_encoder_lr or (options.learning_rate,)
+    return given[0], given[-1]
+
+
+def _settle_caches(options: Options, findings: Findings) -> dict[str, tuple[Any, str]]:
+    """Latent and text-encoder caches; kohya asserts where these contradict other options."""
+    implied: dict[str, tuple[Any, str]] = {}
+    if options.cache_latents_to_disk and not options.cache_latents:
+        implied["cache_latents"] = (True, "implied by cache_latents_to_disk")
+    if options.cache_text_encoder_outputs_to_disk and not options.cache_text_encoder_outputs:
+        implied["cache_text_encoder_outputs"] = (
+            True,
+            "implied by cache_text_encoder_outputs_to_disk",
+        )
+    return implied
+
+
+def _tell_no_effect(given: frozenset[str], findings: Findings) -> None:
+    reasons: dict[str, list[str]] = {}
+    for name in option_fields():
+        reason = option_fields()[name].metadata["no_effect"]
+        if name in given and reason:
+            reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        verb = "has" if len(names) == 1 else "have"
+        findings.notice(f"{', '.join(names)} {verb} no effect here: {reason}.")
+
+
+def check_options(
+    options: Options, provenance: Mapping[str, str], findings: Findings, where: str = ""
+) -> None:
+    """Problems of options that do not fit together or are missing."""
+
+    def problem(key: str, text: str) -> None:
+        source = provenance.get(key, "")
+        findings.problem(source, f"{where}.{key} {text}" if where else f"{key} {text}")
+
+    kind = options.optimizer_type
+    if "." not in kind and kind.lower() not in {o.lower() for o in OPTIMIZERS}:
+        hint = did_you_mean(kind, OPTIMIZERS)
+        problem("optimizer_type", f"= {kind!r} is no optimizer known here.{hint}")
+    if options.adaptive_noise_scale is not None and options.noise_offset is None:
+        problem("adaptive_noise_scale", "needs noise_offset; give both or none.")
+    _check_timesteps(options, problem)
+    _check_prediction(options, problem)
+    if not where:
+        _check_run(options, problem)
+
+
+def _check_timesteps(options: Options, problem: Any) -> None:
+    low, high = options.min_timestep or 0, options.max_timestep or 1000
+    if low > high:
+        problem("min_timestep", f"= {low} is above max_timestep = {high}; exchange them.")
+
+
+def _check_prediction(options: Options, problem: Any) -> None:
+    if options.v_parameterization and options.v_pred_like_loss:
+        problem("v_pred_like_loss", "is for epsilon-prediction; leave it out with v-prediction.")
+
+
+def _check_run(options: Options, problem: Any) -> None:
+    if not options.pretrained_model_name_or_path:
+        problem(
+            "pretrained_model_name_or_path",
+            "is missing: wanted a diffusers folder, a hub id, a .safetensors file or tiny-sdxl.",
+        )
+    for full, needed in (("full_fp16", "fp16"), ("full_bf16", "bf16")):
+        if getattr(options, full) and options.mixed_precision != needed:
+            problem(full, f"needs mixed_precision = {needed}, not {options.mixed_precision}.")
+    if options.dim_from_weights and not options.network_weights:
+        problem("dim_from_weights", "needs network_weights: the file to take the ranks from.")
+    if options.network_train_unet_only and options.network_train_text_encoder_only:
+        problem("network_train_unet_only", "and network_train_text_encoder_only leave nothing.")
+    if len(options.base_weights_multiplier) > len(options.base_weights):
+        problem("base_weights_multiplier", "has more values than base_weights has files.")
+    if (
+        options.sample_every_n_steps or options.sample_every_n_epochs
+    ) and not options.sample_prompts:
+        problem("sample_prompts", "is missing: sample_every_n_... needs a file of prompts.")
+    name = options.output_name or ""
+    if any(c in name for c in '/\\:*?"<>|') or name.strip(". ") != name:
+        problem("output_name", f"= {name!r} is unfit as a file name; the folder is output_dir.")

@@ -1,0 +1,197 @@
+"""A task's images as they will be trained: listed, captioned, placed in buckets, repeated.
+
+Repeats, and the balancing of regularisation images with training images, follow kohya-ss/sd-scripts
+(library/train_util.py DreamBoothDataset, at 48d368fa).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from lcp_plugin.config.datasets import DatasetConfig, SubsetConfig, list_images
+from lcp_plugin.data.buckets import Bucketing, Placement
+from lcp_plugin.data.captions import read_caption, read_metadata
+from lcp_plugin.data.images import Size, read_size
+from lcp_plugin.errors import DataError
+from lcp_plugin.seeds import derive_seed
+
+Part = Literal["train", "validation"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image under one subset's rules."""
+
+    path: Path
+    subset: SubsetConfig
+    caption: str  # as read, before captions.process_caption
+    size: Size  # of the upright image, (width, height)
+    placement: Placement
+    repeats: int
+    content: str  # sha256 of the file
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """The examples of one data set, and what the user should know of them."""
+
+    examples: tuple[Example, ...]
+    batch_size: int
+    notices: tuple[str, ...]
+
+    def buckets(self) -> dict[Size, list[int]]:
+        """Bucket -> indices of examples, each as often as it repeats, in order."""
+        found: dict[Size, list[int]] = {}
+        for index, example in enumerate(self.examples):
+            found.setdefault(example.placement.bucket, []).extend([index] * example.repeats)
+        return dict(sorted(found.items()))
+
+    def num_batches(self) -> int:
+        """Batches of an epoch: every bucket ends with a batch of its own, maybe a partial one."""
+        return sum(math.ceil(len(b) / self.batch_size) for b in self.buckets().values())
+
+
+def collect_examples(
+    dataset: DatasetConfig, native: Size, part: Part, default_seed: int
+) -> ExampleSet:
+    """The examples of a data set. Raises DataError for images and captions that cannot be read."""
+    bucketing = Bucketing(dataset, native)
+    notices: list[str] = []
+    if bucketing.widened and dataset.enable_bucket and not dataset.bucket_no_upscale:
+        notices.append(
+            f"min_bucket_reso and max_bucket_reso are widened to hold the resolution "
+            f"{bucketing.resolution[0]}x{bucketing.resolution[1]}."
+        )
+    seed = default_seed if dataset.validation_seed is None else dataset.validation_seed
+    examples: list[Example] = []
+    for subset in dataset.subsets:
+        captions, told = _captions_of(subset)
+        notices += told
+        chosen = _split(list(captions), dataset.validation_split, seed, part)
+        if part == "validation" and subset.is_reg:
+            continue
+        for path in chosen if not subset.is_reg else captions:
+            examples.append(_example(path, subset, captions[path], bucketing))
+    return ExampleSet(tuple(_balance(examples)), dataset.batch_size, tuple(notices))
+
+
+def _example(path: Path, subset: SubsetConfig, caption: str, bucketing: Bucketing) -> Example:
+    size = read_size(path)
+    mask = _mask_of(path, subset)
+    content = hashlib.sha256(path.read_bytes())
+    if mask:
+        content.update(mask.read_bytes())
+    return Example(
+        path=path,
+        subset=subset,
+        caption=caption,
+        size=size,
+        placement=bucketing.place(size),
+        repeats=subset.num_repeats,
+        content=content.hexdigest(),
+        mask=mask,
+    )
+
+
+def _mask_of(path: Path, subset: SubsetConfig) -> Path | None:
+    folder = subset.conditioning_data_dir
+    if folder is None:
+        return None
+    found = [p for p in list_images(folder) if p.stem == path.stem] if folder.is_dir() else []
+    if not found:
+        raise DataError(f"no mask image for {path} in {folder}; add {path.stem}.png.")
+    return found[0]
+
+
+def _captions_of(subset: SubsetConfig) -> tuple[dict[Path, str], list[str]]:
+    """Image -> caption text of a subset, and notices."""
+    if subset.metadata_file is not None:
+        return _captions_of_metadata(subset, subset.metadata_file), []
+    images = list_images(subset.image_dir)
+    if not images:
+        raise DataError(f"{subset.image_dir} holds no images; put some there.")
+    notices = []
+    ending = subset.caption_extension
+    ending = ending if ending.startswith(".") else f".{ending}"
+    has_own = any(image.with_suffix(ending).is_file() for image in images)
+    if ending == ".caption" and not has_own:
+        if any(image.with_suffix(".txt").is_file() for image in images):
+            ending = ".txt"
+            notices.append(
+                f"captions of {subset.image_dir} are read from .txt files, since there are no "
+                f".caption files; caption_extension = '.txt' says so."
+            )
+    captions = {image: _caption_of(image, ending, subset) for image in images}
+    bare = sum(not text for text in captions.values())
+    if bare:
+        notices.append(
+            f"{bare} of {len(images)} images in {subset.image_dir} have no caption "
+            f"(no {ending} file, no class tokens); they are trained with an empty one."
+        )
+    return captions, notices
+
+
+def _caption_of(image: Path, ending: str, subset: SubsetConfig) -> str:
+    path = image.with_suffix(ending)
+    text = read_caption(path) if path.is_file() else ""
+    return text or subset.class_tokens or ""
+
+
+def _captions_of_metadata(subset: SubsetConfig, path: Path) -> dict[Path, str]:
+    captions: dict[Path, str] = {}
+    by_stem = {p.stem: p for p in list_images(subset.image_dir)} if subset.image_dir else {}
+    for key, caption in read_metadata(path).items():
+        image = next((p for p in (Path(key), subset.image_dir / key) if p.is_file()), None)
+        image = image or by_stem.get(Path(key).stem)
+        if image is None:
+            raise DataError(f"{path} names the image {key!r}, which is not in {subset.image_dir}.")
+        captions[image] = caption
+    if not captions:
+        raise DataError(f"{path} names no images.")
+    return captions
+
+
+def _split(paths: Sequence[Path], share: float, seed: int, part: Part) -> list[Path]:
+    """The images of a part; at least one stays for training."""
+    if share <= 0:
+        return list(paths) if part == "train" else []
+    order = list(paths)
+    random.Random(derive_seed(seed, "validation")).shuffle(order)
+    kept = max(1, math.ceil(len(order) * (1 - share)))
+    return sorted(order[:kept] if part == "train" else order[kept:])
+
+
+def _balance(examples: list[Example]) -> list[Example]:
+    """Regularisation images repeated, or cut off, to as many as there are training images."""
+    training = [e for e in examples if not e.subset.is_reg]
+    regular = [e for e in examples if e.subset.is_reg]
+    wanted = sum(e.repeats for e in training)
+    counts: Mapping[int, int] = _spread([e.repeats for e in regular], wanted)
+    kept = [replace(e, repeats=counts[i]) for i, e in enumerate(regular) if counts.get(i)]
+    return training + kept
+
+
+def _spread(repeats: Sequence[int], wanted: int) -> dict[int, int]:
+    """How often each regularisation image is used: its repeats first, then one more in turn.
+
+    An image's own repeats are kept whole, so the sum may go beyond `wanted` by less than one of
+    them, as with kohya.
+    """
+    counts: dict[int, int] = {}
+    total, first_round = 0, True
+    while total < wanted and repeats:
+        for index, own in enumerate(repeats):
+            added = own if first_round else 1
+            counts[index] = counts.get(index, 0) + added
+            total += added
+            if total >= wanted:
+                break
+        first_round = False
+    return counts

@@ -1,0 +1,340 @@
+"""Anyone's SDXL LoRA file <-> Adapter and Delta.
+
+Read: kohya (SGM and diffusers block names), diffusers (new and old spellings), peft (a file or a
+folder with adapter_config.json), LyCORIS LoRA / LoHa / LoKr / full `diff`. What is a plain LoRA
+comes back as factors with the file's own alpha, the rest as a dense delta (lycoris.py has the
+formulas). A key that is not understood, a module that lacks a half, or two naming schemes in one
+file are errors: nothing is dropped silently.
+
+Written: the same names, factors as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lcp_plugin.adapter import Adapter, Factors
+from lcp_plugin.delta import Delta
+from lcp_plugin.errors import FileFormatError, NumericError
+from lcp_plugin.files import (
+    hash_tensors,
+    legacy_hash,
+    read_header,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from lcp_plugin.keys import PREFIXES, Layout, parse_key, write_key
+from lcp_plugin.lycoris import build_dense, build_factors
+
+LAYOUTS = {"kohya": "sgm", "kohya_blocks": "blocks", "diffusers": "diffusers", "peft": "peft"}
+FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+DIFFUSERS_METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's configuration
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What a LoRA file holds. Its change of the base is `delta + Delta.of(adapter)`."""
+
+    adapter: Adapter  # plain LoRA modules
+    delta: Delta  # modules of other kinds, dense
+    metadata: dict[str, str]
+    format: str  # kohya | kohya_blocks | diffusers | peft
+
+    @property
+    def total(self) -> Delta:
+        """All modules as one delta."""
+        return self.delta + Delta.of(self.adapter)
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def read_lora(path: str | Path) -> LoraFile:
+    """Read a LoRA of any kind named above; a folder is searched for peft's or diffusers' file.
+
+    Raises:
+        FileFormatError: damaged, DoRA, unknown or mixed keys, shapes that do not fit.
+        NumericError: NaN or infinity.
+    """
+    path = find_lora(path)
+    metadata = read_header(path).metadata
+    configs = _Configs.of(path, metadata)
+    grouped, family = _group_keys(path, read_tensors(path), configs.only_prefix(path))
+    try:
+        factors = {
+            module: build_factors(module, parts, configs.alpha_of)
+            for module, parts in grouped.items()
+            if "down" in parts or "up" in parts
+        }
+        dense = {
+            module: build_dense(module, parts)
+            for module, parts in grouped.items()
+            if module not in factors
+        }
+        adapter, delta = Adapter(factors), Delta(dense)
+        adapter.check_finite()
+        delta.check_finite()
+    except (FileFormatError, NumericError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    return LoraFile(adapter, delta, metadata, family)
+
+
+def find_lora(path: str | Path) -> Path:
+    """`path` itself, or the LoRA file in the folder `path`. Raises FileFormatError."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = [path / name for name in FOLDER_FILES if (path / name).is_file()]
+    found = found or sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    raise FileFormatError(
+        f"{path} holds {len(found)} LoRA files; wanted one ({', '.join(FOLDER_FILES)}); name the "
+        "file itself."
+    )
+
+
+def _group_keys(
+    path: Path, tensors: Mapping[str, Tensor], peft_prefix: str | None
+) -> tuple[dict[str, dict[str, Tensor]], str]:
+    grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    by_family: dict[str, list[str]] = defaultdict(list)
+    unknown: list[str] = []
+    for name, tensor in tensors.items():
+        key = parse_key(name)
+        if key is None:
+            unknown.append(name)
+            continue
+        module = key.module
+        if key.family == "peft" and peft_prefix and module.startswith("text_encoder."):
+            module = peft_prefix + module.removeprefix("text_encoder.")
+        if key.part in grouped[module]:
+            raise FileFormatError(f"{path} holds {key.part} of {module} twice, e.g. as {name}.")
+        by_family[key.family].append(name)
+        grouped[module][key.part] = tensor
+    if unknown:
+        raise FileFormatError(f"{path} holds keys that no SDXL LoRA has: {_few(unknown)}.")
+    if not grouped:
+        raise FileFormatError(f"{path} holds no tensors; it is no LoRA.")
+    return dict(grouped), _one_family(path, by_family)
+
+
+def _one_family(path: Path, by_family: Mapping[str, list[str]]) -> str:
+    named = {"sgm": "kohya", "blocks": "kohya_blocks"}
+    definite = {f: keys for f, keys in by_family.items() if f != "kohya"}
+    if len(definite) > 1 or ("kohya" in by_family and definite.keys() & {"diffusers", "peft"}):
+        examples = "; ".join(f"{family} e.g. {_few(k, 1)}" for family, k in by_family.items())
+        raise FileFormatError(
+            f"{path} mixes naming schemes, of which readers silently drop one: {examples}. Save it "
+            "with one."
+        )
+    family = next(iter(definite), "sgm")
+    return named.get(family, family)
+
+
+def _few(names: Iterable[str], count: int = 5) -> str:
+    names = [n if len(n) <= 90 else n[:87] + "..." for n in names]
+    shown = ", ".join(n if n.isprintable() else repr(n) for n in sorted(names)[:count])
+    return shown + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+# ------------------------------------------------------- alphas outside the tensors (peft's way)
+
+
+@dataclass(frozen=True)
+class _Configs:
+    """peft's configuration of each model: prefix -> {r, lora_alpha, alpha_pattern, ...}."""
+
+    by_prefix: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, path: Path, metadata: Mapping[str, str]) -> _Configs:
+        """From adapter_config.json beside the file, or the header's `lora_adapter_metadata`."""
+        by_prefix: dict[str, dict[str, Any]] = {}
+        try:
+            beside = path.parent / "adapter_config.json"
+            if path.name == FOLDER_FILES[0] and beside.is_file():
+                by_prefix = dict.fromkeys(PREFIXES, dict(read_json(beside)))
+            if DIFFUSERS_METADATA in metadata:
+                by_prefix = {}
+                for name, value in dict(json.loads(metadata[DIFFUSERS_METADATA])).items():
+                    prefix, _, option = name.partition(".")
+                    by_prefix.setdefault(prefix + ".", {})[option] = value
+            configs = cls(by_prefix)
+            for prefix in by_prefix.keys() & set(PREFIXES):
+                configs.alpha_of(prefix + "x", 1)  # what cannot be read fails here, not half-way
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise FileFormatError(f"the LoRA configuration of {path} is damaged.") from error
+        if any(config.get("use_dora") for config in by_prefix.values()):
+            raise FileFormatError(
+                f"{path} is a DoRA (use_dora), which cannot be added to other changes; fuse it "
+                "into a checkpoint with the tool that made it."
+            )
+        return configs
+
+    def only_prefix(self, path: Path) -> str | None:
+        """The one model that a peft file without prefixes belongs to, if something says so."""
+        if len(self.by_prefix) == 1:
+            return next(iter(self.by_prefix))
+        return next((p for p in PREFIXES if p == path.parent.name + "."), None)
+
+    def alpha_of(self, module: str, rank: int) -> float:
+        """The alpha of a module that has no tensor for it; the rank where nothing is known."""
+        prefix = next(p for p in PREFIXES if module.startswith(p))
+        config = self.by_prefix.get(prefix, {})
+        if config.get("lora_alpha") is None:
+            return float(rank)
+        alpha = float(config["lora_alpha"])
+        name = module[len(prefix) :]
+        for pattern, value in dict(config.get("alpha_pattern") or {}).items():
+            if name == pattern or name.endswith("." + pattern):
+                alpha = float(value)
+        return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def write_lora(
+    path: str | Path,
+    adapter: Adapter,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "kohya",
+) -> dict[str, str]:
+    """Write factors as they are: rank, alpha and kernel of every module survive a round trip.
+
+    Factors are stored in `dtype`, alphas exactly (a rank of 650 is no bf16 number). In the kohya
+    layouts the metadata gains `sshs_model_hash` and `sshs_legacy_hash`; diffusers and peft
+    have no alpha tensors, so there alphas go where their readers look for them: the header's
+    `lora_adapter_metadata`, and adapter_config.json beside a file named adapter_model.safetensors.
+
+    Args:
+        layout: kohya | kohya_blocks | diffusers | peft (one model: UNet or one text encoder).
+    Returns:
+        the metadata as written.
+    Raises:
+        FileFormatError: an unknown layout; peft with several models.  NumericError: NaN.
+        DiskError: the write failed.
+    """
+    if layout not in LAYOUTS:
+        raise FileFormatError(f"layout '{layout}' is not known; use one of {', '.join(LAYOUTS)}.")
+    adapter.check_finite()
+    written = dict(metadata or {})
+    tensors = lora_tensors(adapter, dtype, layout)
+    if layout.startswith("kohya"):
+        written.update(hashes_of(tensors, written))
+    else:
+        written[DIFFUSERS_METADATA] = json.dumps(_peft_metadata(adapter), sort_keys=True)
+    write_tensors(path, tensors, written)
+    if layout == "peft" and Path(path).name == FOLDER_FILES[0]:
+        write_json(Path(path).parent / "adapter_config.json", peft_config(adapter))
+    return written
+
+
+def portable_adapter(adapter: Adapter) -> Adapter:
+    """The same update with one alpha for all modules of a model: what a deliverable holds.
+
+    diffusers (to 0.42 at least) takes the most common alpha of a kohya file for all attention and
+    text-encoder layers; with different alphas its images are wrong, without an error. So B_i takes
+    what differs: B_i' = B_i alpha_i / alpha', exact where that is a power of two, as for the dense
+    ranks 640 and 1280 of SDXL. Equal alphas stay untouched.
+    """
+    changed: dict[str, Factors] = {}
+    for prefix in PREFIXES:
+        part = {name: f for name, f in adapter.items() if name.startswith(prefix)}
+        if len({f.alpha for f in part.values()}) < 2:
+            changed.update(part)
+            continue
+        alpha = float(Counter(f.rank for f in part.values()).most_common(1)[0][0])
+        for name, f in part.items():
+            up = f.up if f.alpha == alpha else f.up * (f.alpha / alpha)
+            changed[name] = Factors(f.down, up, alpha, f.kernel)
+    return Adapter(changed)
+
+
+def hashes_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """kohya's two hashes of what is about to be written."""
+    return {
+        "sshs_model_hash": hash_tensors(tensors),
+        "sshs_legacy_hash": legacy_hash(tensors, metadata),
+    }
+
+
+def lora_tensors(
+    adapter: Adapter, dtype: torch.dtype = torch.float32, layout: str = "kohya"
+) -> dict[str, Tensor]:
+    """The tensors of a LoRA file by key."""
+    naming: Layout = LAYOUTS[layout]  # type: ignore[assignment]
+    if layout == "peft":
+        _one_model(adapter)
+    tensors: dict[str, Tensor] = {}
+    for module, factors in adapter.items():
+        down, up = factors.down, factors.up
+        if factors.kernel:
+            height, width = factors.kernel
+            down = down.reshape(factors.rank, -1, height, width)
+            up = up[:, :, None, None]
+        tensors[write_key(module, "down", naming)] = down.to(dtype).contiguous()
+        tensors[write_key(module, "up", naming)] = up.to(dtype).contiguous()
+        if layout.startswith("kohya"):
+            tensors[write_key(module, "alpha", naming)] = _alpha_tensor(factors.alpha)
+    return tensors
+
+
+def _alpha_tensor(alpha: float) -> Tensor:
+    """fp32, as kohya has it; fp64 where that would round."""
+    single = torch.tensor(alpha, dtype=torch.float32)
+    return single if single.item() == alpha else torch.tensor(alpha, dtype=torch.float64)
+
+
+def _one_model(adapter: Adapter) -> str:
+    prefixes = {prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in adapter)}
+    if len(prefixes) != 1:
+        raise FileFormatError(
+            "a peft file holds one model; write UNet and text encoders into folders of their own."
+        )
+    return prefixes.pop()
+
+
+def _peft_metadata(adapter: Adapter) -> dict[str, Any]:
+    """The configurations of all models in diffusers' flat form: `unet.r`, `unet.lora_alpha`, ..."""
+    flat: dict[str, Any] = {}
+    for prefix in PREFIXES:
+        part = adapter.restrict(name for name in adapter if name.startswith(prefix))
+        if part:
+            flat.update({prefix + option: value for option, value in peft_config(part).items()})
+    return flat
+
+
+def peft_config(adapter: Adapter) -> dict[str, Any]:
+    """peft's LoraConfig of one model's factors, as a JSON table.
+
+    Names of text encoders leave out `text_model.`, which transformers 5 no longer has; peft
+    matches ends of names, so they fit version 4 too.
+    """
+    prefix = _one_model(adapter)
+    names = {name: name[len(prefix) :].removeprefix("text_model.") for name in adapter}
+    rank = Counter(f.rank for f in adapter.values()).most_common(1)[0][0]
+    alpha = Counter(f.alpha for f in adapter.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {names[n]: f.rank for n, f in adapter.items() if f.rank != rank},
+        "alpha_pattern": {names[n]: f.alpha for n, f in adapter.items() if f.alpha != alpha},
+        "target_modules": sorted(names.values()),
+        "bias": "none",
+        "lora_dropout": 0.0,
+    }

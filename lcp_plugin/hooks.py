@@ -1,0 +1,233 @@
+"""What crosses a task boundary, and the two kinds of plugin that stand there.
+
+A `Strategy` (exactly one per run) decides what the next task starts from and what crosses; any
+number of `Observer`s
+only look. Everything that crosses is a value: frozen, CPU, fp32, with no model in sight.
+
+    for task in tasks:
+        start = strategy.begin_task(task, carry, spec)
+        ... train start.adapter on W0 + start.base ...
+        carry = strategy.end_task(task, carry, trained)
+
+The model after a boundary is W0 + carry.total.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from torch import Generator, Tensor, nn
+
+from lcp_plugin.adapter import Adapter, AdapterSpec
+from lcp_plugin.delta import Delta
+from lcp_plugin.tasks import Task, TaskRecord
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Weights = Literal["trained", "start", "carry", "base"]
+Parameters = Mapping[str, tuple[nn.Parameter, nn.Parameter]]  # module -> (A, B), on the device
+Conditioning = Mapping[str, Tensor]  # encoder_hidden_states, text_embeds, time_ids
+
+
+@dataclass(frozen=True)
+class Carry:
+    """The one thing that crosses a boundary. `adapter` is only for factors that go on training."""
+
+    delta: Delta = field(default_factory=Delta)
+    adapter: Adapter | None = None
+    tasks: tuple[TaskRecord, ...] = ()
+
+    @property
+    def total(self) -> Delta:
+        """delta + Delta.of(adapter): the model after the boundary is W0 + total."""
+        return self.delta + Delta.of(self.adapter) if self.adapter else self.delta
+
+    def after(self, task: Task, delta: Delta, adapter: Adapter | None = None) -> Carry:
+        """The carry behind `task`: a new delta, an adapter if its factors go on, its records."""
+        return Carry(delta=delta, adapter=adapter, tasks=(*self.tasks, *task.records()))
+
+    def noting(self, **facts: Any) -> Carry:
+        """The same carry with facts added to the newest record (strings and numbers only)."""
+        *earlier, newest = self.tasks
+        noted = replace(newest, facts={**newest.facts, **facts})
+        return replace(self, tasks=(*earlier, noted))
+
+
+@dataclass(frozen=True)
+class TaskStart:
+    """Where a task's training starts."""
+
+    base: Delta  # frozen during the task
+    adapter: Adapter
+    trainable: frozenset[str] = frozenset({"A", "B"})  # or a part of it
+
+
+class Model(Protocol):
+    """The live model as before_training and after_training see it."""
+
+    def predict(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        weights: Weights = "trained",
+    ) -> Tensor:
+        """The UNet's output (batch, 4, h, w) under the named weights."""
+
+    def sample(self, prompts: Sequence[str], seed: int) -> list[Image]:
+        """One image per prompt from the model as it is being trained."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of prompts at the run's resolution."""
+
+    def batches(self) -> Iterator[Mapping[str, Tensor]]:
+        """This task's examples once: latents, conditioning."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """module -> (A, B) on the device."""
+
+    @property
+    def scales(self) -> Mapping[str, float]:
+        """module -> alpha / rank."""
+
+
+class Step(Protocol):
+    """One training step as the step hooks see it."""
+
+    index: int  # optimizer step within the task, from 0
+    total: int  # optimizer steps of the task
+    batch: Mapping[str, Tensor]  # latents, noise, noisy_latents, conditioning, loss_weights
+    prediction: Tensor  # (batch, 4, h, w)
+    target: Tensor  # (batch, 4, h, w)
+    timesteps: Tensor  # (batch,)
+    generator: Generator  # CPU, derived from (seed, task, step): for a strategy's own draws
+
+    @property
+    def parameters(self) -> Parameters:
+        """module -> (A, B) on the device."""
+
+    @property
+    def scales(self) -> Mapping[str, float]:
+        """module -> alpha / rank."""
+
+    def base_delta(self, name: str) -> Tensor | None:
+        """The frozen base delta of a module on the device, (out, in); None where it is zero."""
+
+    def predict(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        weights: Weights = "trained",
+    ) -> Tensor:
+        """As `Model.predict`; gradients flow for "trained" only."""
+
+
+class Strategy(ABC):
+    """Decides what crosses a boundary. Subclasses annotate `__init__` arguments; they become
+    --strategy_args.
+    """
+
+    name: str = ""
+    starts_from_parent: bool = True  # False: step 0 does not predict what W0 + carry.total predicts
+    joins_tasks: bool = False  # True: the runner joins all tasks of a run into one (the ceiling)
+
+    @abstractmethod
+    def begin_task(self, task: Task, carry: Carry, spec: AdapterSpec) -> TaskStart:
+        """What the task starts from. Pure: repeated on resume; changes none of its inputs."""
+
+    def before_training(self, model: Model) -> None:
+        """The model stands as the task starts; prepare what the step hooks need."""
+
+    def before_backward(self, step: Step, loss: Tensor) -> Tensor:
+        """The loss to minimise, per micro-batch, before accumulation and loss scaling."""
+        return loss
+
+    def before_optimizer_step(self, step: Step) -> None:
+        """Edit gradients: after unscaling, before clipping, when gradients are synchronised."""
+
+    def after_optimizer_step(self, step: Step) -> None:
+        """Edit the factors in place (projections), under no_grad."""
+
+    def after_training(self, model: Model) -> None:
+        """Fisher information, prototypes, replay, while the model is still there."""
+
+    @abstractmethod
+    def end_task(self, task: Task, carry: Carry, trained: Adapter) -> Carry:
+        """What crosses the boundary. Changes none of its inputs; may update the strategy's own
+        state.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the strategy needs later beside the carry; saved with it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+
+
+class RunView(Protocol):
+    """A run as observers see it."""
+
+    output_dir: Any  # pathlib.Path of the run's folder
+    name: str
+    tasks: Sequence[Task]
+    strategy: Strategy
+    seed: int
+    device: str
+    facts: Mapping[str, Any]  # options and versions, JSON-able
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What an observer learns of a finished optimizer step."""
+
+    task: Task
+    index: int  # optimizer step within the task, from 1
+    total: int
+    loss: float  # mean over the micro-batches, before a strategy's penalty
+    objective: float  # as minimised, a strategy's penalty included
+    lr: float
+    seconds: float  # wall clock of this step
+    peak_memory_mb: float  # of the device, or of the process on CPU
+
+
+class Observer:
+    """Only looks: every hook does nothing and must return None; runs on the main process only."""
+
+    name: str = ""
+
+    def on_run_begin(self, run: RunView) -> None:
+        """Before the first task, also when a run is resumed."""
+
+    def on_task_begin(self, run: RunView, task: Task) -> None:
+        """Before a task's training, also when it is resumed within."""
+
+    def on_step_end(self, run: RunView, step: StepReport) -> None:
+        """After each optimizer step."""
+
+    def on_sample(
+        self, run: RunView, task: Task | None, images: Mapping[str, Sequence[Image]]
+    ) -> None:
+        """Samples after `task` (None: of the base): task name -> images."""
+
+    def on_task_end(self, run: RunView, task: Task, carry: Carry) -> None:
+        """The task is complete on disk."""
+
+    def on_run_end(self, run: RunView) -> None:
+        """All tasks are done and delivered."""
+
+    def on_exception(self, run: RunView, error: BaseException) -> None:
+        """The run is about to stop with this error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state, saved with the run."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""

@@ -1,0 +1,86 @@
+"""One JSON line per step and event in `<run>/logs/steps.jsonl`.
+
+After a kill some steps are repeated, and so are their lines: `read_steps` takes the last.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from lcp_plugin.hooks import Carry, Observer, RunView, StepReport
+from lcp_plugin.tasks import Task
+
+
+class JsonLines(Observer):
+    """Writes logs/steps.jsonl: every step's loss, rate, seconds and memory, and the tasks' ends."""
+
+    name = "jsonl"
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+        self._path: Path | None = None
+
+    def on_run_begin(self, run: RunView) -> None:
+        """Opens the file for appending."""
+        self._path = Path(run.output_dir) / "logs" / "steps.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def on_step_end(self, run: RunView, step: StepReport) -> None:
+        """One line per optimizer step."""
+        self._write(
+            event="step",
+            task=step.task.name,
+            task_index=step.task.index,
+            step=step.index,
+            total=step.total,
+            loss=step.loss,
+            objective=step.objective,
+            lr=step.lr,
+            seconds=round(step.seconds, 4),
+            peak_memory_mb=round(step.peak_memory_mb, 1),
+        )
+
+    def on_task_end(self, run: RunView, task: Task, carry: Carry) -> None:
+        """One line per task; the file is flushed."""
+        self._write(
+            event="task_end", task=task.name, task_index=task.index, learned=len(carry.tasks)
+        )
+        if self._file is not None:
+            self._file.flush()
+
+    def on_run_end(self, run: RunView) -> None:
+        """Closes the file."""
+        self._write(event="run_end")
+        self._close()
+
+    def on_exception(self, run: RunView, error: BaseException) -> None:
+        """Notes the error and closes the file."""
+        self._write(event="error", error=type(error).__name__, message=str(error))
+        self._close()
+
+    def _write(self, **facts: Any) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps({"time": round(time.time(), 3), **facts}) + "\n")
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """The step lines of a log; of a step that was repeated after a kill, the last one counts."""
+    steps: dict[tuple[int, int], dict[str, Any]] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                fact = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a line cut off by a kill
+            if fact.get("event") == "step":
+                steps[fact["task_index"], fact["step"]] = fact
+    return [steps[key] for key in sorted(steps)]

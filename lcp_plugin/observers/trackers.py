@@ -1,0 +1,67 @@
+"""accelerate's trackers (--log_with tensorboard | wandb | all): loss and rate along the chain,
+sample grids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lcp_plugin.hooks import Observer, RunView, StepReport
+from lcp_plugin.tasks import Task
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Trackers(Observer):
+    """Logs loss/<task>, lr/<task> and samples to the accelerator's trackers."""
+
+    name = "trackers"
+
+    def __init__(self, accelerator: Any = None) -> None:
+        self._accelerator = accelerator  # given by the runner; None logs nowhere
+        self._steps = 0
+
+    def on_step_end(self, run: RunView, step: StepReport) -> None:
+        """Scalars on one axis that runs through all tasks."""
+        self._steps += 1
+        if self._accelerator is not None:
+            self._accelerator.log(
+                {
+                    "loss/current": step.loss,
+                    f"loss/{step.task.name}": step.loss,
+                    "lr": step.lr,
+                    "peak_memory_mb": step.peak_memory_mb,
+                },
+                step=self._steps,
+            )
+
+    def on_sample(
+        self, run: RunView, task: Task | None, images: Mapping[str, Sequence[Image]]
+    ) -> None:
+        """Images under samples/<task>, where the tracker takes images."""
+        import numpy as np
+
+        if self._accelerator is None:
+            return
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "tensorboard":
+                for name, pictures in images.items():
+                    stack = np.stack([np.asarray(p) for p in pictures])
+                    tracker.writer.add_images(
+                        f"samples/{name}", stack, self._steps, dataformats="NHWC"
+                    )
+
+    def on_run_end(self, run: RunView) -> None:
+        """Ends the trackers."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position on the axis."""
+        return {"steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._steps = int(state.get("steps", 0))

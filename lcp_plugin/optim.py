@@ -1,0 +1,248 @@
+"""Optimizers by kohya's names, and their state as tensors and JSON.
+
+bitsandbytes' 8-bit and paged optimizers run on CUDA and, from 0.45 on, on the CPU. Where one cannot
+run, the same
+algorithm unquantised takes its place with one warning; the optimizer really used is recorded. Plain
+AdamW and Adam use
+torch's fused kernels.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lcp_plugin.errors import ConfigError, ResumeError
+
+log = logging.getLogger(__name__)
+
+BITSANDBYTES = {
+    "adamw8bit": "AdamW8bit",
+    "pagedadamw": "PagedAdamW",
+    "pagedadamw8bit": "PagedAdamW8bit",
+    "pagedadamw32bit": "PagedAdamW32bit",
+    "lion": "Lion",
+    "lion8bit": "Lion8bit",
+    "pagedlion8bit": "PagedLion8bit",
+    "sgdnesterov8bit": "SGD8bit",
+    "ademamix8bit": "AdEMAMix8bit",
+}
+UNQUANTISED = {
+    "adamw8bit": "torch.optim.AdamW",
+    "pagedadamw": "torch.optim.AdamW",
+    "pagedadamw8bit": "torch.optim.AdamW",
+    "pagedadamw32bit": "torch.optim.AdamW",
+    "sgdnesterov8bit": "torch.optim.SGD",
+}
+PACKAGES = {  # kohya's names of optimizers in packages of their own
+    "dadaptation": "dadaptation.DAdaptAdam",
+    "dadaptadam": "dadaptation.DAdaptAdam",
+    "dadaptadagrad": "dadaptation.DAdaptAdaGrad",
+    "dadaptadan": "dadaptation.DAdaptAdan",
+    "dadaptlion": "dadaptation.DAdaptLion",
+    "dadaptsgd": "dadaptation.DAdaptSGD",
+    "prodigy": "prodigyopt.Prodigy",
+    "adamwschedulefree": "schedulefree.AdamWScheduleFree",
+    "radamschedulefree": "schedulefree.RAdamScheduleFree",
+    "sgdschedulefree": "schedulefree.SGDScheduleFree",
+    "adafactor": "transformers.optimization.Adafactor",
+}
+FUSED = ("AdamW", "Adam")
+
+
+def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
+    """`key=value` strings, values read as Python literals (kohya's optimizer_args), else as text.
+
+    Raises:
+        ConfigError: an argument without "=".
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, raw = text.partition("=")
+        if not equals:
+            raise ConfigError(f"optimizer_args: '{text}' should read key=value.")
+        try:
+            values[key.strip()] = ast.literal_eval(raw)
+        except (ValueError, SyntaxError):
+            values[key.strip()] = raw
+    return values
+
+
+def create_optimizer(
+    name: str, args: Sequence[str], groups: Sequence[dict[str, Any]], learning_rate: float
+) -> tuple[torch.optim.Optimizer, str]:
+    """The optimizer over parameter groups {"params", "lr", ...}, and the name of what is really
+    used.
+
+    Args:
+        name: kohya's optimizer_type, any torch.optim name, or a dotted path; "" is AdamW.
+    Raises:
+        ConfigError: unknown name, package not installed, arguments that do not fit.
+    """
+    values = parse_arguments(args)
+    wanted = (name or "AdamW").lower()
+    if wanted in BITSANDBYTES:
+        return _create_bitsandbytes(wanted, values, groups, learning_rate)
+    path = PACKAGES.get(wanted) or _torch_path(name or "AdamW")
+    return _build(_load_class(path, name), path, values, groups, learning_rate)
+
+
+def _torch_path(name: str) -> str:
+    if "." in name:
+        return name
+    if name.lower() == "sgdnesterov":
+        return "torch.optim.SGD"
+    known = {n.lower(): n for n in vars(torch.optim) if isinstance(vars(torch.optim)[n], type)}
+    if name.lower() in known:
+        return f"torch.optim.{known[name.lower()]}"
+    names = [*known.values(), *BITSANDBYTES.values(), *PACKAGES]
+    near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1)
+    spelled = {n.lower(): n for n in names}
+    hint = f"did you mean '{spelled[near[0]]}'?" if near else "give a torch.optim name or pkg.Class"
+    raise ConfigError(f"optimizer_type = '{name}' is not known; {hint}")
+
+
+def _load_class(path: str, name: str) -> Callable[..., torch.optim.Optimizer]:
+    module, _, attribute = path.rpartition(".")
+    try:
+        found: Callable[..., torch.optim.Optimizer] = getattr(
+            importlib.import_module(module), attribute
+        )
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise ConfigError(
+            f"optimizer_type = '{name}' needs the package {package} ({error}); "
+            f"pip install {package}, or use AdamW8bit."
+        ) from error
+    except AttributeError:
+        raise ConfigError(f"optimizer_type = '{name}': {module} has no '{attribute}'.") from None
+    return found
+
+
+def _build(
+    cls: Callable[..., torch.optim.Optimizer],
+    path: str,
+    values: dict[str, Any],
+    groups: Sequence[dict[str, Any]],
+    learning_rate: float,
+) -> tuple[torch.optim.Optimizer, str]:
+    values = dict(values)
+    if path == "torch.optim.SGD" and "nesterov" not in values and "momentum" not in values:
+        values |= {"nesterov": True, "momentum": 0.9}
+    if path.startswith("torch.optim.") and path.rpartition(".")[2] in FUSED:
+        values.setdefault("fused", True)
+    rate: float | None = learning_rate
+    if path.endswith(".Adafactor") and values.get("relative_step", True):
+        groups, rate = [{k: v for k, v in g.items() if k != "lr"} for g in groups], None
+    try:
+        return cls(list(groups), lr=rate, **values), f"{path}({_write_arguments(values)})"
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"optimizer_args do not fit {path}: {error}") from error
+
+
+def _write_arguments(values: Mapping[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in values.items())
+
+
+def _create_bitsandbytes(
+    wanted: str,
+    values: dict[str, Any],
+    groups: Sequence[dict[str, Any]],
+    learning_rate: float,
+) -> tuple[torch.optim.Optimizer, str]:
+    label = BITSANDBYTES[wanted]
+    if wanted == "sgdnesterov8bit":
+        values = {"nesterov": True, "momentum": 0.9, **values}
+    try:
+        cls = _bitsandbytes_class(label)
+        _try_step(cls, values, groups)
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if wanted not in UNQUANTISED:
+            raise ConfigError(
+                f"optimizer_type = '{label}' needs bitsandbytes, which is unusable here "
+                f"({reason}); "
+                "use AdamW or Adafactor."
+            ) from error
+        path = UNQUANTISED[wanted]
+        log.warning("bitsandbytes is unusable here (%s): %s instead of %s.", reason, path, label)
+        return _build(_load_class(path, path), path, values, groups, learning_rate)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+        optimizer = cls(list(groups), lr=learning_rate, **values)
+    return optimizer, f"bitsandbytes.optim.{label}({_write_arguments(values)})"
+
+
+def _bitsandbytes_class(label: str) -> Callable[..., torch.optim.Optimizer]:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import bitsandbytes
+
+    found: Callable[..., torch.optim.Optimizer] = getattr(bitsandbytes.optim, label)
+    return found
+
+
+def _try_step(
+    cls: Callable[..., torch.optim.Optimizer],
+    values: dict[str, Any],
+    groups: Sequence[dict[str, Any]],
+) -> None:
+    """One step on a scratch parameter: whether the library's kernels run on this device at all."""
+    device = next(p.device for group in groups for p in group["params"])
+    scratch = nn.Parameter(torch.zeros(64, 128, device=device))  # big enough to be quantised
+    scratch.grad = torch.zeros_like(scratch)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+            cls([scratch], lr=1e-3, **values).step()
+    except TypeError as error:
+        raise ConfigError(f"optimizer_args do not fit {cls}: {error}") from error
+
+
+def flatten_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state_dict as tensors by path and a JSON-able rest; nothing is pickled."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[path] = value.detach().cpu().contiguous().clone()
+            return {"tensor": path}
+        if isinstance(value, Mapping):
+            return {"map": [[key, walk(item, f"{path}/{key}")] for key, item in value.items()]}
+        if isinstance(value, list | tuple):
+            kind = "list" if isinstance(value, list) else "tuple"
+            return {kind: [walk(item, f"{path}/{i}") for i, item in enumerate(value)]}
+        if value is None or isinstance(value, bool | int | float | str):
+            return {"value": value}
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(value).removeprefix("torch.")}
+        raise ResumeError(
+            f"this optimizer keeps a {type(value).__name__} in its state, which cannot be saved "
+            "without pickle; use another optimizer_type or resume_every_n_steps = 0."
+        )
+
+    return tensors, walk(state, "state")
+
+
+def unflatten_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> Any:
+    """The inverse of `flatten_state`."""
+    (kind, value), *_ = rest.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "map":
+        return {key: unflatten_state(tensors, item) for key, item in value}
+    if kind in ("list", "tuple"):
+        items = [unflatten_state(tensors, item) for item in value]
+        return items if kind == "list" else tuple(items)
+    if kind == "dtype":
+        return getattr(torch, value)
+    return value

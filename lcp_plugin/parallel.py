@@ -1,0 +1,118 @@
+"""One or several processes: rank 0 decides and writes, the others receive the same values.
+
+Values are sent tensor by tensor; only names and shapes go as objects, in memory, never to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lcp_plugin.delta import (
+    adapter_from_tensors,
+    adapter_to_tensors,
+    delta_from_tensors,
+    delta_to_tensors,
+)
+from lcp_plugin.errors import LcpError
+from lcp_plugin.hooks import Carry, TaskStart
+from lcp_plugin.store import carry_from_tensors, carry_to_tensors
+
+
+def create_accelerator(mixed_precision: str, log_with: str | None, logging_dir: str | None) -> Any:
+    """accelerate's Accelerator; accumulation is ours, so that draws stay derived from indices."""
+    from accelerate import Accelerator
+
+    trackers = None if log_with is None else log_with
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        log_with=trackers,
+        project_dir=logging_dir,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def share_tensors(accelerator: Any, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """The tensors of rank 0 on every rank, on the CPU."""
+    if accelerator.num_processes == 1:
+        return dict(tensors or {})
+    from accelerate.utils import broadcast_object_list
+
+    shapes: list[Any] = [None]
+    if accelerator.is_main_process:
+        assert tensors is not None
+        shapes = [{name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}]
+    broadcast_object_list(shapes, from_process=0)
+    shared: dict[str, Tensor] = {}
+    for name, (shape, dtype) in shapes[0].items():
+        tensor = (
+            tensors[name].to(accelerator.device)
+            if accelerator.is_main_process and tensors is not None
+            else torch.empty(shape, dtype=dtype, device=accelerator.device)
+        )
+        torch.distributed.broadcast(tensor, src=0)
+        shared[name] = tensor.cpu()
+    return shared
+
+
+def share_start(accelerator: Any, make: Callable[[], TaskStart]) -> TaskStart:
+    """`make()` on rank 0, its value on all ranks; an error of rank 0 is raised on all."""
+    if accelerator.num_processes == 1:
+        return make()
+    start, failure = _attempt(accelerator, make)
+    _share_failure(accelerator, failure)
+    tensors = None
+    if start is not None:
+        tensors = {
+            **delta_to_tensors(start.base, "base/"),
+            **adapter_to_tensors(start.adapter, "adapter/"),
+        }
+    shared = share_tensors(accelerator, tensors)
+    trainable = share_object(accelerator, None if start is None else sorted(start.trainable))
+    return TaskStart(
+        delta_from_tensors(shared, "base/"),
+        adapter_from_tensors(shared, "adapter/"),
+        frozenset(trainable),
+    )
+
+
+def share_carry(accelerator: Any, make: Callable[[], Carry]) -> Carry:
+    """As `share_start`, for a carry."""
+    if accelerator.num_processes == 1:
+        return make()
+    carry, failure = _attempt(accelerator, make)
+    _share_failure(accelerator, failure)
+    shared = share_tensors(accelerator, None if carry is None else carry_to_tensors(carry))
+    records = share_object(accelerator, None if carry is None else carry.tasks)
+    return carry_from_tensors(shared, records)
+
+
+def share_object(accelerator: Any, value: Any) -> Any:
+    """A small value of rank 0 on every rank."""
+    if accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    box = [value]
+    broadcast_object_list(box, from_process=0)
+    return box[0]
+
+
+def _attempt(accelerator: Any, make: Callable[[], Any]) -> tuple[Any, LcpError | None]:
+    if not accelerator.is_main_process:
+        return None, None
+    try:
+        return make(), None
+    except LcpError as error:
+        return None, error
+
+
+def _share_failure(accelerator: Any, failure: LcpError | None) -> None:
+    message = share_object(accelerator, None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise LcpError(message)

@@ -1,0 +1,117 @@
+"""Learning-rate schedules as pure functions of the step: nothing to save, nothing to resume
+wrongly.
+
+m(s) multiplies every group's rate at optimizer step s (from 0) of T, warm-up w, decay d. Names and
+formulas are those of
+diffusers' and transformers' schedulers, which kohya's lr_scheduler names:
+    constant 1;  constant_with_warmup min(1, s / w);  linear, cosine, polynomial: down to 0 (lr_end
+    for polynomial) from
+    w to T;  cosine_with_restarts: hard restarts, lr_scheduler_num_cycles of them;  inverse_sqrt:
+    sqrt(t0 / (s + t0 - w)),
+    t0 = lr_scheduler_timescale or w;  cosine_with_min_lr: cosine down to lr_scheduler_min_lr_ratio;
+    warmup_stable_decay: up over w, 1, cosine down over d;
+    piecewise_constant: `lr_scheduler_args` with step_rules=1:10,0.1:20,0.01.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from lcp_plugin.config.options import Options
+from lcp_plugin.errors import ConfigError
+
+POLYNOMIAL_END = 1e-7  # of diffusers' polynomial schedule, absolute
+
+
+def count_warmup(value: float, total: int) -> int:
+    """Steps that an option means: a share of the total below 1, else steps."""
+    return round(value * total) if 0 < value < 1 else int(value)
+
+
+def make_multiplier(options: Options, total: int) -> Callable[[int], float]:
+    """step (from 0) -> the factor of the learning rate.
+
+    Raises:
+        ConfigError: an unknown schedule, or constant with a warm-up.
+    """
+    name = options.lr_scheduler
+    warmup = count_warmup(options.lr_warmup_steps, total)
+    if name in ("constant", "adafactor"):
+        if warmup and name == "constant":
+            raise ConfigError(
+                f"lr_warmup_steps = {options.lr_warmup_steps:g} has no effect on lr_scheduler = "
+                "'constant'; use constant_with_warmup."
+            )
+        return lambda step: 1.0
+    if name == "piecewise_constant":
+        return _piecewise(options)
+    if name == "inverse_sqrt":
+        scale = options.lr_scheduler_timescale or warmup or 10_000
+        return lambda step: (
+            step / warmup if step < warmup else math.sqrt(scale / (step + scale - warmup))
+        )
+    shape = _shapes(options, total, warmup).get(name)
+    if shape is None:
+        raise ConfigError(f"lr_scheduler = '{name}' is not known; use constant, cosine, linear ...")
+    span = max(1, total - warmup)
+
+    def multiplier(step: int) -> float:
+        rising = _rise(step, warmup)
+        return rising if rising is not None else shape(min(1.0, (step - warmup) / span))
+
+    return multiplier
+
+
+def _rise(step: int, warmup: int) -> float | None:
+    """s / w during warm-up, None after it."""
+    return step / warmup if step < warmup else None
+
+
+def _shapes(options: Options, total: int, warmup: int) -> dict[str, Callable[[float], float]]:
+    """name -> factor at a share of the way from the warm-up to the end."""
+    cycles = options.lr_scheduler_num_cycles
+    least = options.lr_scheduler_min_lr_ratio or 0.0
+    rate = options.learning_rate or 1.0
+    end = POLYNOMIAL_END / rate
+    decay = count_warmup(options.lr_decay_steps, total) or max(1, (total - warmup) // 10)
+    stable = max(0.0, 1 - decay / max(1, total - warmup))
+
+    def cosine(share: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * share))
+
+    def restarts(share: float) -> float:
+        return 0.0 if share >= 1 else cosine((cycles * share) % 1.0)
+
+    def stable_decay(share: float) -> float:
+        if share <= stable:
+            return 1.0
+        return least + (1 - least) * cosine((share - stable) / (1 - stable))
+
+    return {
+        "constant_with_warmup": lambda share: 1.0,
+        "linear": lambda share: 1 - share,
+        "cosine": cosine,
+        "cosine_with_restarts": restarts,
+        "polynomial": lambda share: (1 - end) * (1 - share) ** options.lr_scheduler_power + end,
+        "cosine_with_min_lr": lambda share: least + (1 - least) * cosine(share),
+        "warmup_stable_decay": stable_decay,
+    }
+
+
+def _piecewise(options: Options) -> Callable[[int], float]:
+    rules = [a.partition("=")[2] for a in options.lr_scheduler_args if a.startswith("step_rules=")]
+    if not rules:
+        raise ConfigError(
+            "lr_scheduler = 'piecewise_constant' needs lr_scheduler_args = "
+            '["step_rules=1:10,0.1:20,0.01"] (factor:until step, ..., last factor).'
+        )
+    *parts, last = rules[0].strip("'\"").split(",")
+    try:
+        pairs = [(float(part.split(":")[0]), int(part.split(":")[1])) for part in parts]
+        final = float(last)
+    except (IndexError, ValueError) as error:
+        raise ConfigError(
+            f"step_rules = '{rules[0]}' should read like 1:10,0.1:20,0.01."
+        ) from error
+    return lambda step: next((factor for factor, until in pairs if step < until), final)

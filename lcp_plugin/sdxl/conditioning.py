@@ -1,0 +1,70 @@
+"""SDXL's conditioning: two text encoders, the pooled text, and six numbers of size and crop (arXiv
+2307.01952).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+
+@torch.no_grad()
+def encode_prompts(
+    pipeline: StableDiffusionXLPipeline, prompts: Sequence[str], batch_size: int = 16
+) -> dict[str, Tensor]:
+    """Both encoders' penultimate layers side by side and encoder 2's pooled text.
+
+    Returns:
+        encoder_hidden_states (n, 77, c1 + c2) and text_embeds (n, d), on the encoders' device,
+        fp32.
+    """
+    states, pooled = [], []
+    for i in range(0, len(prompts), batch_size):
+        embeds, _, text, _ = pipeline.encode_prompt(
+            prompt=list(prompts[i : i + batch_size]),
+            device=pipeline.text_encoder.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )
+        states.append(embeds.float())
+        pooled.append(text.float())
+    return {"encoder_hidden_states": torch.cat(states), "text_embeds": torch.cat(pooled)}
+
+
+def make_time_ids(
+    original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]
+) -> Tensor:
+    """Original size, crop's top-left corner and target size, each (height, width)   # (1, 6),
+    fp32.
+    """
+    return torch.tensor([[*original, *crop, *target]], dtype=torch.float32)
+
+
+class PromptBank:
+    """Encoded prompts by text, so that text encoders may leave memory after a run has begun."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, Tensor]] = {}
+
+    def add(self, pipeline: StableDiffusionXLPipeline, prompts: Iterable[str]) -> None:
+        """Encodes what is not yet known; kept on the CPU."""
+        new = sorted(set(prompts) - self._known.keys())
+        if new:
+            encoded = encode_prompts(pipeline, new)
+            for i, prompt in enumerate(new):
+                self._known[prompt] = {k: v[i : i + 1].cpu() for k, v in encoded.items()}
+
+    def clear(self) -> None:
+        """Forgets all: the text encoders have changed."""
+        self._known.clear()
+
+    def __call__(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        """The conditioning of known prompts, as `encode_prompts` gives it."""
+        rows = [self._known[prompt] for prompt in prompts]
+        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}

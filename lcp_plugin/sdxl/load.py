@@ -1,0 +1,229 @@
+"""Base models: a diffusers folder, a hub id, a single-file SDXL checkpoint, or the embedded
+`tiny-sdxl`.
+
+Everything is checked before weights are read: the class in model_index.json or the tensor names in
+the checkpoint's
+header. A pickle (.ckpt, .pt) is never opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lcp_plugin.errors import BaseModelError
+from lcp_plugin.files import hash_file, read_header
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+TINY = "tiny-sdxl"
+REFINED_KEYS = ("conditioner.embedders.1.model.", "conditioner.embedders.0.transformer.")
+WEIGHT_FOLDERS = ("unet", "text_encoder", "text_encoder_2")
+
+
+@dataclass(frozen=True)
+class BaseId:
+    """Which published weights a run stands on."""
+
+    name: str  # as the user gave it
+    hash: str  # sha256 over the weights of UNet and text encoders, or of the checkpoint file
+
+    @property
+    def short(self) -> str:
+        """Name and first digits of the hash, for messages."""
+        return f"{self.name} ({self.hash[:10]})"
+
+
+def find_base(name: str | None) -> Path:
+    """The folder or file behind `pretrained_model_name_or_path`, checked to be SDXL without
+    reading weights.
+
+    Raises:
+        BaseModelError: nothing there, a pickle, or not SDXL.
+    """
+    if not name:
+        raise BaseModelError(
+            "no base model: set pretrained_model_name_or_path to a diffusers folder, an SDXL "
+            f".safetensors checkpoint, a hub id, or {TINY} (embedded)."
+        )
+    if name == TINY:
+        from lcp_plugin.tiny import model_dir
+
+        return model_dir()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_folder(path, name)
+        return path
+    if path.is_file():
+        _check_checkpoint(path)
+        return path
+    if path.suffix or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise BaseModelError(
+            f"base model '{name}' does not exist; give a diffusers folder, a .safetensors file, "
+            f"a hub id like org/model, or {TINY}."
+        )
+    return _find_on_hub(name)
+
+
+def _find_on_hub(name: str) -> Path:
+    from diffusers import DiffusionPipeline
+
+    try:
+        folder = Path(DiffusionPipeline.download(name, use_safetensors=True))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BaseModelError(
+            f"base model '{name}' is neither on disk nor to be had from the hub ({reason}); "
+            "check the name, or download it once with a network."
+        ) from error
+    _check_folder(folder, name)
+    return folder
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise BaseModelError(
+            f"base model '{name}' has no model_index.json; wanted a diffusers SDXL folder."
+        )
+    try:
+        facts = json.loads(index.read_text(encoding="utf-8"))
+        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise BaseModelError(f"base model '{name}' is damaged: {error}") from error
+    if "text_encoder_2" not in facts or unet.get("addition_embed_type") != "text_time":
+        raise BaseModelError(
+            f"base model '{name}' is {facts.get('_class_name', 'unknown')}, not SDXL "
+            "(two text encoders and a text_time UNet); choose an SDXL base."
+        )
+    for weights in sorted((folder / "unet").glob("*.safetensors")):
+        read_header(weights)
+
+
+def _check_checkpoint(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise BaseModelError(
+            f"base model '{path}' is {path.suffix or 'no known file'}; only .safetensors is read "
+            "(a .ckpt can run code): save it as .safetensors in the tool it came from."
+        )
+    names = read_header(path).tensors
+    if not all(any(k.startswith(prefix) for k in names) for prefix in REFINED_KEYS):
+        raise BaseModelError(
+            f"base model '{path.name}' is no SDXL checkpoint: it lacks the two text encoders "
+            "(conditioner.embedders.0 and .1); choose an SDXL base."
+        )
+
+
+def identify_base(name: str | None) -> BaseId:
+    """Name and hash of a base; hashes of big files are remembered by path, size and time."""
+    path = find_base(name)
+    if path.is_file():
+        return BaseId(str(name), hash_file(path))
+    digest = hashlib.sha256()
+    for folder in WEIGHT_FOLDERS:
+        for weights in sorted((path / folder).glob("*.safetensors")):
+            digest.update(f"{folder}/{weights.name}:{hash_file(weights)}\n".encode())
+    return BaseId(str(name), digest.hexdigest())
+
+
+def load_pipeline(
+    name: str | None,
+    dtype: torch.dtype = torch.float32,
+    vae: str | None = None,
+    config: str | None = None,
+) -> StableDiffusionXLPipeline:
+    """The base as diffusers' own pipeline on the CPU, in evaluation mode, gradients off.
+
+    Args:
+        name: see `find_base`.
+        dtype: of UNet and text encoders; the VAE stays in fp32 (SDXL's overflows in fp16).
+        vae: a replacement VAE: diffusers folder, hub id or single .safetensors file.
+        config: for a single file, a local diffusers folder with the component configs, so that
+        nothing is fetched.
+    Raises:
+        BaseModelError: not found, damaged, or not SDXL.
+    """
+    path = find_base(name)
+    try:
+        pipeline = _read_pipeline(path, dtype, config)
+        if vae:
+            pipeline.vae = load_vae(vae)
+    except BaseModelError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BaseModelError(f"base model '{name}' cannot be loaded: {reason}") from error
+    if pipeline.vae.dtype is not torch.float32:
+        pipeline.vae.to(torch.float32)
+    for component in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+        component.requires_grad_(False)
+        component.eval()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _read_pipeline(path: Path, dtype: torch.dtype, config: str | None) -> StableDiffusionXLPipeline:
+    hush_libraries()
+    from diffusers import StableDiffusionXLPipeline
+
+    options: dict[str, Any] = {"dtype": dtype}
+    if path.is_dir():
+        return StableDiffusionXLPipeline.from_pretrained(path, local_files_only=True, **options)
+    local = config or _folder_beside(path)
+    if local:
+        options["config"] = local
+    pipeline = StableDiffusionXLPipeline.from_single_file(str(path), **options)
+    if {"v_pred", "ztsnr"} & set(read_header(path).tensors):
+        pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    return pipeline
+
+
+def hush_libraries() -> None:
+    """Progress bars and advice of the libraries off (missing torchvision, kernels): errors
+    remain.
+    """
+    for name in ("bitsandbytes", "diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def _folder_beside(path: Path) -> str | None:
+    """A diffusers folder of component configs beside a checkpoint: `<name>_config` or
+    $LCP_SDXL_CONFIG.
+    """
+    beside = path.with_name(path.stem + "_config")
+    return str(beside) if beside.is_dir() else os.environ.get("LCP_SDXL_CONFIG")
+
+
+def load_vae(name: str) -> Any:
+    """A replacement VAE in fp32 from a diffusers folder, a hub id or a single file."""
+    from diffusers import AutoencoderKL
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        return AutoencoderKL.from_single_file(str(path), dtype=torch.float32)
+    subfolder = "vae" if (path / "vae").is_dir() else None
+    return AutoencoderKL.from_pretrained(name, subfolder=subfolder, dtype=torch.float32)
+
+
+def native_resolution(pipeline: StableDiffusionXLPipeline) -> int:
+    """Pixels per side that the base was made for: 1024 for SDXL."""
+    return int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
+
+
+def prediction_type(pipeline: StableDiffusionXLPipeline) -> str:
+    """`epsilon` or `v_prediction`, from the base's scheduler."""
+    return str(pipeline.scheduler.config.prediction_type)

@@ -1,0 +1,128 @@
+"""The training loss: per pixel, masked, averaged per image, weighed by the timestep's SNR.
+
+snr_t = a_t / (1 - a_t). Min-SNR: arXiv 2303.09556; debiased estimation: arXiv 2310.08442; Huber
+schedules: arXiv 2403.16728. Order and forms as in kohya-ss/sd-scripts (train_network.py and
+library/train_util.py, library/custom_train_functions.py at 48d368fa), with two differences:
+huber_scale holds for huber_schedule=snr too, and an SNR of exactly 0 (zero terminal SNR) is raised
+to 1e-8, so that the weights of epsilon-prediction stay finite.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lcp_plugin.config.options import Options
+
+_SNR_CAP = 1000.0  # of the weights other than min-SNR, as kohya has it
+_SNR_FLOOR = 1e-8
+
+
+def signal_to_noise(alphas: Tensor, timesteps: Tensor) -> Tensor:
+    """a_t / (1 - a_t), at least 1e-8   # (b,), fp32."""
+    a = alphas.to(timesteps.device)[timesteps].double()
+    return (a / (1.0 - a)).clamp(min=_SNR_FLOOR).float()
+
+
+def huber_thresholds(timesteps: Tensor, alphas: Tensor, options: Options) -> Tensor:
+    """Where the Huber losses turn from squares to absolute values   # (b,), fp32."""
+    c, scale = options.huber_c, options.huber_scale
+    if options.huber_schedule == "constant":
+        return torch.full(timesteps.shape, c * scale, device=timesteps.device)
+    if options.huber_schedule == "exponential":
+        rate = -math.log(c) / len(alphas)
+        return torch.exp(-rate * timesteps.float()) * scale
+    sigma = signal_to_noise(alphas, timesteps).rsqrt()  # sqrt((1 - a) / a)
+    return ((1.0 - c) / (1.0 + sigma) ** 2 + c) * scale
+
+
+def pixel_loss(
+    prediction: Tensor, target: Tensor, loss_type: str, thresholds: Tensor | None = None
+) -> Tensor:
+    """l2, l1, huber 2c (sqrt(d^2 + c^2) - c) or smooth_l1 2 (sqrt(d^2 + c^2) - c)  # as given."""
+    difference = prediction - target
+    if loss_type == "l2":
+        return difference**2
+    if loss_type == "l1":
+        return difference.abs()
+    if thresholds is None or loss_type not in ("huber", "smooth_l1"):
+        raise ValueError(f"loss type {loss_type!r}: l2, l1, huber or smooth_l1 with thresholds")
+    c = thresholds.view(-1, *[1] * (difference.dim() - 1))
+    rounded = 2.0 * (torch.sqrt(difference**2 + c**2) - c)
+    return c * rounded if loss_type == "huber" else rounded
+
+
+def snr_weights(snr: Tensor, options: Options, prediction_type: str) -> Tensor:
+    """The product of the weights that the options ask for   # (b,), fp32."""
+    is_v = prediction_type == "v_prediction"
+    capped = snr.clamp(max=_SNR_CAP)
+    weights = torch.ones_like(snr)
+    if options.min_snr_gamma:
+        least = snr.clamp(max=options.min_snr_gamma)
+        weights = weights * (least / (snr + 1.0) if is_v else least / snr)
+    if options.scale_v_pred_loss_like_noise_pred and is_v:
+        weights = weights * capped / (capped + 1.0)
+    if options.v_pred_like_loss:
+        weights = weights * (1.0 + options.v_pred_like_loss * (capped + 1.0) / capped)
+    if options.debiased_estimation_loss:
+        weights = weights * (1.0 / (capped + 1.0) if is_v else capped.rsqrt())
+    return weights
+
+
+def apply_masks(loss: Tensor, masks: Tensor) -> Tensor:
+    """Pixel losses times masks (b, 1, H, W) in [0, 1], averaged down to the loss's size."""
+    small = functional.interpolate(masks.to(loss.device, loss.dtype), loss.shape[-2:], mode="area")
+    return loss * small
+
+
+def image_losses(
+    prediction: Tensor,
+    target: Tensor,
+    timesteps: Tensor,
+    alphas_cumprod: Tensor,
+    options: Options,
+    prediction_type: str,
+    loss_weights: Tensor | None = None,
+    masks: Tensor | None = None,
+) -> Tensor:
+    """The weighted loss of each image   # (b,), fp32."""
+    thresholds = None
+    if options.loss_type in ("huber", "smooth_l1"):
+        thresholds = huber_thresholds(timesteps, alphas_cumprod, options).to(prediction.device)
+    loss = pixel_loss(prediction.float(), target.float(), options.loss_type, thresholds)
+    if masks is not None:
+        loss = apply_masks(loss, masks)
+    per_image = loss.mean(dim=tuple(range(1, loss.dim())))
+    if loss_weights is not None:
+        per_image = per_image * loss_weights.to(per_image)
+    snr = signal_to_noise(alphas_cumprod, timesteps)
+    return per_image * snr_weights(snr, options, prediction_type).to(per_image)
+
+
+def compute_loss(
+    prediction: Tensor,
+    target: Tensor,
+    timesteps: Tensor,
+    alphas_cumprod: Tensor,
+    options: Options,
+    prediction_type: str,
+    loss_weights: Tensor | None = None,
+    masks: Tensor | None = None,
+) -> Tensor:
+    """The mean of `image_losses`   # scalar, fp32.
+
+    `alphas_cumprod` (steps,) already holds the zero-terminal-SNR schedule where it is asked for.
+    """
+    return image_losses(
+        prediction,
+        target,
+        timesteps,
+        alphas_cumprod,
+        options,
+        prediction_type,
+        loss_weights,
+        masks,
+    ).mean()

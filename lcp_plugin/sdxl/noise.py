@@ -1,0 +1,137 @@
+"""Noise, timesteps, noisy latents and targets of diffusion training.
+
+With a_t the cumulative product of alphas: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e; the target is e
+(epsilon) or v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (arXiv 2202.00512).
+Noise offset: crosslabs.org/blog/diffusion-with-offset-noise; pyramid noise: wandb.ai/johnowhitaker
+"Multi-Resolution Noise"; input perturbation: arXiv 2301.11706; zero terminal SNR: arXiv 2305.08891.
+Forms and defaults as in kohya-ss/sd-scripts (library/custom_train_functions.py at 48d368fa).
+
+Random numbers come from a CPU generator, in fp32, and move to the latents' device afterwards.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from lcp_plugin.config.options import Options
+
+
+def zero_terminal_betas(betas: Tensor) -> Tensor:
+    """Betas whose last step is pure noise (arXiv 2305.08891, algorithm 1)   # (steps,), fp64.
+
+    sqrt(a) is shifted so that the last is 0 and scaled so that the first stays.
+    """
+    root = torch.cumprod(1.0 - betas.double(), dim=0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    product = root**2
+    alphas = torch.cat([product[:1], product[1:] / product[:-1]])
+    return 1.0 - alphas
+
+
+def scaled_linear_betas(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
+    """SDXL's betas: linear in their square roots   # (steps,), fp64."""
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+
+
+def alphas_cumprod(betas: Tensor) -> Tensor:
+    """a_t = prod (1 - beta)   # (steps,), fp64."""
+    return torch.cumprod(1.0 - betas.double(), dim=0)
+
+
+def draw_timesteps(
+    batch: int, options: Options, num_train_timesteps: int, generator: Generator
+) -> Tensor:
+    """Timesteps uniform in [min_timestep, max_timestep); constant where they are equal  # (b,)."""
+    low = options.min_timestep or 0
+    high = options.max_timestep or num_train_timesteps
+    high = min(high, num_train_timesteps)
+    if low >= high:
+        return torch.full((batch,), min(low, num_train_timesteps - 1), dtype=torch.int64)
+    return torch.randint(low, high, (batch,), generator=generator)
+
+
+def make_noise(latents: Tensor, options: Options, generator: Generator) -> Tensor:
+    """Gaussian noise with the offset and the pyramid that the options ask for  # as latents."""
+    noise = _gaussian(latents.shape, generator)
+    if options.noise_offset:
+        noise = noise + _offset(latents, options, generator)
+    if options.multires_noise_iterations:
+        noise = add_pyramid(
+            noise, options.multires_noise_iterations, options.multires_noise_discount, generator
+        )
+    return noise.to(latents.device, latents.dtype)
+
+
+def _gaussian(shape: torch.Size | tuple[int, ...], generator: Generator) -> Tensor:
+    return torch.randn(tuple(shape), generator=generator)
+
+
+def _offset(latents: Tensor, options: Options, generator: Generator) -> Tensor:
+    """A shift per image and channel   # (b, c, 1, 1), fp32."""
+    strength = torch.tensor(float(options.noise_offset or 0.0))
+    if options.noise_offset_random_strength:
+        strength = strength * torch.rand((), generator=generator)
+    if options.adaptive_noise_scale:
+        mean = latents.detach().float().cpu().mean(dim=(2, 3), keepdim=True).abs()
+        strength = (strength + options.adaptive_noise_scale * mean).clamp(min=0)
+    return strength * _gaussian((*latents.shape[:2], 1, 1), generator)
+
+
+def add_pyramid(noise: Tensor, iterations: int, discount: float, generator: Generator) -> Tensor:
+    """Noise of ever coarser grids added, each `discount` as strong, the sum scaled to std 1.
+
+    The i-th grid is smaller by r^i with r uniform in [2, 4), drawn anew for each; the first one has
+    full size (as kohya has it).
+    """
+    height, width = noise.shape[-2:]
+    for i in range(iterations):
+        r = 2.0 + 2.0 * float(torch.rand((), generator=generator))
+        size = max(1, int(height / r**i)), max(1, int(width / r**i))
+        layer = _gaussian((*noise.shape[:2], *size), generator)
+        layer = functional.interpolate(
+            layer, size=(height, width), mode="bilinear", align_corners=False
+        )
+        noise = noise + layer * discount**i
+        if 1 in size:
+            break
+    return noise / noise.std()
+
+
+def perturb_noise(noise: Tensor, options: Options, generator: Generator) -> Tensor:
+    """The noise that is added to the latents: with input perturbation, a little more than the
+    target's.
+    """
+    if not options.ip_noise_gamma:
+        return noise
+    strength = torch.tensor(float(options.ip_noise_gamma))
+    if options.ip_noise_gamma_random_strength:
+        strength = strength * torch.rand((), generator=generator)
+    extra = strength * _gaussian(noise.shape, generator)
+    return noise + extra.to(noise.device, noise.dtype)
+
+
+def _at(values: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
+    """values[timesteps], shaped to multiply `like`   # (b, 1, 1, 1), fp32."""
+    chosen = values.to(timesteps.device)[timesteps].to(like.device, torch.float32)
+    return chosen.view(-1, *[1] * (like.dim() - 1))
+
+
+def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas: Tensor) -> Tensor:
+    """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e; `alphas` are the cumulative products  # as latents."""
+    a = _at(alphas, timesteps, latents)
+    noisy = a.sqrt() * latents.float() + (1.0 - a).sqrt() * noise.float()
+    return noisy.to(latents.dtype)
+
+
+def make_target(
+    latents: Tensor, noise: Tensor, timesteps: Tensor, alphas: Tensor, prediction_type: str
+) -> Tensor:
+    """The noise, or v = sqrt(a_t) e - sqrt(1 - a_t) x_0   # as latents, fp32."""
+    if prediction_type == "epsilon":
+        return noise.float()
+    if prediction_type != "v_prediction":
+        raise ValueError(f"prediction type {prediction_type!r}: epsilon or v_prediction")
+    a = _at(alphas, timesteps, latents)
+    return a.sqrt() * noise.float() - (1.0 - a).sqrt() * latents.float()

