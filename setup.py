@@ -35,7 +35,7 @@ setup(
     include_package_data=True,
     py_modules=["train_continual_sdxl"],
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.6",
         "diffusers>=0.42",
         "accelerate>=1.0",
         "transformers>=5.0",
@@ -56,7 +56,7 @@ setup(
         "xformers": ["xformers>=0.0.28"],
         "slurm": ["submitit>=1.5"],
         "tensorboard": ["tensorboard>=2.16"],
-        "test": [*EVAL, *REPORT, "pytest>=8.0", "ruff>=0.6", "mypy>=1.11"],
+        "test": [*EVAL, *REPORT, "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6", "mypy>=1.11"],
     },
     entry_points={
         "console_scripts": ["lcp-train=lcp_plugin.cli:main"],

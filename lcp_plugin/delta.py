@@ -324,12 +324,12 @@ def adapter_to_tensors(adapter: Adapter, prefix: str) -> dict[str, Tensor]:
 
 
 def adapter_from_tensors(tensors: Mapping[str, Tensor], prefix: str) -> Adapter:
-    """The inverse of `adapter_to_tensors`; keys without the prefix are ignored."""
-    modules = {
-        k[len(prefix) : -len(".alpha")]
-        for k in tensors
-        if k.startswith(prefix) and k.endswith(".alpha")
-    }
+    """The inverse of `adapter_to_tensors`; keys without the prefix are ignored.
+
+    Raises:
+        FileFormatError: a module lacks one of its tensors.
+    """
+    modules = {k[len(prefix) :].rpartition(".")[0] for k in tensors if k.startswith(prefix)}
     try:
         return Adapter(
             {

@@ -293,9 +293,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise DiskError(
             f"{path} could not be written ({error.strerror or error}); what was there before is "
@@ -306,7 +306,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """fsync of a file or folder. Raises OSError."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders; its renames are journalled
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

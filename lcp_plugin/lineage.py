@@ -55,9 +55,9 @@ class Lineage:
         """Header entries; what is empty is left out."""
         values = {
             "ss_lcp_format": FORMAT,
-            "ss_lcp_tasks": json.dumps([t.to_json() for t in self.tasks], ensure_ascii=False),
+            "ss_lcp_tasks": _dump([t.to_json() for t in self.tasks]),
             "ss_lcp_strategy": self.strategy,
-            "ss_lcp_strategy_args": json.dumps(list(self.strategy_args), ensure_ascii=False),
+            "ss_lcp_strategy_args": _dump(list(self.strategy_args)),
             "ss_lcp_base": self.base,
             "ss_lcp_base_hash": self.base_hash,
             "ss_lcp_carry": self.carry,

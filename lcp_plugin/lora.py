@@ -73,7 +73,7 @@ def orthogonal_columns(previous: Tensor) -> Tensor:
     w = e_r - (v_r / den) (v + s n e_1), and w = e_r where v = 0: the last row of LAPACK's
     Householder reflector,
     equal to `torch.linalg.svd(v.view(1, -1)).Vh[-1]` sign included (arXiv 2410.04891, merge &
-    orthogonal init).
+    orthogonal init). A v_1 of -0.0 counts as negative, as in Fortran's SIGN; MKL takes it as +0.
 
     Args:
         previous: (rank, in), any floating dtype; half precision is computed in fp32.
@@ -127,9 +127,11 @@ def row_null_rows(
             f"rank {rank} exceeds the {inputs} inputs of a layer; lower network_dim."
         )
     space = row_space.double()
-    used = int(torch.linalg.matrix_rank(space)) if space.numel() else 0
+    _, values, vh = torch.linalg.svd(space, full_matrices=False)
+    noise = max(space.shape) * torch.finfo(row_space.dtype).eps  # a dense update is a rounded one
+    used = int((values > noise * values[0]).sum()) if values.numel() else 0
     if inputs - used >= rank:
-        basis = torch.linalg.svd(space, full_matrices=False).Vh[:used]  # (used, in)
+        basis = vh[:used]  # (used, in)
         rows = torch.randn(rank, inputs, generator=generator, dtype=torch.float64)
         for _ in range(2):  # projecting twice removes what rounding left of the first time
             rows = rows - (rows @ basis.T) @ basis

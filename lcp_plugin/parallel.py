@@ -5,6 +5,7 @@ Values are sent tensor by tensor; only names and shapes go as objects, in memory
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,10 +27,12 @@ def create_accelerator(mixed_precision: str, log_with: str | None, logging_dir: 
     """accelerate's Accelerator; accumulation is ours, so that draws stay derived from indices."""
     from accelerate import Accelerator
 
-    trackers = None if log_with is None else log_with
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    no_device = not torch.accelerator.is_available()
     return Accelerator(
+        cpu=several and no_device,  # else it would silently start as many single processes
         mixed_precision=mixed_precision,
-        log_with=trackers,
+        log_with=log_with,
         project_dir=logging_dir,
         step_scheduler_with_optimizer=False,
     )
@@ -88,6 +91,32 @@ def share_carry(accelerator: Any, make: Callable[[], Carry]) -> Carry:
     shared = share_tensors(accelerator, None if carry is None else carry_to_tensors(carry))
     records = share_object(accelerator, None if carry is None else carry.tasks)
     return carry_from_tensors(shared, records)
+
+
+def share_state(accelerator: Any, read: Callable[[], Any]) -> Any:
+    """(step, parts, facts) of `RunStore.read_state` on every rank; None where there is no state."""
+    if accelerator.num_processes == 1:
+        return read()
+    found, failure = _attempt(accelerator, read)
+    _share_failure(accelerator, failure)
+    step, parts, facts = found if found is not None else (None, {}, None)
+    flat = {f"{part}|{key}": t for part, tensors in parts.items() for key, t in tensors.items()}
+    shared = share_tensors(accelerator, flat if accelerator.is_main_process else None)
+    step, facts = share_object(accelerator, (step, facts))
+    if step is None:
+        return None
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in shared.items():
+        part, _, key = name.partition("|")
+        grouped.setdefault(part, {})[key] = tensor
+    return step, grouped, facts
+
+
+def share_decision(accelerator: Any, decide: Callable[[], Any]) -> Any:
+    """A small value that rank 0 works out, on every rank; its error is raised on all."""
+    value, failure = _attempt(accelerator, decide)
+    _share_failure(accelerator, failure)
+    return share_object(accelerator, value)
 
 
 def share_object(accelerator: Any, value: Any) -> Any:

@@ -9,14 +9,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lcp_plugin.config.options import Options
 from lcp_plugin.errors import FileFormatError, LcpError, LineageError
 from lcp_plugin.files import Header, file_model_hash, read_header, read_json
 from lcp_plugin.keys import parse_key
-from lcp_plugin.lineage import Lineage, Summary, summarise
+from lcp_plugin.lineage import (
+    Lineage,
+    Source,
+    Summary,
+    kohya_header,
+    modelspec_header,
+    summarise,
+    tag_frequency,
+)
 from lcp_plugin.store import LINEAGE, TaskFolder, list_folders, read_folder
 from lcp_plugin.tasks import TaskRecord
 
@@ -234,6 +243,76 @@ def _claimed_hash(file: Path) -> str | None:
         return ""
 
 
+# ------------------------------------------------------------------------- a complete header
+
+
+def header_of_run(folders: Sequence[TaskFolder], title: str) -> dict[str, str]:
+    """All of a deliverable's header that its run's task folders record: kohya's `ss_*`,
+    `modelspec.*` with trigger words, and parents, seeds, versions and options of the lineage.
+
+    store.deliverable_header adds what describes the carry itself.
+
+    Args:
+        folders: the run's complete tasks in order; at least one.
+    """
+    first, last = folders[0].lineage, folders[-1].lineage
+    records = folders[-1].records
+    options = {**asdict(Options()), **last.get("options", {})}
+    seed, base = last.get("seed"), last.get("base", {})
+    training, sessions = last.get("training", {}), [f.lineage.get("session", {}) for f in folders]
+    images = [int(f.lineage.get("data", {}).get("images", 0)) for f in folders]
+    facts = {
+        "session_id": sessions[-1].get("id"),
+        "training_started_at": sessions[0].get("started_at"),
+        "training_finished_at": sessions[-1].get("finished_at"),
+        "output_name": title,
+        "num_train_images": sum(images),
+        "steps": sum(int(f.lineage.get("training", {}).get("steps", 0)) for f in folders),
+        "optimizer": training.get("optimizer") or options.get("optimizer_type"),
+        "seed": seed,
+        "sd_model_name": base.get("name"),
+        "new_sd_model_hash": base.get("hash"),
+        "tag_frequency": tag_frequency(records),
+        "dataset_dirs": {
+            f.path.name: {"n_repeats": 1, "img_count": n}
+            for f, n in zip(folders, images, strict=True)
+        },
+    }
+    parent, versions = first.get("parent", {}), dict(last.get("versions", {}))
+    lineage = Lineage(
+        parents=_parent_source(parent),
+        seeds={"seed": seed, "order_seed": options.get("order_seed")},
+        versions=versions,
+        options=last.get("options", {}),
+    )
+    spec = modelspec_header(
+        options.get("metadata_title") or title,
+        resolution=_resolution(options.get("resolution")),
+        prediction_type="v" if options.get("v_parameterization") else "epsilon",
+        triggers=tuple(dict.fromkeys(r.concept for r in records)),
+        version=versions.get("lcp_plugin", ""),
+        extra={
+            name.removeprefix("metadata_"): str(value)
+            for name, value in options.items()
+            if name.startswith("metadata_") and name != "metadata_title" and value
+        },
+    )
+    return {**kohya_header(options, facts), **spec, **lineage.to_metadata()}
+
+
+def _parent_source(parent: Mapping[str, Any]) -> tuple[Source, ...]:
+    """What the run's first task was chained on; the name only, not the path to it."""
+    if not parent.get("hash"):
+        return ()
+    return (Source(Path(str(parent.get("source") or "parent")).name, str(parent["hash"])),)
+
+
+def _resolution(value: Any) -> str:
+    """WxH of kohya's resolution option, which may be one number or two."""
+    sides = re.findall(r"\d+", str(value or 1024))
+    return f"{sides[0]}x{sides[-1]}" if sides else "1024x1024"
+
+
 # ------------------------------------------------------------------------------ training again
 
 _NOT_AGAIN = ("prev", "output_dir", "overwrite", "config", "config_file", "dry_run")
@@ -259,7 +338,8 @@ def retraining_config(path: str | Path) -> str:
     if lineage is not None and lineage.strategy and ":" not in lineage.strategy:
         options["strategy"] = lineage.strategy
         options["strategy_args"] = list(lineage.strategy_args)
-    options.update(lineage.seeds if lineage is not None else {})
+    seeds = lineage.seeds if lineage is not None else {}
+    options.update({name: value for name, value in seeds.items() if value is not None})
     tasks = lineage.tasks if lineage is not None else _tasks_of(summary, path)
     lines = [f"# trains {path.name} again, as far as its header tells"]
     for parent in lineage.parents if lineage is not None else ():

@@ -116,9 +116,8 @@ def check_plugin(kind: type[Plugin], loaded: Any) -> type[Plugin]:
     for hook, method in inspect.getmembers(kind, inspect.isfunction):
         if not hook.startswith("_"):
             _check_signature(label, hook, method, getattr(loaded, hook))
-    unknown = [n for n in vars(loaded) if n.startswith(("on_", "before_", "after_"))]
-    for name in unknown:
-        if not hasattr(kind, name) and inspect.isfunction(vars(loaded)[name]):
+    for name, _ in inspect.getmembers(loaded, inspect.isfunction):
+        if name.startswith(("on_", "before_", "after_")) and not hasattr(kind, name):
             hooks = [n for n in vars(kind) if not n.startswith("_")]
             near = difflib.get_close_matches(name, hooks, n=1)
             hint = f" did you mean '{near[0]}'?" if near else ""
@@ -127,6 +126,8 @@ def check_plugin(kind: type[Plugin], loaded: Any) -> type[Plugin]:
 
 
 def _check_signature(label: str, hook: str, base: Any, own: Any) -> None:
+    if not callable(own):
+        raise StrategyError(f"{label}: {hook} = {own!r} is no function; leave the hook out.")
     wanted = [p for p in inspect.signature(base).parameters]
     got = list(inspect.signature(own).parameters.values())
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in got):
@@ -226,15 +227,17 @@ def _cast_plain(text: str, annotation: Any) -> Any:
 
 def describe(kind: type[Plugin]) -> str:
     """Every plugin with its options and the first line of its docstring, for --list_strategies."""
-    lines = []
-    for name in list_names(kind):
+    return "\n".join(_describe_plugin(kind, name) for name in list_names(kind))
+
+
+def _describe_plugin(kind: type[Plugin], name: str) -> str:
+    try:
         cls = find(kind, name)
-        summary = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
-        options = ", ".join(
-            key if default is inspect.Parameter.empty else f"{key}={default}"
-            for key, (_, default) in describe_arguments(cls).items()
-        )
-        lines.append(
-            f"{name:<18} {summary}" + (f"\n{'':<18} options: {options}" if options else "")
-        )
-    return "\n".join(lines)
+    except StrategyError as error:  # one broken package does not hide the others
+        return f"{name:<18} cannot be used: {error}"
+    summary = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+    options = ", ".join(
+        key if default is inspect.Parameter.empty else f"{key}={default}"
+        for key, (_, default) in describe_arguments(cls).items()
+    )
+    return f"{name:<18} {summary}" + (f"\n{'':<18} options: {options}" if options else "")

@@ -32,7 +32,14 @@ from lcp_plugin.errors import DiskError, LcpError, LineageError, ResumeError
 from lcp_plugin.files import cache_folder, require_free_space
 from lcp_plugin.hooks import Carry, Observer, Strategy
 from lcp_plugin.observers import Console, JsonLines, Trackers
-from lcp_plugin.parallel import create_accelerator, share_carry, share_object, share_start
+from lcp_plugin.parallel import (
+    create_accelerator,
+    share_carry,
+    share_decision,
+    share_object,
+    share_start,
+    share_tensors,
+)
 from lcp_plugin.registry import create, create_strategy
 from lcp_plugin.samples import BASE_STAGE, SamplePlan, draw_grid, sample_stage
 from lcp_plugin.sdxl.conditioning import PromptBank
@@ -105,14 +112,25 @@ class Run:
         """Every task that is not yet on disk, in order; what is on disk but not delivered,
         first.
         """
-        carry = self.restore()
-        self.sample_base()
-        self.finish_boundaries()
-        for task in self.tasks[len(self.store.folders()) :]:
-            carry = self.learn_task(task, carry)
-            self.wait()
+        carry = share_carry(self.accelerator, self.restore)
+        self.share_strategy()
+        learned = share_object(self.accelerator, len(self.store.folders()))
+        if self.is_main:
+            self.sample_base()
             self.finish_boundaries()
+        for task in self.tasks[learned:]:
+            carry = self.learn_task(task, carry)
+            if self.is_main:
+                self.finish_boundaries()
+            self.wait()
         return carry
+
+    def share_strategy(self) -> None:
+        """The strategy's state on every process: step hooks run everywhere."""
+        if self.accelerator.num_processes > 1:
+            state = share_tensors(self.accelerator, self.strategy.state_dict())
+            if state and not self.is_main:
+                self.strategy.load_state_dict(state)
 
     def learn_task(self, task: Task, carry: Carry) -> Carry:
         """begin_task, training, end_task, and the task folder complete on disk."""
@@ -131,6 +149,7 @@ class Run:
             keep = self.options.keep_carries
             self.store.save_task(task, trained.adapter, after, self.strategy, facts, keep)
             self.store.clear_state()
+        self.share_strategy()
         return after
 
     def restore(self) -> Carry:
@@ -200,7 +219,7 @@ class Run:
         pending = [f for f in self.store.folders() if f.index not in ended]
         for folder in pending:
             carry = self.store.carry_after(folder.index, create_strategy)
-            if self.is_main and folder is pending[-1]:
+            if folder is pending[-1]:
                 self.deliver(carry)
             self.show(carry)
             images = self.sample(folder.path.name, folder.records)
@@ -261,14 +280,19 @@ class Run:
         draw_grid(folder, self.all_records(), stages)
         return images
 
-    def draw(self, prompts: Sequence[str], seed: int) -> list[Image]:
-        """An image per prompt from the live model as it is; latents are the same for one seed."""
+    def draw(self, prompts: Sequence[str], seed: int, distinct: int | None = None) -> list[Image]:
+        """An image per prompt from the live model as it is.
+
+        `distinct` starting latents are drawn from the seed (one per prompt if None), used in turn.
+        """
         assert self.trainer is not None
         trainer, options = self.trainer, self.options
         with trainer.text_encoders():
             self.bank.add(trainer.pipeline, [*prompts, ""])
         width, height = options.resolution or (native_resolution(trainer.pipeline),) * 2
-        latents = starting_latents(trainer.pipeline, len(prompts), (height, width), seed)
+        count = distinct or len(prompts)
+        latents = starting_latents(trainer.pipeline, count, (height, width), seed)
+        latents = latents[[i % count for i in range(len(prompts))]]
         training = trainer.adapted.training
         trainer.adapted.eval()
         trainer.pipeline.vae.to(trainer.device)
@@ -569,13 +593,9 @@ def execute(config: RunConfig) -> Run:
     Raises:
         LcpError: one line. Interrupted: a signal came; the state is saved.
     """
-    run = start_run(config)
-    options = run.options
-    run.accelerator = create_accelerator(
-        options.mixed_precision, options.log_with, options.logging_dir
-    )
-    run.device = str(run.accelerator.device)
-    run.seed = int(share_object(run.accelerator, run.seed))
+    options = config.options
+    accelerator = create_accelerator(options.mixed_precision, options.log_with, options.logging_dir)
+    run = join_run(config, accelerator)
     with locked(run), stopping_on_signals(run.stop):
         load_model(run)
         run.observers = create_observers(run)
@@ -590,6 +610,34 @@ def execute(config: RunConfig) -> Run:
             run.tell("on_exception", error)
             raise
     return run
+
+
+def join_run(config: RunConfig, accelerator: Any) -> Run:
+    """The run as rank 0 finds it on disk, on every process."""
+    if accelerator.num_processes == 1:
+        run = start_run(config)
+    else:
+        mine: list[Run] = []
+
+        def decide() -> tuple[int, dict[str, Any]]:
+            mine.append(start_run(config))
+            return mine[0].seed, mine[0].facts
+
+        seed, facts = share_decision(accelerator, decide)
+        carry = share_carry(accelerator, lambda: mine[0].parent.carry)
+        run = mine[0] if mine else follow_run(config, Parent(carry=carry), seed, facts)
+    run.accelerator, run.device = accelerator, str(accelerator.device)
+    return run
+
+
+def follow_run(config: RunConfig, parent: Parent, seed: int, facts: dict[str, Any]) -> Run:
+    """The run on another process than rank 0: nothing is read from or written to its folder."""
+    options = config.options
+    strategy = create_strategy(options.strategy, options.strategy_args)
+    tasks, configs = order_tasks(config, parent, strategy)
+    store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
+    base = BaseId(**facts["base"])
+    return Run(config, store, strategy, base, parent, tasks, configs, seed, facts)
 
 
 def load_model(run: Run) -> None:

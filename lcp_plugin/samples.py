@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BASE_STAGE = "00_base"
-Sampler = Callable[[Sequence[str], int], "list[Image]"]  # prompts, seed -> an image per prompt
+Sampler = Callable[[Sequence[str], int, int], "list[Image]"]  # prompts, seed, distinct latents
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,19 @@ def sample_stage(
     """
     from PIL import Image as images
 
-    result: dict[str, list[Image]] = {}
-    for record in records:
-        prompts = plan.prompts(record)
-        paths = [folder / stage / f"{record.name}_{i}.png" for i in range(len(prompts))]
-        if not all(path.is_file() for path in paths):
-            for path, image, prompt in zip(
-                paths, sampler(prompts, plan.seed), prompts, strict=True
-            ):
-                save_image(path, image, {"prompt": prompt, "seed": str(plan.seed), **facts})
-        result[record.name] = [images.open(path).convert("RGB") for path in paths]
-    return result
+    paths = {
+        record.name: [folder / stage / f"{record.name}_{i}.png" for i in range(len(prompts))]
+        for record in records
+        if (prompts := plan.prompts(record))
+    }
+    missing = [r for r in records if not all(p.is_file() for p in paths.get(r.name, ()))]
+    wanted = [
+        (p, path) for r in missing for p, path in zip(plan.prompts(r), paths[r.name], strict=True)
+    ]
+    drawn = sampler([prompt for prompt, _ in wanted], plan.seed, plan.count) if wanted else []
+    for (prompt, path), image in zip(wanted, drawn, strict=True):
+        save_image(path, image, {"prompt": prompt, "seed": str(plan.seed), **facts})
+    return {n: [images.open(p).convert("RGB") for p in found] for n, found in paths.items()}
 
 
 def save_image(path: Path, image: Image, facts: Mapping[str, str]) -> None:

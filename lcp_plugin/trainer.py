@@ -28,7 +28,7 @@ from lcp_plugin.delta import Delta
 from lcp_plugin.errors import NumericError, ResumeError
 from lcp_plugin.hooks import StepReport, Strategy, TaskStart
 from lcp_plugin.optim import create_optimizer, flatten_state, unflatten_state
-from lcp_plugin.parallel import share_object
+from lcp_plugin.parallel import share_object, share_state
 from lcp_plugin.schedules import make_multiplier
 from lcp_plugin.sdxl.conditioning import encode_prompts, make_time_ids
 from lcp_plugin.sdxl.layers import AdaptedUNet, choose_targets, layer_kernel, layer_shape
@@ -340,8 +340,8 @@ class TaskRun:
     def _check_finite(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss).all()):
             raise NumericError(
-                f"the loss of task {self.task.name} became {float(loss)} at step {self.step + 1}; "
-                f"the last good state is kept. Try: {REMEDIES}."
+                f"the loss of task {self.task.name} became {float(loss.detach())} at step "
+                f"{self.step + 1}; the last good state is kept. Try: {REMEDIES}."
             )
 
     # --------------------------------------------------------------------------- randomness
@@ -445,7 +445,7 @@ class TaskRun:
         )
 
     def _resume(self) -> None:
-        found = self.store.read_state(self.task)
+        found = share_state(self.accelerator, lambda: self.store.read_state(self.task))
         if found is None:
             return
         self.step, parts, facts = found

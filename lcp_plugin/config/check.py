@@ -11,7 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from lcp_plugin.config.findings import Findings, did_you_mean
+from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.config.options import Options, option_fields
+from lcp_plugin.errors import ConfigError
 
 OPTIMIZERS = (
     "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit",
@@ -46,6 +48,7 @@ def settle_options(
         implied["save_model_as"] = ("safetensors", "pickles are not written")
         findings.notice(f"save_model_as = {options.save_model_as}: a pickle; saved as safetensors.")
     _tell_no_effect(given, findings)
+    _tell_unfit_defaults(options, given, findings)
     settled = replace(options, **{name: value for name, (value, _) in implied.items()})
     return settled, {name: origin for name, (_, origin) in implied.items()}
 
@@ -66,6 +69,12 @@ def _settle_network(
     if "network_train_unet_only" not in given and not asked:
         implied["network_train_unet_only"] = (True, "implied: network_module is unset")
     return implied
+
+
+def settle_rates(options: Options, findings: Findings) -> Options:
+    """A task's options with what follows from its own optimizer, schedule and rates."""
+    implied = _settle_optimizer(options, findings)
+    return replace(options, **{name: value for name, (value, _) in implied.items()})
 
 
 def _settle_optimizer(options: Options, findings: Findings) -> dict[str, tuple[Any, str]]:
@@ -116,6 +125,24 @@ def _tell_no_effect(given: frozenset[str], findings: Findings) -> None:
         findings.notice(f"{', '.join(names)} {verb} no effect here: {reason}.")
 
 
+def _tell_unfit_defaults(options: Options, given: frozenset[str], findings: Findings) -> None:
+    """kohya's defaults that hold because nothing else was said, and that SDXL rarely wants."""
+    advice = []
+    if not given & {"learning_rate", "unet_lr"} and "adafactor" not in (
+        options.optimizer_type.lower(),
+        options.lr_scheduler,
+    ):
+        advice.append("learning_rate = 2e-6 (1e-5 to 1e-4 is usual)")
+    if "network_dim" not in given and not options.network_weights:
+        advice.append("network_dim = 4 (8 to 64 is usual)")
+    if "network_alpha" not in given and options.rank > 1 and not options.network_weights:
+        advice.append(f"network_alpha = 1 (updates are scaled by 1/{options.rank})")
+    if options.enable_bucket and not given & {"max_bucket_reso", "bucket_no_upscale"}:
+        advice.append("max_bucket_reso = 1024 (2048 lets wide pictures keep their shape)")
+    if advice:
+        findings.notice(f"kohya's defaults, seldom right for SDXL, hold: {'; '.join(advice)}.")
+
+
 def check_options(
     options: Options, provenance: Mapping[str, str], findings: Findings, where: str = ""
 ) -> None:
@@ -131,6 +158,12 @@ def check_options(
         problem("optimizer_type", f"= {kind!r} is no optimizer known here.{hint}")
     if options.adaptive_noise_scale is not None and options.noise_offset is None:
         problem("adaptive_noise_scale", "needs noise_offset; give both or none.")
+    try:
+        for notice in parse_network_args(options.network_args).notices:
+            findings.notice(notice)
+    except ConfigError as error:
+        for text in error.problems:
+            findings.problem(provenance.get("network_args", where), text)
     _check_timesteps(options, problem)
     _check_prediction(options, problem)
     if not where:

@@ -24,10 +24,12 @@ class Unfit(ValueError):
 def convert_option(field: Field[Any], annotation: Any, value: Any) -> Any:
     """`value` as the option's type, within its choices and limits.
 
-    Raises Unfit. Returns UNSET for an empty string that means "not given".
+    Raises Unfit. Returns UNSET for an empty string, or a 0, that means "not given".
     """
     if isinstance(value, str) and value.strip() == "" and not field.metadata["keep"]:
         return "" if field.default == "" else UNSET
+    if field.metadata["zero_unset"] and str(value).strip() == "0":
+        return UNSET
     if field.metadata["key_values"]:
         return key_values(value)
     result = convert(value, annotation)

@@ -234,20 +234,31 @@ class DatasetReader:
 
     def _subset(self, table: Any, shared: dict[str, Any], where: str) -> SubsetConfig | None:
         values = self.values(table, where, SUBSET_KEYS)
-        if "image_dir" not in values:
-            if isinstance(table, Mapping) and "image_dir" not in table:
-                self.findings.problem(self.source, f"{where}: image_dir is missing.")
-            return None
         merged = {**{k: v for k, v in shared.items() if k in SUBSET_KEYS}, **values}
         for key in _PATHS:
             if merged.get(key):
                 merged[key] = self.locate(str(merged[key]))
+        if "metadata_file" in merged:
+            return self._subset_of_metadata(merged, where)
+        if "image_dir" not in merged:
+            if isinstance(table, Mapping) and "image_dir" not in table:
+                self.findings.problem(self.source, f"{where}: image_dir is missing.")
+            return None
         folder = merged.pop("image_dir")
         if not self.is_folder(folder, f"{where}.image_dir", str(values["image_dir"])):
             return None
         if not self.has_images(folder, f"{where}.image_dir"):
             return None
         return self.defaults(folder, **merged)
+
+    def _subset_of_metadata(self, merged: dict[str, Any], where: str) -> SubsetConfig | None:
+        path = merged["metadata_file"]
+        if not path.is_file():
+            self.findings.problem(
+                self.source, f"{where}.metadata_file '{path}' is not a file; correct its path."
+            )
+            return None
+        return self.defaults(merged.pop("image_dir", path.parent), **merged)
 
     def values(self, table: Any, where: str, allowed: tuple[str, ...]) -> dict[str, Any]:
         """The converted values of a table; problems for unknown keys and unfit values."""

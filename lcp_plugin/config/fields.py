@@ -28,13 +28,14 @@ def option(
     maximum: float | None = None,
     key_values: bool = False,
     keep: bool = False,
+    zero_unset: bool = False,
 ) -> Any:
     """A dataclass field that declares an option.
 
     `no_effect`: why it is accepted but changes nothing here. `differs`: how it differs from kohya.
     `per_task`: may stand in [[tasks]]. `fixed`: must not change when a run is resumed.
     `minimum`, `maximum`: inclusive limits. `key_values`: a list of key=value, also given as a
-    table. `keep`: an empty string is a value, not "unset".
+    table. `keep`: an empty string is a value, not "unset". `zero_unset`: 0 means "unset".
     """
     metadata = {
         "group": group,
@@ -49,6 +50,7 @@ def option(
         "maximum": maximum,
         "key_values": key_values,
         "keep": keep,
+        "zero_unset": zero_unset,
     }
     return field(default=default, metadata=metadata)
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lcp_plugin.config.check import check_options, settle_options
+from lcp_plugin.config.check import check_options, settle_options, settle_rates
 from lcp_plugin.config.convert import UNSET, convert_option
 from lcp_plugin.config.datasets import DatasetReader
 from lcp_plugin.config.findings import FOREIGN_KEYS, Findings, closest, did_you_mean
@@ -65,15 +65,17 @@ class RunConfig:
 def load_config(argv: Sequence[str]) -> RunConfig:
     """The run that the flags and their config file describe. Raises ConfigError.
 
-    With --list_strategies nothing is checked and there are no tasks.
+    With --list_strategies and --output_config nothing is checked and there are no tasks.
     """
     findings = Findings()
     flags = parse_flags(argv)
-    path = find_config(config) if (config := _config_name(flags)) else None
+    name = _config_name(flags)
+    writes = _is_true(flags.get("output_config"))  # then the config file is what is written
+    path = find_config(name) if name and not writes else None
     table = read_table(path) if path else {}
     layers = _layers(flags, table, path, findings)
     options, provenance = _merge(layers, findings)
-    if options.list_strategies:
+    if (options.list_strategies or writes) and not findings.problems:
         return RunConfig(options, (), provenance)
     continual = "tasks" in table
     options, implied = settle_options(options, frozenset(provenance), continual, findings)
@@ -119,7 +121,7 @@ def _merge(
 ) -> tuple[Options, dict[str, str]]:
     values: dict[str, Any] = {}
     provenance: dict[str, str] = {}
-    strict = any(bool(layer.get("strict_config")) for _, layer in layers)
+    strict = any(_is_true(layer.get("strict_config")) for _, layer in layers)
     for source, layer in layers:
         for key, raw in layer.items():
             if key not in option_fields():
@@ -133,6 +135,10 @@ def _merge(
             if value is not UNSET:
                 values[key], provenance[key] = value, source
     return Options(**values), provenance
+
+
+def _is_true(value: Any) -> bool:
+    return str(value).strip().lower() in ("true", "1", "yes", "on")
 
 
 def _report_unknown(key: str, value: Any, source: str, strict: bool, findings: Findings) -> None:
@@ -187,8 +193,9 @@ def _settled(task: TaskConfig, findings: Findings) -> TaskConfig:
     """The task with its own options settled and checked as the run's are."""
     if not task.overrides:
         return task
-    check_options(task.options, {}, findings, where=f"tasks.{task.name}")
-    return replace(task, options=task.options)
+    options = settle_rates(task.options, findings)
+    check_options(options, {}, findings, where=f"tasks.{task.name}")
+    return replace(task, options=options)
 
 
 def _fixed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,9 +70,11 @@ class SampleOptions:
     """Images during training (kohya's) and at each boundary (ours)."""
 
     sample_prompts: str | None = _sample(None, "prompts: .txt, .toml or .json file")
-    sample_every_n_steps: int | None = _sample(None, "steps between samples", minimum=1)
+    sample_every_n_steps: int | None = _sample(
+        None, "steps between samples", minimum=1, zero_unset=True
+    )
     sample_every_n_epochs: int | None = _sample(
-        None, "epochs between samples; beats steps", minimum=1
+        None, "epochs between samples; beats steps", minimum=1, zero_unset=True
     )
     sample_at_first: bool = _sample(False, "sample before the first step too")
     sample_sampler: str = _sample(
@@ -122,15 +124,23 @@ class SaveOptions:
         "of the deliverable; unset: fp32",
         choices=("float", "fp32", "fp16", "bf16"),
     )
-    save_every_n_epochs: int | None = _save(None, "of a task", minimum=1)
-    save_every_n_steps: int | None = _save(None, "of a task", minimum=1)
+    save_every_n_epochs: int | None = _save(None, "of a task", minimum=1, zero_unset=True)
+    save_every_n_steps: int | None = _save(None, "of a task", minimum=1, zero_unset=True)
     save_n_epoch_ratio: int | None = _save(
-        None, "save about so many times in a task", grade="S", minimum=1
+        None, "save about so many times in a task", grade="S", minimum=1, zero_unset=True
     )
-    save_last_n_epochs: int | None = _save(None, "keep those of the last n epochs", minimum=1)
-    save_last_n_epochs_state: int | None = _save(None, "the same for states", minimum=1)
-    save_last_n_steps: int | None = _save(None, "keep those of the last n steps", minimum=1)
-    save_last_n_steps_state: int | None = _save(None, "the same for states", minimum=1)
+    save_last_n_epochs: int | None = _save(
+        None, "keep those of the last n epochs", minimum=1, zero_unset=True
+    )
+    save_last_n_epochs_state: int | None = _save(
+        None, "the same for states", minimum=1, zero_unset=True
+    )
+    save_last_n_steps: int | None = _save(
+        None, "keep those of the last n steps", minimum=1, zero_unset=True
+    )
+    save_last_n_steps_state: int | None = _save(
+        None, "the same for states", minimum=1, zero_unset=True
+    )
     save_state: bool = _save(
         False, "keep a state with every such file", differs="safetensors and JSON, no pickle"
     )
@@ -140,7 +150,9 @@ class SaveOptions:
         "go on from this state folder",
         differs="the same command resumes by itself; states that kohya pickled are refused",
     )
-    initial_epoch: int | None = _save(None, "count epochs from here", grade="S", minimum=1)
+    initial_epoch: int | None = _save(
+        None, "count epochs from here", grade="S", minimum=1, zero_unset=True
+    )
     initial_step: int | None = _save(None, "count steps from here", grade="S", minimum=0)
     skip_until_initial_step: bool = _save(False, "skip data up to initial_step", grade="S")
     no_metadata: bool = _save(False, "keep only the header's indispensable keys", grade="S")
@@ -200,9 +212,15 @@ class ValidationOptions:
     validation_seed: int | None = _validate(
         None, "which images; unset: seed", fixed=True, minimum=0
     )
-    validate_every_n_steps: int | None = _validate(None, "steps between", minimum=1)
-    validate_every_n_epochs: int | None = _validate(None, "epochs between", minimum=1)
-    max_validation_steps: int | None = _validate(None, "batches at most", minimum=1)
+    validate_every_n_steps: int | None = _validate(
+        None, "steps between", minimum=1, zero_unset=True
+    )
+    validate_every_n_epochs: int | None = _validate(
+        None, "epochs between", minimum=1, zero_unset=True
+    )
+    max_validation_steps: int | None = _validate(
+        None, "batches at most", minimum=1, zero_unset=True
+    )
 
 
 @dataclass(frozen=True)

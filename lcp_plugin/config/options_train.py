@@ -201,7 +201,7 @@ class OptimizerOptions:
     max_grad_norm: float = _optimizer(1.0, "gradients are clipped to it; 0 = never", minimum=0)
     max_train_steps: int = _optimizer(1600, "optimizer steps of a task", minimum=1)
     max_train_epochs: int | None = _optimizer(
-        None, "epochs of a task; beats max_train_steps", minimum=1
+        None, "epochs of a task; beats max_train_steps", minimum=1, zero_unset=True
     )
     gradient_accumulation_steps: int = _optimizer(1, "micro-batches in a step", minimum=1)
     seed: int | None = _optimizer(

@@ -1,5 +1,7 @@
-"""Progress on the console: one bar over the run, with task, step, loss, rate, pace and peak
-memory.
+"""Progress on the console: task, step, loss, rate, pace, time left and peak memory.
+
+On a terminal a tqdm bar per task under a bar over the run; elsewhere (a log file, a pipe) a plain
+line now and then, so that logs stay readable.
 """
 
 from __future__ import annotations
@@ -12,72 +14,66 @@ from lcp_plugin.hooks import Carry, Observer, RunView, StepReport
 from lcp_plugin.tasks import Task
 
 SMOOTHING = 0.05  # of the running mean of the loss
+SECONDS_BETWEEN_LINES = 20.0
 
 
 class Console(Observer):
-    """A tqdm bar per task inside a bar over the run; plain lines where the output is not a
-    terminal.
-    """
+    """Bars on a terminal, a plain line every 20 seconds elsewhere."""
 
     name = "console"
 
     def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
         self._bar: Any = None
         self._run_bar: Any = None
         self._loss: float | None = None
+        self._pace = 0.0  # seconds a step, smoothed
         self._peak = 0.0
-        self._began = 0.0
+        self._began = self._spoke = time.monotonic()
 
     def on_run_begin(self, run: RunView) -> None:
-        """Opens the bar over the run."""
+        """Opens the bar over the run, or says what begins."""
+        title = f"{run.name} [{run.strategy.name}]"
+        if not self._terminal:
+            names = ", ".join(task.name for task in run.tasks)
+            self._say(f"{title}: {len(run.tasks)} task(s) on {run.device}: {names}")
+            return
         from tqdm import tqdm
 
-        self._run_bar = tqdm(
-            total=len(run.tasks),
-            desc=f"{run.name} [{run.strategy.name}]",
-            unit="task",
-            disable=not sys.stderr.isatty(),
-            position=0,
-        )
+        self._run_bar = tqdm(total=len(run.tasks), desc=title, unit="task", position=0)
 
     def on_task_begin(self, run: RunView, task: Task) -> None:
-        """Names the task; its bar opens with the first step, which knows the number of steps."""
+        """Forgets the last task; the bar opens with the first step, which knows their number."""
         self._close_bar()
-        self._loss, self._peak, self._began = None, 0.0, time.monotonic()
+        self._loss, self._pace, self._peak = None, 0.0, 0.0
+        self._began = self._spoke = time.monotonic()
 
     def on_step_end(self, run: RunView, step: StepReport) -> None:
-        """Moves the bar."""
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(
-                total=step.total,
-                initial=step.index - 1,
-                desc=f"task {step.task.index} {step.task.name}",
-                unit="step",
-                leave=False,
-                position=1,
-                mininterval=0.5 if sys.stderr.isatty() else 15,
-            )
+        """Moves the bar, or now and then prints a line."""
         before = step.loss if self._loss is None else self._loss
+        self._pace = step.seconds if self._loss is None else 0.9 * self._pace + 0.1 * step.seconds
         self._loss = (1 - SMOOTHING) * before + SMOOTHING * step.loss
         self._peak = max(self._peak, step.peak_memory_mb)
-        self._bar.set_postfix_str(
-            f"loss {self._loss:.4f}, lr {step.lr:.1e}, peak {self._peak:,.0f} MB", refresh=False
-        )
-        self._bar.update(1)
+        if self._terminal:
+            self._move_bar(step)
+        elif time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
+            self._spoke = time.monotonic()
+            left = (step.total - step.index) * self._pace
+            self._say(
+                f"task {step.task.index} {step.task.name}: step {step.index}/{step.total}, "
+                f"{self._facts(step)}, {self._pace:.2f} s/step, {left:.0f} s left"
+            )
 
     def on_task_end(self, run: RunView, task: Task, carry: Carry) -> None:
         """One line that stays: what the task cost."""
-        from tqdm import tqdm
-
         self._close_bar()
-        loss = "resumed at its end" if self._loss is None else f"loss {self._loss:.4f}"
         seconds = time.monotonic() - self._began
-        tqdm.write(
-            f"task {task.index} {task.name}: {loss}, {seconds:.0f} s, peak {self._peak:,.0f} MB",
-            file=sys.stderr,
+        cost = (
+            "was complete"
+            if self._loss is None
+            else (f"loss {self._loss:.4f}, {seconds:.0f} s, peak {self._peak:,.0f} MB")
         )
+        self._say(f"task {task.index} {task.name}: {cost}")
         if self._run_bar is not None:
             self._run_bar.update(1)
 
@@ -88,6 +84,32 @@ class Console(Observer):
     def on_exception(self, run: RunView, error: BaseException) -> None:
         """Closes what is open, so that the error stands on a line of its own."""
         self._close_all()
+
+    def _facts(self, step: StepReport) -> str:
+        return f"loss {self._loss:.4f}, lr {step.lr:.1e}, peak {self._peak:,.0f} MB"
+
+    def _move_bar(self, step: StepReport) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(
+                total=step.total,
+                initial=step.index - 1,
+                desc=f"task {step.task.index} {step.task.name}",
+                unit="step",
+                leave=False,
+                position=1,
+            )
+        self._bar.set_postfix_str(self._facts(step), refresh=False)
+        self._bar.update(1)
+
+    def _say(self, line: str) -> None:
+        if self._terminal:
+            from tqdm import tqdm
+
+            tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def _close_bar(self) -> None:
         if self._bar is not None:

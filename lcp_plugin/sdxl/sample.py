@@ -70,7 +70,25 @@ def sample_images(
             guidance_scale=guidance,
             height=part.shape[2] * factor,
             width=part.shape[3] * factor,
-            output_type="pil",
+            output_type="latent",
         )
-        images.extend(result.images)
+        images.extend(decode_latents(pipeline, torch.as_tensor(result.images)))
     return images
+
+
+@torch.no_grad()
+def decode_latents(pipeline: StableDiffusionXLPipeline, latents: Tensor) -> list[Image]:
+    """Images of scaled latents (n, c, h, w), decoded in the VAE's own precision."""
+    vae = pipeline.vae
+    latents = latents.to(vae.device, vae.dtype)
+    mean = getattr(vae.config, "latents_mean", None)
+    std = getattr(vae.config, "latents_std", None)
+    if mean is not None and std is not None:  # some replacement VAEs of SDXL
+        shape = (1, -1, 1, 1)
+        latents = latents * latents.new_tensor(std).view(shape) / vae.config.scaling_factor
+        latents = latents + latents.new_tensor(mean).view(shape)
+    else:
+        latents = latents / vae.config.scaling_factor
+    pixels = vae.decode(latents, return_dict=False)[0]
+    pictures: list[Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
+    return pictures

@@ -78,6 +78,8 @@ class MergeOrthoInit(Strategy):
             )
         total = carry.total
         learned = [name for name in spec.shapes if name in total]
+        if self.merge == "factor_sum":
+            self._check_own_chain({name: spec.rank_of(name) for name in learned})
         fresh = spec.fresh(self.init)
         start = self._null_rows if self.mode == "row_null" else self._orthogonal_columns
         downs = start(learned, total, spec)
@@ -97,16 +99,20 @@ class MergeOrthoInit(Strategy):
             return carry.after(task, delta=total + Delta.of(trained))
         return carry.after(task, delta=self._factor_sum(total, trained))
 
+    def _check_own_chain(self, ranks: Mapping[str, int]) -> None:
+        """Raises StrategyError unless the sum of B's is known at these ranks, before training."""
+        for name, rank in ranks.items():
+            if name not in self.sum_up or self.sum_up[name].shape[1] != rank:
+                raise StrategyError(
+                    "merge_ortho_init: merge=factor_sum continues only its own chains, at one "
+                    "network_dim; use merge=exact."
+                )
+
     def _factor_sum(self, total: Delta, trained: Adapter) -> Delta:
+        self._check_own_chain({name: f.rank for name, f in trained.items() if name in total})
         for name, factors in trained.items():
             earlier = self.sum_up.get(name)
-            if earlier is None and name in total:
-                raise StrategyError(
-                    "merge_ortho_init: merge=factor_sum continues only its own chains; use "
-                    "merge=exact."
-                )
-            same = earlier is not None and earlier.shape == factors.up.shape
-            self.sum_up[name] = earlier + factors.up if same and earlier is not None else factors.up
+            self.sum_up[name] = factors.up if earlier is None else earlier + factors.up
         summed = Adapter(
             {
                 name: Factors(self.sum_down[name], self.sum_up[name], f.alpha, f.kernel)

@@ -1,0 +1,278 @@
+"""Chains to evaluate: which tasks, in which order, and the model after each of them.
+
+A run's boundaries are walked once, oldest first: earlier carries, which are not kept, are rebuilt
+by replaying `end_task` on the saved adapters and checked against their recorded hashes. A chain of
+LoRA files is one state per file: each file holds the model after its task.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lcp_plugin.delta import Delta
+from lcp_plugin.errors import DataError, LineageError
+from lcp_plugin.evaluation.generate import BASE, Stage, name_weights
+from lcp_plugin.evaluation.images import SUFFIXES
+from lcp_plugin.files import hash_file, read_json
+from lcp_plugin.formats import read_lora
+from lcp_plugin.hooks import Carry, Strategy
+from lcp_plugin.registry import create
+from lcp_plugin.store import RunStore, TaskFolder, hash_carry, read_folder, task_of
+from lcp_plugin.tasks import TaskRecord
+
+logger = logging.getLogger(__name__)
+CEILINGS = ("independent", "joint", "merge_at_end")
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """A task as evaluation sees it."""
+
+    index: int
+    name: str
+    kind: str
+    concept: str
+    prompts: tuple[str, ...]
+    references: tuple[Path, ...] = ()
+    train_prompt: str = ""
+
+    @property
+    def folder(self) -> str:
+        """`03_watercolor`."""
+        return f"{self.index:02d}_{self.name}"
+
+    @property
+    def class_words(self) -> str:
+        """The concept without its rare token: "sks stuffed animal" -> "stuffed animal"."""
+        token, _, rest = self.concept.partition(" ")
+        return rest if self.kind == "object" and rest else token
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Tasks in order and a state of the model behind each (one state for all, if joined)."""
+
+    name: str
+    path: str
+    strategy: str
+    base: str
+    base_hash: str
+    tasks: tuple[EvalTask, ...]
+    stages: tuple[Stage, ...]
+    seed: int | None = None
+    order_seed: int | None = None
+    strategy_args: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Strategy with its arguments: what runs are grouped by."""
+        return " ".join([self.strategy, *self.strategy_args])
+
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether this is a bound and not continual learning."""
+        return self.strategy in CEILINGS
+
+    def cells(self) -> list[tuple[int, int]]:
+        """(task, stage) pairs to score, from 0. Of a ceiling only what counts: `independent` right
+        after each task, the other two at the end.
+        """
+        count, last = len(self.tasks), len(self.stages) - 1
+        if not self.stages:
+            return []
+        if self.strategy == "independent":
+            return [(i, i) for i in range(count)]
+        if self.is_ceiling:
+            return [(i, last) for i in range(count)]
+        return [(i, j) for j in range(count) for i in range(j + 1)]
+
+
+@dataclass
+class CarryWalk:
+    """The carries of a run's folders, oldest first; stepping back starts anew."""
+
+    folders: Sequence[TaskFolder]
+    store: RunStore
+    _at: int = -1
+    _carry: Carry = field(default_factory=Carry)
+    _strategy: Strategy | None = None
+
+    def total_after(self, position: int) -> Delta:
+        """D behind the folder at `position`. LineageError where a replay gives other tensors."""
+        folder = self.folders[position]
+        if folder.carry_file.is_file():
+            return folder.read_carry().total
+        if position < self._at or self._strategy is None:
+            self._restart()
+        assert self._strategy is not None
+        while self._at < position:
+            self._at += 1
+            at = self.folders[self._at]
+            task = task_of(at, self._carry)
+            carry = self._strategy.end_task(task, self._carry, at.read_adapter())
+            self._carry = Carry(carry.delta, carry.adapter, at.records)
+            if hash_carry(self._carry) != at.lineage["hashes"]["carry"]:
+                raise LineageError(
+                    f"the carry of {at.path} cannot be rebuilt: replaying its strategy gives other "
+                    "tensors (another version?); use --keep_carries all for such runs."
+                )
+        return self._carry.total
+
+    def _restart(self) -> None:
+        facts = self.folders[0].lineage["strategy"]
+        strategy = create(Strategy, facts["name"], facts["args"])  # type: ignore[type-abstract]
+        parent = self.store.read_parent()
+        if parent.strategy == facts["name"]:
+            strategy.load_state_dict(parent.state)
+        self._strategy, self._carry, self._at = strategy, parent.carry, -1
+
+
+def read_chain(path: Path, references: Path | None = None) -> Chain:
+    """A run's folder as a chain; earlier links of a chained run are found by their recorded paths.
+
+    Args:
+        references: a folder with one folder of images per task name; default: the images that the
+            task was trained on.
+    Raises:
+        DataError: no finished task in it. LineageError: a damaged folder.
+    """
+    store = RunStore(path.parent, path.name)
+    folders = store.folders()
+    if not folders:
+        raise DataError(f"{path} holds no finished task; give a run's folder (output_dir/name).")
+    facts = store.read_run() or {}
+    own = _own_chain(store, folders, facts, references)
+    earlier = _earlier_chain(store, references)
+    if earlier is None:
+        return own
+    return replace(own, tasks=(*earlier.tasks, *own.tasks), stages=(*earlier.stages, *own.stages))
+
+
+def _own_chain(
+    store: RunStore,
+    folders: Sequence[TaskFolder],
+    facts: Mapping[str, Any],
+    references: Path | None,
+) -> Chain:
+    newest = folders[-1].lineage
+    known = len(folders[0].records) - len(_new_records(store, folders[0]))
+    records = folders[-1].records[known:]
+    sources: Mapping[str, Sequence[str]] = facts.get("images") or {}
+    walk = CarryWalk(folders, store)
+    base_hash = str(newest["base"]["hash"])
+    stages = tuple(
+        Stage(
+            f"after {folder.path.name}",
+            name_weights(base_hash, str(folder.lineage["hashes"]["carry"])),
+            _loader(walk, position),
+        )
+        for position, folder in enumerate(folders)
+    )
+    return Chain(
+        name=store.name,
+        path=store.root.as_posix(),
+        strategy=str(newest["strategy"]["name"]),
+        strategy_args=tuple(newest["strategy"]["args"]),
+        base=str(newest["base"]["name"]),
+        base_hash=base_hash,
+        tasks=tuple(_eval_task(r, sources.get(r.name, ()), references) for r in records),
+        stages=stages,
+        seed=facts.get("seed", newest.get("seed")),
+        order_seed=facts.get("order_seed"),
+    )
+
+
+def _new_records(store: RunStore, first: TaskFolder) -> Sequence[TaskRecord]:
+    """Of the first folder's records, those that the run itself learned."""
+    parent = store.root / "parent" / "lineage.json"
+    earlier = len(read_json(parent)["tasks"]) if parent.is_file() else 0
+    return first.records[earlier:]
+
+
+def _loader(walk: CarryWalk, position: int) -> Callable[[], Delta]:
+    return lambda: walk.total_after(position)
+
+
+def _earlier_chain(store: RunStore, references: Path | None) -> Chain | None:
+    """The links before a chained run, if they are where they were; None otherwise."""
+    parent = store.root / "parent" / "lineage.json"
+    if not parent.is_file():
+        return None
+    facts = read_json(parent)
+    source = Path(str(facts.get("source") or ""))
+    folder = source if source.is_dir() else source.parent
+    run = folder.parent if read_folder(folder) is not None else folder
+    if not RunStore(run.parent, run.name).folders():
+        logger.warning(
+            "%s goes on from %s, which is no longer there: its earlier tasks are not scored.",
+            store.name,
+            source,
+        )
+        return None
+    chain = read_chain(run, references)
+    hashes = [name_weights(chain.base_hash, str(facts["parent_hash"]))]
+    position = next((i for i, s in enumerate(chain.stages) if s.weights in hashes), None)
+    if position is None:
+        logger.warning("%s has changed since %s went on from it.", run, store.name)
+        return None
+    count = position + 1
+    return replace(chain, tasks=chain.tasks[:count], stages=chain.stages[:count])
+
+
+def _eval_task(record: TaskRecord, sources: Sequence[str], references: Path | None) -> EvalTask:
+    folders = [references / record.name] if references is not None else [Path(s) for s in sources]
+    images = [image for folder in folders for image in _find_images(folder)]
+    return EvalTask(
+        record.index,
+        record.name,
+        record.kind,
+        record.concept,
+        record.prompts,
+        tuple(images),
+        record.train_prompt,
+    )
+
+
+def _find_images(source: Path) -> list[Path]:
+    if source.is_dir():
+        return sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
+    return [source] if source.is_file() else []
+
+
+def chain_of_adapters(
+    files: Sequence[Path], tasks: Sequence[EvalTask], base: str, base_hash: str
+) -> Chain:
+    """LoRA files of any kind as a chain: file j holds the model after task j."""
+    if len(files) != len(tasks):
+        raise DataError(
+            f"{len(files)} adapters for {len(tasks)} tasks: wanted one file per task, in order."
+        )
+    stages = tuple(
+        Stage(f"after {file.name}", name_weights(base_hash, hash_file(file)), _reader(file))
+        for file in files
+    )
+    name = files[-1].stem
+    return Chain(name, files[-1].as_posix(), "adapters", base, base_hash, tuple(tasks), stages)
+
+
+def _reader(file: Path) -> Callable[[], Delta]:
+    return lambda: read_lora(file).total
+
+
+def base_stage(base_hash: str) -> Stage:
+    """The untouched base model."""
+    return Stage(BASE, name_weights(base_hash, ""))
+
+
+def require_references(chain: Chain) -> None:
+    """DataError naming the tasks that nothing can be compared with."""
+    lacking = [task.name for task in chain.tasks if not task.references]
+    if lacking:
+        raise DataError(
+            f"no reference images for {', '.join(lacking)} of {chain.name}: their training folders "
+            "are gone or not recorded; give --references DIR with one folder per task."
+        )

@@ -1,0 +1,225 @@
+"""Images of the model after every task, for scoring: made once, told apart by what made them.
+
+The model is loaded once, and only if something is missing; a boundary is swapped in place
+(`AdaptedUNet.set_base`, always from untouched weights). A picture's name holds the hash of the
+weights that made it, its metadata prompt, seed, number and sampling: a file whose metadata fit is
+never made again, so an interrupted evaluation goes on, and strategies that share their first task
+share its images. Starting latents are the same for every prompt and every stage (arXiv 2410.04891:
+eight, generator seed 42).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from lcp_plugin.delta import Delta, Stacked
+from lcp_plugin.files import hash_tensors, replacing
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+    from lcp_plugin.sdxl.conditioning import PromptBank
+    from lcp_plugin.sdxl.layers import AdaptedUNet
+
+logger = logging.getLogger(__name__)
+BASE = "base"  # stage of the untouched base model
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn; the defaults are the paper's."""
+
+    images: int = 8  # per prompt
+    steps: int = 50
+    guidance: float = 5.0
+    seed: int = 42  # of the starting latents
+    size: int | None = None  # pixels per side; None: the base's own
+    negative: str = ""
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.steps < 1:
+            raise ValueError(f"{self.images} images in {self.steps} steps: both must be >= 1")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A state of the model: W0 + the delta that `load` gives."""
+
+    name: str  # "base", "after 03_watercolor"
+    weights: str  # what tells its images apart: hash of base and delta
+    load: Callable[[], Delta] = field(default=Delta, compare=False)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image: what it shows, from which starting latent, and where it lies."""
+
+    path: Path
+    prompt: str
+    number: int  # of the starting latent
+
+
+def hash_delta(delta: Delta) -> str:
+    """sha256 over a delta's tensors; the empty delta has a hash of its own."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, entry in delta.items():
+        if isinstance(entry, Stacked):
+            tensors |= {f"{name}.up": entry.up, f"{name}.down": entry.down}
+        else:
+            tensors[f"{name}.weight"] = entry.weight
+    return hash_tensors(tensors)
+
+
+def name_weights(base_hash: str, delta_hash: str) -> str:
+    """12 digits for a folder of images; `base-...` for the base itself."""
+    return f"base-{base_hash[:12]}" if not delta_hash else f"{base_hash[:4]}{delta_hash[:12]}"
+
+
+def plan_pictures(
+    folder: Path, stage: Stage, task: str, prompts: Sequence[str], sampling: Sampling
+) -> list[Picture]:
+    """The images of one cell: every prompt with every starting latent."""
+    cell = folder / stage.weights / task
+    return [
+        Picture(cell / f"p{p:02d}_{n:02d}.png", prompt, n)
+        for p, prompt in enumerate(prompts)
+        for n in range(sampling.images)
+    ]
+
+
+def describe_picture(picture: Picture, stage: Stage, sampling: Sampling) -> dict[str, str]:
+    """The PNG's text: all that decides what the picture shows. The number of images does not."""
+    facts = {k: v for k, v in asdict(sampling).items() if k != "images"}
+    return {
+        "prompt": picture.prompt,
+        "number": str(picture.number),
+        "weights": stage.weights,
+        "sampling": json.dumps(facts, sort_keys=True),
+    }
+
+
+def is_made(picture: Picture, facts: Mapping[str, str]) -> bool:
+    """Whether the file is there, whole, and made from the same facts."""
+    try:
+        with Image.open(picture.path) as image:
+            image.load()
+            text: Mapping[str, Any] = getattr(image, "text", {})
+            return all(text.get(key) == value for key, value in facts.items())
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+def save_picture(path: Path, image: Image.Image, facts: Mapping[str, str]) -> None:
+    """A PNG with its facts, whole or not at all."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in facts.items():
+        info.add_itxt(key, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)
+
+
+class Studio:
+    """Makes the missing images of any stage. `made` counts them."""
+
+    def __init__(
+        self,
+        base: str,
+        sampling: Sampling,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 8,
+        vae: str | None = None,
+    ) -> None:
+        self.base, self.sampling, self.device, self.dtype = base, sampling, device, dtype
+        self.batch_size, self.vae, self.made = batch_size, vae, 0
+        self._pipeline: StableDiffusionXLPipeline | None = None
+        self._model: AdaptedUNet | None = None
+        self._standing = BASE  # weights that the model stands on
+        self._changes_text = False
+
+    def missing(self, stage: Stage, pictures: Sequence[Picture]) -> list[Picture]:
+        """Those that are not on disk as they should be."""
+        return [p for p in pictures if not is_made(p, describe_picture(p, stage, self.sampling))]
+
+    def make(self, stage: Stage, pictures: Sequence[Picture]) -> int:
+        """Makes what is missing, a batch at a time, each image saved at once; how many."""
+        missing = self.missing(stage, pictures)
+        if not missing:
+            return 0
+        pipeline, bank = self.stand_on(stage)
+        prompts = sorted({p.prompt for p in missing})
+        bank.add(pipeline, [*prompts, self.sampling.negative])
+        latents = self._starting_latents()
+        for start in range(0, len(missing), self.batch_size):
+            self._make_batch(stage, missing[start : start + self.batch_size], bank, latents)
+        self.made += len(missing)
+        return len(missing)
+
+    def _make_batch(
+        self, stage: Stage, batch: Sequence[Picture], bank: PromptBank, latents: torch.Tensor
+    ) -> None:
+        from lcp_plugin.sdxl.sample import sample_images
+
+        pipeline = self.pipeline()
+        images = sample_images(
+            pipeline,
+            bank([p.prompt for p in batch]),
+            bank([self.sampling.negative]),
+            latents[[p.number for p in batch]],
+            steps=self.sampling.steps,
+            guidance=self.sampling.guidance,
+            batch_size=self.batch_size,
+        )
+        for picture, image in zip(batch, images, strict=True):
+            facts = describe_picture(picture, stage, self.sampling)
+            save_picture(picture.path, image, facts)
+
+    def pipeline(self) -> StableDiffusionXLPipeline:
+        """The base model, loaded at the first call."""
+        if self._pipeline is None:
+            from lcp_plugin.sdxl.conditioning import PromptBank
+            from lcp_plugin.sdxl.layers import AdaptedUNet
+            from lcp_plugin.sdxl.load import load_pipeline
+
+            logger.info("loading %s", self.base)
+            self._pipeline = load_pipeline(self.base, self.dtype, self.vae)
+            self._pipeline.to(self.device)
+            self._model = AdaptedUNet(
+                {
+                    "unet": self._pipeline.unet,
+                    "text_encoder": self._pipeline.text_encoder,
+                    "text_encoder_2": self._pipeline.text_encoder_2,
+                }
+            )
+            self._bank = PromptBank()
+        return self._pipeline
+
+    def stand_on(self, stage: Stage) -> tuple[StableDiffusionXLPipeline, PromptBank]:
+        """The pipeline with the stage's weights in place, and the prompts encoded under them."""
+        pipeline = self.pipeline()
+        assert self._model is not None
+        if self._standing != stage.weights:
+            delta = stage.load()
+            self._model.set_base(delta, measure=False)
+            changes_text = any(name.startswith("text_encoder") for name in delta)
+            if changes_text or self._changes_text:
+                self._bank.clear()
+            self._standing, self._changes_text = stage.weights, changes_text
+        return pipeline, self._bank
+
+    def _starting_latents(self) -> torch.Tensor:
+        from lcp_plugin.sdxl.load import native_resolution
+        from lcp_plugin.sdxl.sample import starting_latents
+
+        pipeline = self.pipeline()
+        side = self.sampling.size or native_resolution(pipeline)
+        return starting_latents(pipeline, self.sampling.images, (side, side), self.sampling.seed)

@@ -1,0 +1,200 @@
+"""Fuse a delta into model files, streamed: W' = round(W + D), one tensor in memory at a time.
+
+Works on safetensors files of any layout, given which tensor holds which module. Every other tensor
+is copied byte for byte; names, order, types and metadata stay. D is added in fp32 and rounded once
+to the file's own type; the share lost, ||W' - W - D|| / ||D||, is returned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lcp_plugin.delta import Delta, Entry
+from lcp_plugin.errors import BaseModelError, FileFormatError
+from lcp_plugin.files import (
+    Header,
+    TensorInfo,
+    build_header,
+    file_model_hash,
+    read_header,
+    read_tensors,
+)
+from lcp_plugin.keys import canonical, checkpoint_slot
+from lcp_plugin.sdxl.layers import add_delta, rounding_loss
+
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module's place in a tensor: all of it, or one third of its rows (q, k or v)."""
+
+    module: str
+    third: int | None = None
+
+
+Slots = Mapping[str, Sequence[Part]]  # tensor name -> the modules in it
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What fusing did; two of them add up."""
+
+    modules: int = 0
+    lost: float = 0.0  # ||W' - W - D||^2
+    size: float = 0.0  # ||D||^2
+
+    def __add__(self, other: Fused) -> Fused:
+        """Both together."""
+        return Fused(self.modules + other.modules, self.lost + other.lost, self.size + other.size)
+
+    @property
+    def rounding_share(self) -> float:
+        """||W' - W - D|| / ||D||."""
+        return math.sqrt(self.lost / self.size) if self.size else 0.0
+
+
+def checkpoint_slots(header: Header, delta: Delta) -> dict[str, list[Part]]:
+    """Where the modules of `delta` lie in a single-file SDXL checkpoint.
+
+    Raises:
+        BaseModelError: a module that the checkpoint does not hold.
+    """
+    slots: dict[str, list[Part]] = {}
+    missing = []
+    for module in delta:
+        name, third = checkpoint_slot(module)
+        if name not in header.tensors:
+            missing.append(name)
+        slots.setdefault(name, []).append(Part(module, third))
+    if missing:
+        raise BaseModelError(
+            f"the checkpoint lacks {few(missing)}, which the adapter changes; is it an SDXL "
+            "checkpoint?"
+        )
+    return slots
+
+
+def few(names: Sequence[str]) -> str:
+    """The first name, and how many more."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def component_slots(header: Header, component: str, delta: Delta) -> dict[str, list[Part]]:
+    """Where the modules of `delta` lie in a weights file of one diffusers component."""
+    slots = {}
+    for name in header.tensors:
+        module = canonical(f"{component}.{name.removesuffix('.weight')}")
+        if name.endswith(".weight") and module in delta:
+            slots[name] = [Part(module)]
+    return slots
+
+
+def fuse_file(source: Path, target: Path, slots: Slots, delta: Delta) -> Fused:
+    """Write `source` with `delta` fused to `target`, not synced (wrap in `files.replacing`).
+
+    Raises:
+        BaseModelError: a shape that does not fit, or a tensor that is no float.
+        OSError: the write failed.
+    """
+    header = read_header(source)
+    ordered = dict(sorted(header.tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+    for name, parts in slots.items():
+        _check_fits(source, name, ordered[name], parts, delta)
+    fused = Fused()
+    layout = {name: (info.dtype, info.shape) for name, info in ordered.items()}
+    with target.open("wb") as out, source.open("rb") as original:
+        out.write(build_header(layout, header.metadata))
+        for name, info in ordered.items():
+            if name in slots:
+                changed, found = _fuse_tensor(source, name, slots[name], delta)
+                fused = fused + found
+                if changed.numel():
+                    flat = changed.contiguous().reshape(-1).view(torch.uint8)
+                    out.write(flat.numpy())  # type: ignore[arg-type]
+            else:
+                for chunk in _raw(original, header, info):
+                    out.write(chunk)
+    return fused
+
+
+def _check_fits(
+    source: Path, name: str, info: TensorInfo, parts: Sequence[Part], delta: Delta
+) -> None:
+    for part in parts:
+        rows, columns = delta[part.module].shape
+        wanted = (rows if part.third is None else 3 * rows, columns)
+        if len(info.shape) < 2 or (info.shape[0], math.prod(info.shape[1:])) != wanted:
+            raise BaseModelError(
+                f"{source.name}: {name} is {info.shape}, the adapter wants {wanted}; it was made "
+                "for another base."
+            )
+    if not info.torch_dtype.is_floating_point:
+        raise BaseModelError(
+            f"{source.name}: {name} is of type {info.dtype}, nothing to add to; use an "
+            "unquantised checkpoint."
+        )
+
+
+def _raw(file: object, header: Header, info: TensorInfo) -> Iterator[bytes]:
+    file.seek(header.size + info.start)  # type: ignore[attr-defined]
+    left = info.end - info.start
+    while left:
+        chunk = file.read(min(left, _CHUNK))  # type: ignore[attr-defined]
+        if not chunk:
+            raise FileFormatError("the base became shorter while it was read; copy it again.")
+        left -= len(chunk)
+        yield chunk
+
+
+def _fuse_tensor(
+    source: Path, name: str, parts: Sequence[Part], delta: Delta
+) -> tuple[Tensor, Fused]:
+    weight = read_tensors(source, [name])[name]
+    changed = weight.clone()
+    fused = Fused()
+    for part in parts:
+        entry: Entry = delta[part.module]
+        rows = slice(None)
+        if part.third is not None:
+            rows = slice(part.third * entry.shape[0], (part.third + 1) * entry.shape[0])
+        before = weight[rows].float().reshape(entry.shape)
+        rounded = add_delta(before, entry).to(weight.dtype)
+        if not bool(torch.isfinite(rounded.float()).all()):
+            raise BaseModelError(
+                f"{name} overflows {weight.dtype} with the adapter added; use a bf16 or fp32 base."
+            )
+        lost, size = rounding_loss(before, entry, rounded)
+        fused = fused + Fused(1, lost, size)
+        changed[rows] = rounded.reshape(changed[rows].shape)
+    return changed, fused
+
+
+def check_fused(source: Path, target: Path, slots: Slots, delta: Delta) -> None:
+    """Read a fused file back: everything else is the base's, the changed tensors are W + D.
+
+    Raises:
+        FileFormatError: the file on disk is not what was meant.
+    """
+    before, after = read_header(source), read_header(target)
+    same = before.metadata == after.metadata and before.tensors == after.tensors
+    if not same or (not slots and file_model_hash(source) != file_model_hash(target)):
+        raise FileFormatError(f"{target.name} does not read back as it was written.")
+    with source.open("rb") as one, target.open("rb") as other:
+        for name, info in before.tensors.items():
+            if name in slots:
+                wanted, _ = _fuse_tensor(source, name, slots[name], delta)
+                ok = torch.equal(read_tensors(target, [name])[name], wanted)
+            else:
+                pairs = zip(_raw(one, before, info), _raw(other, after, info), strict=True)
+                ok = all(a == b for a, b in pairs)
+            if not ok:
+                raise FileFormatError(
+                    f"{target.name}: {name} does not read back as it was written."
+                )

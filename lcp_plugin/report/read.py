@@ -1,0 +1,244 @@
+"""What a run's folder tells: run.json, */lineage.json, logs/*.jsonl, samples/ and scores.json.
+
+Only JSON and file names are read here; whatever is missing (a run still going on, or stopped) is
+empty in the report, never an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lcp_plugin.errors import DataError
+from lcp_plugin.evaluation.scores import Matrix
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A task as its lineage tells it."""
+
+    index: int
+    name: str
+    kind: str
+    concept: str
+    train_prompt: str
+    images: tuple[Path, ...]
+    facts: Facts
+    folder: str
+
+    @property
+    def about(self) -> str:
+        """`6 images · 850 steps · rank 64`, as far as it is known."""
+        words = {
+            "images": "{:,} images",
+            "steps": "{:,} steps",
+            "rank": "rank {:,}",
+            "seconds": "{:,.0f} s",
+        }
+        known = [w.format(self.facts[k]) for k, w in words.items() if _is_number(self.facts.get(k))]
+        if self.images and "images" not in self.facts:
+            known.insert(0, f"{len(self.images)} images")
+        return " · ".join([self.kind, *known])
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One run."""
+
+    folder: Path
+    name: str
+    strategy: str
+    strategy_args: tuple[str, ...]
+    base: str
+    seed: Any
+    order_seed: Any
+    tasks: tuple[TaskFacts, ...]
+    options: tuple[tuple[str, str], ...]
+    lineage: tuple[Facts, ...]
+    steps: tuple[Facts, ...]  # of logs/*.jsonl
+    samples: Mapping[int, Mapping[str, tuple[Path, ...]]] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Strategy with what tells runs of it apart."""
+        parts = [
+            f"{k} {v}"
+            for k, v in (("order", self.order_seed), ("seed", self.seed))
+            if v is not None
+        ]
+        return " · ".join([self.strategy or self.name, *parts])
+
+
+@dataclass(frozen=True)
+class MetricScores:
+    """One metric of one run."""
+
+    matrix: Matrix
+    base: tuple[float, ...]  # per task, NaN where the base was not scored
+
+
+def read_run(folder: Path) -> RunFacts:
+    """The facts of a run's folder.
+
+    Raises:
+        DataError: not a run's folder: neither run.json nor a task in it.
+    """
+    lineage = [_read_json(p) for p in sorted(folder.glob("[0-9]*_*/lineage.json"))]
+    lineage = sorted((x for x in lineage if x.get("task")), key=lambda x: int(x["task"]["index"]))
+    run = _read_json(folder / "run.json")
+    if not run and not lineage:
+        raise DataError(f"{folder} is not a run's folder: no run.json and no finished task in it.")
+    last: Facts = lineage[-1] if lineage else {}
+    options = run.get("options") or run.get("config") or {}
+    strategy = _as_table(last.get("strategy") or run.get("strategy") or options.get("strategy"))
+    base = _as_table(last.get("base") or run.get("base"))
+    tasks = _read_tasks(run, lineage)
+    return RunFacts(
+        folder=folder,
+        name=str(run.get("name") or folder.name),
+        strategy=str(strategy.get("name", "")),
+        strategy_args=tuple(str(a) for a in strategy.get("args", ())),
+        base=str(base.get("name") or options.get("pretrained_model_name_or_path") or ""),
+        seed=_first(run, options, "seed"),
+        order_seed=_first(run, options, "order_seed"),
+        tasks=tasks,
+        options=tuple((str(k), _text(v)) for k, v in sorted(options.items()) if v is not None),
+        lineage=tuple(lineage),
+        steps=tuple(_read_steps(folder / "logs")),
+        samples=_read_samples(folder / "samples", tasks),
+    )
+
+
+def _read_tasks(run: Facts, lineage: Sequence[Facts]) -> tuple[TaskFacts, ...]:
+    """Finished tasks, oldest first; of a run without any, the planned ones."""
+    planned = {str(t.get("name")): t for t in run.get("tasks", ()) if isinstance(t, Mapping)}
+    records: dict[int, Facts] = {}
+    for link in lineage:
+        records |= {int(r["index"]): r for r in link.get("tasks", ())}
+        records[int(link["task"]["index"])] = link["task"]
+    found = [records[i] for i in sorted(records)] or list(planned.values())
+    images: Facts = run.get("images") or {}
+    return tuple(
+        _read_task(i, record, images.get(str(record.get("name")), ()))
+        for i, record in enumerate(found, 1)
+    )
+
+
+def _read_task(position: int, record: Facts, sources: Sequence[Any]) -> TaskFacts:
+    index, name = int(record.get("index", position)), str(record.get("name", position))
+    paths = tuple(image for source in sources for image in _list_images(Path(str(source))))
+    return TaskFacts(
+        index=index,
+        name=name,
+        kind=str(record.get("kind", "object")),
+        concept=str(record.get("concept") or name),
+        train_prompt=str(record.get("train_prompt", "")),
+        images=paths,
+        facts=dict(record.get("facts") or {}),
+        folder=f"{index:02d}_{name}",
+    )
+
+
+def _list_images(source: Path) -> list[Path]:
+    """A training folder's images (perhaps no longer there), or the image itself."""
+    if source.is_dir():
+        return sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    return [source] if source.is_file() else []
+
+
+def _read_samples(root: Path, tasks: Sequence[TaskFacts]) -> dict[int, dict[str, tuple[Path, ...]]]:
+    """samples/<stage>/<task>_<number>.png: stage index (0: the base) -> task name -> images."""
+    found: dict[int, dict[str, tuple[Path, ...]]] = {}
+    for folder in sorted(p for p in root.glob("[0-9]*") if p.is_dir()):
+        digits = folder.name.partition("_")[0]
+        if not digits.isdigit():
+            continue
+        images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        cells = {t.name: tuple(p for p in images if _belongs(p, t)) for t in tasks}
+        cells = {name: paths for name, paths in cells.items() if paths}
+        if cells:
+            found[int(digits)] = cells
+    return found
+
+
+def _belongs(path: Path, task: TaskFacts) -> bool:
+    stem = path.stem.rpartition("_")[0]
+    return stem in (task.name, task.folder)
+
+
+def _read_steps(folder: Path) -> list[Facts]:
+    """The step lines of all logs; of a repeated step the last line counts."""
+    steps: dict[tuple[int, int], Facts] = {}
+    for file in sorted(folder.glob("*.jsonl")):
+        for line in file.read_text("utf-8", errors="replace").splitlines():
+            try:
+                fact = json.loads(line)
+                if fact.get("event") == "step":
+                    steps[int(fact["task_index"]), int(fact["step"])] = fact
+            except (ValueError, AttributeError, KeyError, TypeError):
+                continue  # a line cut off by a kill, or another program's
+    return [steps[key] for key in sorted(steps)]
+
+
+def find_scores(folder: Path) -> Path | None:
+    """scores.json of a run: evaluation/ comes before the run's own folder."""
+    places = (folder / "evaluation" / "scores.json", folder / "scores.json")
+    return next((p for p in places if p.is_file()), None)
+
+
+def read_scores(file: Path | None) -> Facts:
+    """The parsed file; empty for None or a damaged one."""
+    return _read_json(file) if file is not None else {}
+
+
+def scores_of(scores: Facts, run: RunFacts) -> dict[str, MetricScores]:
+    """A run's matrices by metric, found by its folder's name (the only run there counts as it)."""
+    entries = [e for e in scores.get("runs", ()) if isinstance(e, Mapping)]
+    mine = [e for e in entries if e.get("name") in (run.folder.name, run.name)]
+    if len(mine) != 1 and run.folder.as_posix() in [e.get("path") for e in entries]:
+        mine = [e for e in entries if e.get("path") == run.folder.as_posix()]
+    if len(mine) != 1:
+        return {}
+    found: dict[str, MetricScores] = {}
+    for name, facts in mine[0].get("metrics", {}).items():
+        matrix = np.array([_numbers(row) for row in facts["matrix"]], dtype=np.float64)
+        base = _numbers(facts.get("base") or [None] * len(matrix))
+        found[name] = MetricScores(matrix, tuple(base))
+    return found
+
+
+def _numbers(row: Sequence[Any]) -> list[float]:
+    return [math.nan if value is None else float(value) for value in row]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _as_table(value: Any) -> Facts:
+    return value if isinstance(value, Mapping) else {"name": value} if value else {}
+
+
+def _first(run: Facts, options: Facts, key: str) -> Any:
+    return run[key] if run.get(key) is not None else options.get(key)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,139 @@
+"""Shared fixtures: a toy base on disk, small pictures, and runs in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import toml
+import torch
+from PIL import Image, ImageDraw
+
+COLOURS = ("crimson", "teal", "gold", "navy", "orchid", "black")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--run_slow: real-size checks that take minutes."""
+    parser.addoption("--run_slow", action="store_true", help="also run slow real-size checks")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker of slow tests."""
+    config.addinivalue_line("markers", "slow: real-size checks, run with --run_slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Slow tests are skipped unless asked for."""
+    if not config.getoption("--run_slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs --run_slow"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The same numbers and no fight for cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LCP_CACHE", str(tmp_path_factory.getbasetemp() / "lcp_cache"))
+
+
+@pytest.fixture(scope="session")
+def toy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a toy SDXL: real classes and wiring, random weights, a step in milliseconds."""
+    from lcp_plugin.sdxl.load import hush_libraries
+    from lcp_plugin.tiny.architecture import build_toy, save_pipeline
+
+    hush_libraries()
+    folder = tmp_path_factory.mktemp("toy") / "base"
+    save_pipeline(build_toy(), folder)
+    return folder
+
+
+def draw_pictures(folder: Path, count: int = 3, colour: str = "crimson", side: int = 64) -> Path:
+    """`count` small pictures of a disc of one colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        image = Image.new("RGB", (side, side), "white")
+        box = (8 + 4 * i, 10, 40 + 4 * i, 46)
+        ImageDraw.Draw(image).ellipse(box, fill=colour)
+        image.save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Four folders of small pictures: disc0 ... disc3."""
+    for i, colour in enumerate(COLOURS[:4]):
+        draw_pictures(tmp_path / "data" / f"disc{i}", colour=colour)
+    return tmp_path / "data"
+
+
+def task_table(index: int, **more: Any) -> dict[str, Any]:
+    """One [[tasks]] entry on the pictures of `pictures`."""
+    return {
+        "name": f"disc{index}",
+        "kind": "object",
+        "concept": f"sks{index} disc",
+        "image_dir": f"disc{index}",
+        **more,
+    }
+
+
+BASICS: Mapping[str, Any] = {
+    "network_dim": 2,
+    "network_alpha": 2,
+    "network_train_unet_only": True,
+    "cache_latents": True,
+    "cache_text_encoder_outputs": True,
+    "max_train_steps": 3,
+    "learning_rate": 1e-2,
+    "optimizer_type": "AdamW",
+    "seed": 7,
+    "samples_per_task": 0,
+    "resume_every_n_steps": 2,
+}
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, toy_base: Path, pictures: Path) -> Callable[..., Path]:
+    """write_config(name, tasks=(0, 1), **options) -> path of a TOML for `tasks` of `pictures`."""
+
+    def write(name: str, tasks: Sequence[int | dict[str, Any]] = (0, 1), **options: Any) -> Path:
+        table: dict[str, Any] = {
+            "pretrained_model_name_or_path": str(toy_base),
+            "output_dir": str(tmp_path / "out"),
+            "output_name": name,
+            "data_root": str(pictures),
+            **BASICS,
+            **options,
+        }
+        table["tasks"] = [t if isinstance(t, dict) else task_table(t) for t in tasks]
+        path = tmp_path / f"{name}.toml"
+        path.write_text(toml.dumps(table), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def train(write_config: Callable[..., Path]) -> Callable[..., Any]:
+    """train(name, tasks=(0, 1), **options) -> the finished Run, in this process."""
+
+    def run(name: str, tasks: Sequence[int | dict[str, Any]] = (0, 1), **options: Any) -> Any:
+        from lcp_plugin.config.load import load_config
+        from lcp_plugin.runner import execute
+
+        return execute(load_config(["--config", str(write_config(name, tasks, **options))]))
+
+    return run

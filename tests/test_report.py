@@ -1,0 +1,272 @@
+"""The report: read from a run's folder, one file, escaped, usable; in a browser where one is."""
+
+import base64
+import hashlib
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from lcp_plugin.errors import DataError
+from lcp_plugin.evaluation.scores import Spread
+from lcp_plugin.report import write_report
+from lcp_plugin.report.figures import draw_losses, draw_opposition, draw_tasks_since
+from lcp_plugin.report.page import build_page
+from lcp_plugin.report.pictures import embed_picture
+from lcp_plugin.report.read import find_scores, read_run, read_scores, scores_of
+
+EVIL = "<script>document.title='taken'</script>"
+CONCEPTS = ("sks robot", f"zwz {EVIL}", "olb teapot & $x_1$")
+NAMES = ("robot", "evil", "teapot")
+
+
+def paint(path, seed, prompt=""):
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(60, 240, (3, 3, 3), dtype=np.uint8))
+    info = PngImagePlugin.PngInfo()
+    if prompt:
+        info.add_itxt("prompt", prompt)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small.resize((48, 48), Image.Resampling.BICUBIC).save(path, pnginfo=info)
+
+
+def record(i):
+    return {
+        "index": i + 1,
+        "name": NAMES[i],
+        "kind": "object",
+        "concept": CONCEPTS[i],
+        "prompts": [f"a {CONCEPTS[i]} in a jail"],
+        "train_prompt": f"a photo of {CONCEPTS[i]}",
+        "facts": {"images": 5, "steps": 60, "rank": 16},
+    }
+
+
+def make_run(folder, strategy="merge_init", seed=0, decay=0.1):
+    """A finished run's folder as the runner leaves it, without tensors."""
+    records = [record(i) for i in range(3)]
+    steps = []
+    for i, task in enumerate(records):
+        paint(folder.parent / "photos" / NAMES[i] / "0.png", 100 + i)
+        path = folder / f"{i + 1:02d}_{NAMES[i]}"
+        path.mkdir(parents=True)
+        lineage = {
+            "format": 1,
+            "task": task,
+            "tasks": records[: i + 1],
+            "hashes": {"carry": "ab" * 32},
+            "strategy": {"name": strategy, "args": ["init=gaussian"]},
+            "base": {"name": "tiny-sdxl", "hash": "cd" * 32},
+            "training": {"steps": 60},
+        }
+        (path / "lineage.json").write_text(json.dumps(lineage))
+        for step in range(1, 61):
+            loss = 0.3 / (1 + step / 20) + 0.01 * ((step * 7) % 5)
+            steps.append({"event": "step", "task": task["name"], "task_index": i + 1,
+                          "step": step, "loss": loss})  # fmt: skip
+    for stage in range(4):
+        stage_name = "00_base" if stage == 0 else f"{stage:02d}_{NAMES[stage - 1]}"
+        for i in range(3):
+            if stage == 0 or i < stage:
+                for n in range(2):
+                    paint(folder / "samples" / stage_name / f"{NAMES[i]}_{n}.png",
+                          10 * stage + i + n, f"a photo of {CONCEPTS[i]}")  # fmt: skip
+    (folder / "logs").mkdir()
+    lines = "\n".join(json.dumps(s) for s in steps)
+    (folder / "logs" / "steps.jsonl").write_text(lines + "\n" + '{"event": "step", "ta')
+    run = {
+        "name": folder.name,
+        "options": {"strategy": strategy, "seed": seed, "sample_prompts": EVIL},
+        "strategy": {"name": strategy, "args": []},
+        "base": {"name": "tiny-sdxl", "hash": "cd" * 32},
+        "tasks": records,
+        "images": {n: [str(folder.parent / "photos" / n)] for n in NAMES},
+        "seed": seed,
+        "order_seed": None,
+        "status": "finished",
+    }
+    (folder / "run.json").write_text(json.dumps(run))
+    r = [[0.8, 0.8 - decay, 0.8 - 2 * decay], [None, 0.7, 0.7 - decay], [None, None, 0.75]]
+    entry = {"name": folder.name, "path": folder.as_posix(), "strategy": strategy,
+             "metrics": {"effnet": {"matrix": r, "base": [0.3, 0.2, 0.25]}}}  # fmt: skip
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "scores.json").write_text(json.dumps({"runs": [entry]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("output") / "mine")
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return write_report(run).read_text("utf-8")
+
+
+class Outline(html.parser.HTMLParser):
+    """Tags and texts as a browser would see them."""
+
+    VOID = frozenset({"meta", "link", "img", "input", "br"})
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.open, self.ids, self.attributes = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.append((tag, dict(attrs)))
+        self.ids += [v for k, v in attrs if k == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_run_is_read_from_its_files(run):
+    facts = read_run(run)
+    assert (facts.strategy, facts.base, facts.seed) == ("merge_init", "tiny-sdxl", 0)
+    assert [t.concept for t in facts.tasks] == list(CONCEPTS)
+    assert facts.tasks[0].about == "object · 5 images · 60 steps · rank 16"
+    assert len(facts.tasks[0].images) == 1
+    assert sorted(facts.samples) == [0, 1, 2, 3]
+    assert sorted(facts.samples[0]) == sorted(NAMES)
+    assert list(facts.samples[1]) == ["robot"]
+    assert len(facts.steps) == 180  # the line that was cut off does not count
+    found = scores_of(read_scores(find_scores(run)), facts)["effnet"]
+    assert np.isnan(found.matrix[1, 0])
+    assert found.matrix[0, 2] == pytest.approx(0.6)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not a run's folder"):
+        write_report(tmp_path)
+
+
+def test_a_run_that_has_only_begun_still_has_a_report(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"name": "new", "tasks": [record(0)]}))
+    text = write_report(tmp_path).read_text("utf-8")
+    assert "sks robot" in text
+    assert "<input" not in text
+    assert not Outline(text).open
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(page):
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)
+    assert "url(" not in page.replace("url(#", "")
+    assert "default-src 'none'" in page
+
+
+def test_markup_is_balanced_and_ids_are_unique(page):
+    outline = Outline(page)
+    assert not outline.open
+    assert len(outline.ids) == len(set(outline.ids))
+
+
+def test_a_prompt_that_holds_a_script_stays_text(page):
+    assert EVIL not in page
+    assert page.count("<script") == 1
+    assert "&lt;script&gt;" in page
+
+
+def test_the_policy_allows_exactly_the_one_script(page):
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page.replace("&#39;", "'")
+
+
+def test_every_picture_has_a_text_and_the_slider_a_label(page):
+    outline = Outline(page)
+    images = [a for tag, a in outline.attributes if tag == "img"]
+    assert len(images) == 3 + 2 * (3 + 1 + 2 + 3)
+    assert all(a["alt"] for a in images)
+    slider = next(a for tag, a in outline.attributes if tag == "input")
+    assert (slider["min"], slider["max"], slider["value"]) == ("0", "3", "3")
+    labels = [a for tag, a in outline.attributes if tag == "label"]
+    assert any(a.get("for") == slider["id"] for a in labels)
+
+
+def test_numbers_on_the_page_are_the_hand_worked_ones(page):
+    # S = (.6 + .6 + .75) / 3 = .65, F = (.2 + .1 + 0) / 3 = .1, base .25, retention .4 / .5
+    for text in ("<dd>.650<small>", "<dd>.100<small>", "<dd>.750<small>", "<dd>.800<small>"):
+        assert text in page
+    assert "80% of what was learned" in page
+
+
+def test_strategies_stand_side_by_side(tmp_path):
+    runs = [make_run(tmp_path / "a", "naive", decay=0.2), make_run(tmp_path / "b", "magmax")]
+    output = write_report(runs, output=tmp_path / "both.html")
+    text = output.read_text("utf-8")
+    assert output == tmp_path / "both.html"
+    for words in ("Strategies side by side", 'id="choose-run"', "naive", "magmax", "at the end"):
+        assert words in text
+    outline = Outline(text)
+    assert not outline.open
+    assert len(outline.ids) == len(set(outline.ids))
+
+
+def test_differences_between_strategies_are_printed_with_their_interval(tmp_path):
+    run = make_run(tmp_path / "a")
+    file = run / "evaluation" / "scores.json"
+    scores = json.loads(file.read_text())
+    scores["differences"] = [
+        {"a": "magmax", "b": "naive", "metric": "effnet", "measure": "forgetting",
+         "difference": -0.05, "low": -0.08, "high": -0.01, "pairs": 8}
+    ]  # fmt: skip
+    page = build_page([read_run(run)], [scores])
+    assert page.differences == [
+        {"measure": "EffNet F", "pair": "magmax − naive", "difference": "−.050",
+         "interval": "−.080 to −.010", "pairs": 8, "clear": True}
+    ]  # fmt: skip
+
+
+def test_charts_take_the_pages_colours_and_keep_text_as_text():
+    curves = {"naive": [Spread(0.8, 0.1, 2), Spread(0.6, 0.1, 2)], "<b>": [Spread(0.7, 0, 1)] * 2}
+    svg = draw_tasks_since(curves, Spread(0.3, 0.0, 2), "DINO", "a")
+    assert svg.startswith("<svg role")
+    assert "var(--c1)" in svg
+    assert "#0000" not in svg
+    assert "tasks learned since" in svg
+    assert "<b>" not in svg
+    assert "var(--c2)" in draw_losses([("a $x$", [0.3, 0.2]), ("b", [0.2])], "a")
+    assert "var(--c1)" in draw_opposition({"W_j - W_i": [0.1, 0.2]}, ["2", "3"], "a")
+
+
+def test_a_large_picture_is_shrunk_and_an_unreadable_one_left_out(tmp_path):
+    Image.new("RGB", (900, 600)).save(tmp_path / "large.png")
+    picture = embed_picture(tmp_path / "large.png", "alt")
+    assert picture.uri.startswith("data:image/jpeg;base64,")
+    assert not picture.small
+    (tmp_path / "broken.png").write_bytes(b"no")
+    assert embed_picture(tmp_path / "broken.png", "alt") is None
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
+def test_a_browser_runs_the_page_without_an_error(run, tmp_path):
+    report = write_report(run, output=tmp_path / "report.html")
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+        "--no-first-run", "--disable-background-networking", "--disable-component-update",
+        "--disable-sync", "--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path}/profile",
+        "--virtual-time-budget=3000", "--dump-dom", report.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    assert "Refused" not in done.stderr
+    assert "<title>mine</title>" in done.stdout  # the script in the prompt did not run
+    assert "2 tasks ago" in done.stdout  # ours did
+    assert re.search(r'aria-valuetext="after task 3: olb teapot &amp; \$x_1\$"', done.stdout)

@@ -1,0 +1,253 @@
+"""Sweeps: what is planned, what is shared, what is left alone, and the table at the end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lcp_plugin import files
+from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.evaluation import evaluate, sweep
+from lcp_plugin.evaluation.encoders import METRICS
+from lcp_plugin.evaluation.evaluate import build_table, compare_strategies
+from lcp_plugin.evaluation.sweep import PlannedRun, adopt_tasks, execute_plan, plan_runs
+from lcp_plugin.evaluation.tables import to_markdown
+from lcp_plugin.store import RunStore
+
+ROOT = Path(__file__).resolve().parents[1]
+FOUR = ("naive", "merge_init", "merge_ortho_init", "magmax")
+
+
+def every_tensor(store):
+    """What a run left: adapters, carries, strategy state, deliverable."""
+    paths = [*sorted(store.root.glob("*/*.safetensors")), store.deliverable]
+    return {
+        (*(("delivered",) if p == store.deliverable else (p.parent.name, p.name)), key): tensor
+        for p in paths
+        for key, tensor in files.read_tensors(p).items()
+    }
+
+
+# ------------------------------------------------------------------------------ the plan
+
+
+def test_a_lane_has_a_leader_and_the_others_follow_it(tmp_path):
+    plan = plan_runs(Path("c.toml"), FOUR, ("independent", "joint"), (None, 5), (0, 1), tmp_path)
+    assert [len(wave) for wave in plan.waves] == [8, 16]  # leaders and joint; followers
+    names = {run.name for run in plan.runs}
+    assert {"naive_seed0", "magmax_order5_seed1", "joint_order5_seed0"} <= names
+    by_name = {run.name: run for run in plan.runs}
+    assert by_name["naive_order5_seed1"].leader == ""
+    assert by_name["magmax_order5_seed1"].leader == "naive_order5_seed1"
+    assert by_name["joint_seed0"].leader == ""
+    arguments = by_name["magmax_order5_seed1"].arguments
+    assert arguments[:4] == ("--config", "c.toml", "--strategy", "magmax")
+    assert "--order_seed" in arguments
+    assert "--order_seed" not in by_name["naive_seed0"].arguments
+
+
+def test_merging_at_the_end_waits_for_the_independent_adapters():
+    ceilings = ("independent", "merge_at_end")
+    plan = plan_runs(Path("c.toml"), ("naive",), ceilings, (None,), (0,), Path("o"))
+    assert [[run.strategy for run in wave] for wave in plan.waves] == [
+        ["naive"],
+        ["independent"],
+        ["merge_at_end"],
+    ]
+
+
+def test_a_sweep_of_nothing_or_of_one_strategy_twice_is_refused(tmp_path):
+    for strategies in ((), ("naive", "naive")):
+        with pytest.raises(ConfigError, match="each once"):
+            plan_runs(Path("c.toml"), strategies, (), (None,), (0,), tmp_path)
+
+
+# ------------------------------------------------------------------------------ sharing
+
+
+@pytest.mark.parametrize("strategy", ["merge_ortho_init", "magmax"])
+def test_a_run_that_takes_over_the_first_task_ends_with_the_same_tensors(
+    train, write_config, strategy
+):
+    leader = train("leader", tasks=(0, 1), strategy="naive", samples_per_task=1, sample_steps=1)
+    alone = train("alone", tasks=(0, 1), strategy=strategy, samples_per_task=1, sample_steps=1)
+    path = write_config(
+        "shared", tasks=(0, 1), strategy=strategy, samples_per_task=1, sample_steps=1
+    )
+    assert adopt_tasks(leader.store, ["--config", str(path)]) == 1
+    shared = RunStore(path.parent / "out", "shared")
+    assert [f.name for f in shared.folders()] == ["disc0"]
+
+    from lcp_plugin.config.load import load_config
+    from lcp_plugin.runner import execute
+
+    execute(load_config(["--config", str(path)]))
+    got, wanted = every_tensor(shared), every_tensor(alone.store)
+    assert got.keys() == wanted.keys()
+    assert not [key for key in got if not torch.equal(got[key], wanted[key])]
+    assert (shared.root / "samples" / "00_base" / "disc0_0.png").is_file()
+
+
+def test_a_strategy_that_begins_otherwise_shares_nothing(train, write_config):
+    leader = train("leader", tasks=(0,), strategy="naive")
+    path = write_config("other", (0, 1), strategy="merge_init", strategy_args=["init=kaiming"])
+    assert adopt_tasks(leader.store, ["--config", str(path)]) == 0
+    assert RunStore(path.parent / "out", "other").read_run() is None
+
+
+def test_merging_at_the_end_is_formed_from_the_independent_adapters(train, write_config):
+    leader = train("leader", tasks=(0, 1), strategy="independent")
+    path = write_config("merged", (0, 1), strategy="merge_at_end")
+    assert adopt_tasks(leader.store, ["--config", str(path)], count=9) == 2
+    merged = RunStore(path.parent / "out", "merged").folders()[-1].read_carry().total
+    name = next(iter(merged))
+    parts = [f.read_adapter()[name].update() for f in leader.store.folders()]
+    torch.testing.assert_close(merged[name].dense(), parts[0] + parts[1])
+
+
+# ------------------------------------------------------------------------------ running
+
+
+def planned(tmp_path, name, code, leader=""):
+    """A run whose command is replaced by a few lines of Python."""
+    return PlannedRun("naive", None, 0, tmp_path.as_posix(), name, ("-c", code), leader)
+
+
+def test_a_finished_run_is_left_alone_and_a_failed_one_shows_its_log(tmp_path, monkeypatch):
+    calls = []
+
+    def run(command, **options):
+        calls.append(command)
+        options["stdout"].write(b"first line\nthe reason\n")
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(sweep.subprocess, "run", run)
+    files.write_json(tmp_path / "done" / "run.json", {"status": "finished"})
+    assert sweep.execute_planned(planned(tmp_path, "done", "")) == "done"
+    assert not calls
+    with pytest.raises(LcpError, match="the reason"):
+        sweep.execute_planned(planned(tmp_path, "fails", ""))
+    assert calls[0][:3] == [sys.executable, "-m", "lcp_plugin.cli"]
+
+
+def test_jobs_run_through_submitits_local_executor(tmp_path):
+    pytest.importorskip("submitit")
+    executor = sweep.create_executor("local", tmp_path / "jobs", ["timeout_min=1"])
+    files.write_json(tmp_path / "a" / "run.json", {"status": "finished"})
+    run = planned(tmp_path, "a", "")
+    job = executor.submit(sweep.execute_planned, run)
+    assert job.result() == "a"
+
+
+def test_an_unknown_job_parameter_form_is_told(tmp_path):
+    pytest.importorskip("submitit")
+    with pytest.raises(ConfigError, match="key=value"):
+        sweep.create_executor("local", tmp_path, ["timeout"])
+
+
+def test_waves_wait_for_each_other_and_skip_what_is_finished(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(sweep, "execute_planned", lambda run: order.append(run.name))
+    files.write_json(tmp_path / "b" / "run.json", {"status": "finished"})
+    waves = (
+        (planned(tmp_path, "a", ""), planned(tmp_path, "b", "")),
+        (planned(tmp_path, "c", ""),),
+    )
+    execute_plan(sweep.Plan(waves))
+    assert order == ["a", "c"]
+
+
+# ------------------------------------------------------------------------------ the table
+
+
+def entry(strategy, seed, matrix, base=0.2):
+    """A run as scores.json holds it."""
+    count = len(matrix)
+    return {
+        "name": f"{strategy}{seed}", "strategy": strategy, "label": strategy, "seed": seed,
+        "order_seed": None, "tasks": ["x", "y"][:count], "ceiling": False, "stages": [{}],
+        "metrics": {"effnet": {"matrix": matrix, "base": [base] * count}},
+    }  # fmt: skip
+
+
+RUNS = [
+    entry("naive", 0, [[0.8, 0.4], [None, 0.8]]),
+    entry("naive", 1, [[0.6, 0.4], [None, 0.8]]),
+    entry("magmax", 0, [[0.8, 0.7], [None, 0.7]]),
+    entry("magmax", 1, [[0.6, 0.6], [None, 0.7]]),
+]
+
+
+def test_the_table_equals_the_hand_worked_means_over_runs():
+    joint = {
+        **entry("joint", 0, []), "ceiling": True,
+        "metrics": {"effnet": {"final": [0.8, 0.9], "base": [0.2, 0.2], "average_score": 0.85}},
+    }  # fmt: skip
+    table = build_table([*RUNS, joint], METRICS["effnet"])
+    text = to_markdown(table).splitlines()
+    assert text[2].startswith("| base | .200 ± .000 | – |")
+    # naive: S .6 and .6; F .2 and .1.  magmax: S .7 and .65; F .05 and 0
+    assert text[3].startswith("| naive | <u>.600 ± .000</u> | <u>.150 ± .050</u> |")
+    assert text[4].startswith("| magmax | **.675 ± .025** | **.025 ± .025** |")
+    assert text[5].startswith("| joint (ceiling) | .850 | – |")
+
+
+def test_strategies_are_compared_in_pairs_of_order_and_seed():
+    found = compare_strategies(RUNS, [METRICS["effnet"]])
+    forgetting = next(d for d in found if d["measure"] == "forgetting")
+    assert (forgetting["a"], forgetting["b"], forgetting["pairs"]) == ("naive", "magmax", 2)
+    # differences .15 and .1: all four resamples have means .15, .125, .125, .1
+    assert forgetting["difference"] == pytest.approx(0.125)
+    assert forgetting["low"] == pytest.approx(0.1, abs=0.003)
+    assert forgetting["high"] == pytest.approx(0.15, abs=0.003)
+    assert not compare_strategies(RUNS[:1] + RUNS[2:3], [METRICS["effnet"]])
+
+
+def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypatch, capsys):
+    """Two strategies and a ceiling on the toy base, with every extra measure."""
+    from test_evaluate import Thumbnail
+
+    from lcp_plugin import cli
+
+    def in_this_process(command, **_):
+        return subprocess.CompletedProcess(command, cli.main(list(command[3:])))
+
+    monkeypatch.setattr(evaluate, "load_encoder", lambda *_: Thumbnail())
+    monkeypatch.setattr(sweep.subprocess, "run", in_this_process)
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import compare
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    config = write_config("ignored", (0, 1), samples_per_task=1, sample_steps=1)
+    output = tmp_path / "comparison"
+    argv = ["--config", str(config), "--strategies", "naive", "merge_init", "--ceilings",
+            "independent", "--seeds", "3", "--output", str(output), "--images", "2", "--steps",
+            "1", "--prompts", "1", "--extras", "bleed", "leakage", "drift", "diversity", "multi",
+            "losses", "--max_train_steps", "2"]  # fmt: skip
+    assert compare.main(argv) == 0
+    printed = capsys.readouterr().out
+    for words in ("| naive |", "| merge_init |", "| independent (ceiling) |", "report"):
+        assert words in printed
+    scores = json.loads((output / "scores.json").read_text("utf-8"))
+    found = scores["extras"]["runs"]["naive_seed3"]
+    bleed = found["bleed"]["matrix"]
+    diagonal = scores["runs"][0]["metrics"]["effnet"]["matrix"]
+    assert bleed[0][0] == pytest.approx(diagonal[0][1])
+    assert len(found["drift"]["after"]) == 2
+    losses = found["losses"]
+    assert losses["normalised"][0][0] == pytest.approx(1)  # the first task is shared
+    assert losses["self_drift"][0][0] == 0
+    assert losses["losses"][1][0] is None
+    assert set(found["leakage"]["per_task"]) == {"disc0", "disc1"}
+    assert len(found["multi"]["pairs"]) == 1
+    assert "<html" in (output / "report.html").read_text("utf-8")
+    steps = [
+        len(RunStore(output / "runs", f"{s}_seed3").folders()) for s in ("naive", "merge_init")
+    ]
+    assert steps == [2, 2]

@@ -1,0 +1,109 @@
+"""The pretraining's parts on a toy: resuming, whitening, orthogonal updates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lcp_plugin.tiny.architecture import SCALING_FACTOR, TOY, build_toy
+from lcp_plugin.tiny.muon import orthogonalise
+from lcp_plugin.tiny.pretrain_unet import train_unet, zero_outputs
+from lcp_plugin.tiny.pretrain_vae import to_tensor, train_vae, whiten_latents
+from lcp_plugin.tiny.render import draw_scene
+from lcp_plugin.tiny.schedule import Budget, learning_rate_share
+from lcp_plugin.tiny.world import Scene, sample_scene
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module")
+def shapes() -> list[Scene]:
+    rng, found = np.random.default_rng(0), []
+    while len(found) < 64:
+        scene = sample_scene(rng)
+        if scene.is_shape:
+            found.append(scene)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pictures(shapes):
+    return np.stack([draw_scene(scene, None, TOY.resolution) for scene in shapes])
+
+
+def _kill_at(step):
+    def report(_, facts):
+        if facts["steps"] == step:
+            raise Killed
+
+    return report
+
+
+def test_a_killed_autoencoder_training_ends_with_the_weights_of_an_unbroken_one(tmp_path, pictures):
+    whole, broken = build_toy().vae, build_toy().vae
+    train_vae(whole, pictures, tmp_path / "whole.safetensors", Budget(steps=4), seed=1)
+    file = tmp_path / "broken.safetensors"
+    with pytest.raises(Killed):
+        train_vae(broken, pictures, file, Budget(steps=4), seed=1, save_every=0, report=_kill_at(2))
+    again = build_toy(seed=9).vae
+    facts = train_vae(again, pictures, file, Budget(steps=4), seed=1)
+    assert facts["steps"] == 4
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_killed_unet_training_ends_with_the_weights_of_an_unbroken_one(tmp_path, shapes):
+    latents = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    file = tmp_path / "broken.safetensors"
+
+    def train(pipeline, checkpoint, **options):
+        zero_outputs(pipeline.unet)
+        train_unet(pipeline, latents, shapes, checkpoint, Budget(steps=4), 1, **options)
+        return {**pipeline.unet.state_dict(), **pipeline.text_encoder_2.state_dict()}
+
+    whole = train(build_toy(), tmp_path / "whole.safetensors")
+    with pytest.raises(Killed):
+        train(build_toy(), file, save_every=0, report=_kill_at(3))
+    again = train(build_toy(seed=9), file)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+def test_whitening_keeps_reconstructions_and_makes_latents_white(pictures):
+    vae = build_toy().vae
+    with torch.no_grad():
+        before = vae.decode(vae.encode(to_tensor(pictures)).latent_dist.mode()).sample
+        whiten_latents(vae, pictures, SCALING_FACTOR)
+        latents = vae.encode(to_tensor(pictures)).latent_dist.mode()
+        after = vae.decode(latents).sample
+    flat = (latents * SCALING_FACTOR).permute(1, 0, 2, 3).flatten(1)
+    assert torch.allclose(before, after, atol=1e-3)
+    assert torch.allclose(torch.cov(flat), torch.eye(4), atol=0.02)
+
+
+def test_whitened_latents_are_the_same_whether_sampled_or_not(pictures):
+    vae = build_toy().vae
+    whiten_latents(vae, pictures, SCALING_FACTOR)
+    with torch.no_grad():
+        distribution = vae.encode(to_tensor(pictures[:2])).latent_dist
+    assert torch.allclose(distribution.sample(), distribution.mode(), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8)])
+def test_muon_brings_all_singular_values_near_one(shape):
+    update = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(update).float())
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+
+
+def test_learning_rate_rises_stays_and_falls_to_zero():
+    def share(progress, step):
+        return learning_rate_share(progress, step, warmup=10, decay_from=0.5)
+
+    assert share(0.0, 0) == pytest.approx(0.1)
+    assert share(0.4, 50) == 1
+    assert share(0.75, 80) == pytest.approx(0.5)
+    assert share(1.0, 100) == 0

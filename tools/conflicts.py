@@ -1,0 +1,146 @@
+"""What collides: opposed parameters, subspace overlap, energy lost; per block and overall.
+
+    python tools/conflicts.py out/objects                     # a run: figure 2 of arXiv 2410.04891
+    python tools/conflicts.py a.safetensors b.safetensors     # adapters trained apart
+
+For a run the numbers go to conflicts.json in its folder, where the report finds them; --json and
+--plot name other places.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lcp_plugin.conflicts import (
+    Pair,
+    block_of,
+    compare_adapters,
+    compare_boundaries,
+    figure_two,
+    open_boundaries,
+)
+from lcp_plugin.delta import Delta
+from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.files import write_bytes, write_json
+from lcp_plugin.formats import read_lora
+from lcp_plugin.merging import merge_deltas
+from lcp_plugin.registry import create_strategy
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("inputs", type=Path, nargs="+", help="one run folder, or LoRA files")
+    parser.add_argument("--rank", type=int, default=0, help="also: what their sum loses at a rank")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    parser.add_argument("--plot", type=Path, help="draw a chart here (.png, .svg, .pdf)")
+    parser.add_argument("--blocks", action="store_true", help="print a line for each block too")
+    return parser.parse_args(arguments)
+
+
+def read_deltas(paths: Sequence[Path]) -> dict[str, Delta]:
+    """Name -> delta of LoRA files; the stem is the name, numbered if it is not the only one."""
+    deltas: dict[str, Delta] = {}
+    for path in paths:
+        name = path.stem if path.stem not in deltas else f"{path.stem} ({len(deltas) + 1})"
+        deltas[name] = read_lora(path).total
+    return deltas
+
+
+def energy_lost(
+    deltas: Sequence[Delta], weights: Sequence[float] | None, rank: int
+) -> dict[str, float]:
+    """Share of ||sum||^2 that a truncation to `rank` loses, per block; overall under ""."""
+    merged = merge_deltas(deltas, weights)
+    _, errors = merged.delta.truncate(rank)
+    lost: dict[str, float] = {}
+    total: dict[str, float] = {}
+    for name, entry in merged.delta.items():
+        size = entry.norm() ** 2
+        for block in ("", block_of(name)):
+            total[block] = total.get(block, 0.0) + size
+            lost[block] = lost.get(block, 0.0) + size * errors[name] ** 2
+    return {block: lost[block] / total[block] if total[block] else 0.0 for block in sorted(total)}
+
+
+def table(pairs: Sequence[Pair], blocks: bool) -> list[str]:
+    """A line per pair (and block)."""
+    head = ("first", "second", "b", "block", "ratio", "opposed", "zeros", "inputs", "outputs")
+    rows = [head]
+    for pair in pairs:
+        facts = pair.to_json()
+        every = {"all": facts, **(facts["blocks"] if blocks else {})}
+        for block, values in every.items():
+            keys = ("ratio", "opposed", "zeros", "row_overlap", "column_overlap")
+            numbers = ["-" if values.get(k) is None else f"{values[k]:.3f}" for k in keys]
+            rows.append((pair.first, pair.second, pair.reading, block, *numbers))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+
+
+def draw(pairs: Sequence[Pair], path: Path) -> None:
+    """Ratios of the first task (or adapter) against all later ones, per reading."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    first = [pair for pair in pairs if pair.first == pairs[0].first]
+    for reading in dict.fromkeys(pair.reading for pair in first):
+        chosen = [pair for pair in first if pair.reading == reading]
+        values = [pair.to_json().get("ratio") or 0.0 for pair in chosen]
+        axes.plot([pair.second for pair in chosen], values, marker="o", label=reading)
+    axes.set_ylabel(f"opposed-parameter ratio against {pairs[0].first}")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.lstrip(".") or "png", dpi=150)
+    write_bytes(path, drawn.getvalue())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        return compare(options)
+    except LcpError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Measure, print and save."""
+    facts: dict[str, Any] = {}
+    is_run = len(options.inputs) == 1 and options.inputs[0].is_dir()
+    if is_run:
+        with open_boundaries(options.inputs[0].absolute(), create_strategy) as (names, at, modules):
+            pairs = compare_boundaries(names, at, modules)
+        facts["after"] = figure_two(names, pairs)
+    elif len(options.inputs) < 2:
+        raise ConfigError("one file has nothing to collide with; give two, or one run folder.")
+    else:
+        deltas = read_deltas(options.inputs)
+        pairs = compare_adapters(deltas)
+        if options.rank:
+            facts["energy_lost"] = energy_lost(list(deltas.values()), None, options.rank)
+    print("\n".join(table(pairs, options.blocks)))
+    if "energy_lost" in facts:
+        print(
+            f"at rank {options.rank} their sum loses {facts['energy_lost']['']:.2%} of its energy"
+        )
+    facts["pairs"] = [pair.to_json() for pair in pairs]
+    target = options.json or (options.inputs[0] / "conflicts.json" if is_run else None)
+    if target:
+        write_json(target, facts)
+    if options.plot:
+        draw(pairs, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

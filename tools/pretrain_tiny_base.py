@@ -1,0 +1,147 @@
+"""Pretrain the embedded base `tiny-sdxl` from nothing, on one CPU core.
+
+    npm pack emoji-datasource-google@16.0.0     # Noto Emoji, Apache-2.0
+    npm pack emoji-datasource-twitter@16.0.0    # Twemoji, CC-BY 4.0
+    mkdir sprites
+    for p in emoji-datasource-google emoji-datasource-twitter; do
+        mkdir sprites/$p && tar -xzf $p-*.tgz -C sprites/$p
+    done
+    python tools/pretrain_tiny_base.py --sprites sprites --work pretrain \
+        --vae_minutes 15 --unet_minutes 84
+
+Never the Apple or Facebook sets: they are not free. Stages, each resumable with the same command:
+`vae` (autoencoder), `world` (draw the scenes), `unet` (UNet and both text encoders), `export`
+(write the averaged weights to --model). With --vae_steps / --unet_steps the schedule counts steps,
+and the same seed, libraries and thread count give the same weights bit for bit; with minutes it
+follows the clock and does as many steps as fit.
+
+    --gate                  the quality figures as JSON (classifier on samples, PSNR, rare words)
+    --grid FILE             the grid of 48 prompts
+    --render_quickstart DIR the objects and styles of configs/quickstart
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lcp_plugin.errors import LcpError  # noqa: E402
+from lcp_plugin.tiny import model_dir  # noqa: E402
+
+STAGES = ("vae", "world", "unet", "export", "all", "none")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--stage", choices=STAGES, help="default: all, or none with an option of the last group")
+    add("--sprites", type=Path, help="folder with the two unpacked npm packages")
+    add("--work", type=Path, help="folder for pictures, latents and checkpoints (about 900 MB)")
+    add("--model", type=Path, default=model_dir(), help="model folder to export to or measure")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=1, help="torch threads")
+    for part, minutes in (("vae", 15.0), ("unet", 84.0)):
+        limit = parser.add_mutually_exclusive_group()
+        limit.add_argument(f"--{part}_steps", type=int, help="train so many steps")
+        limit.add_argument(
+            f"--{part}_minutes", type=float, help=f"train so long (default {minutes:.0f})"
+        )
+        parser.set_defaults(**{f"{part}_default": minutes})
+    extra = parser.add_argument_group("after training")
+    extra.add_argument("--gate", action="store_true", help="print the quality figures as JSON")
+    extra.add_argument("--samples", type=int, default=500, help="samples that --gate takes")
+    extra.add_argument("--grid", type=Path, metavar="FILE", help="write the grid of 48 prompts")
+    extra.add_argument("--render_quickstart", type=Path, metavar="DIR", help="write its images")
+    return parser
+
+
+def train(args: argparse.Namespace, stage: str) -> None:
+    """Run one stage or all of them."""
+    from lcp_plugin.tiny import stages
+    from lcp_plugin.tiny.schedule import Budget
+
+    plan = stages.Plan(work=args.work, sprites=args.sprites, seed=args.seed)
+
+    def budget(part: str) -> Budget:
+        steps = getattr(args, f"{part}_steps")
+        minutes = getattr(args, f"{part}_minutes") or getattr(args, f"{part}_default")
+        return Budget(steps=steps) if steps else Budget(minutes=minutes)
+
+    if stage in ("vae", "all"):
+        stages.run_vae(plan, budget("vae"))
+    if stage == "world":
+        stages.run_world(plan)
+    if stage in ("unet", "all"):
+        stages.run_unet(plan, budget("unet"))
+    if stage in ("export", "all"):
+        stages.export_model(plan, args.model)
+
+
+def load_model(folder: Path) -> Any:
+    """The pipeline in `folder`, fp32."""
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Figures of the model in --model; its samples as a grid beside the checkpoints."""
+    from lcp_plugin.tiny import gate, grid, stages
+    from lcp_plugin.tiny.render import Sprites
+
+    plan = stages.Plan(work=args.work, sprites=args.sprites, seed=args.seed)
+    pipeline = load_model(args.model)
+    sprites, file = Sprites(args.sprites), args.work / "classifier.safetensors"
+    figures, shown, prompts = gate.run_gate(pipeline, sprites, file, args.seed, args.samples)
+    grid.draw_grid(shown[:96], prompts[:96], args.work / "gate_samples.png")
+    return {**figures, "vae": stages.measure_vae(pipeline.vae, plan)}
+
+
+def run(args: argparse.Namespace) -> None:
+    """What the options ask for, in order."""
+    later = args.gate or args.grid or args.render_quickstart
+    stage = args.stage or ("none" if later else "all")
+    if (stage != "none" or args.gate) and not (args.sprites and args.work):
+        raise LcpError("--sprites and --work are needed to train or to measure; see --help.")
+    if stage != "none":
+        train(args, stage)
+    if args.grid:
+        from lcp_plugin.tiny.grid import GRID_PROMPTS, draw_grid, sample_pictures
+
+        pictures = sample_pictures(load_model(args.model), GRID_PROMPTS, seed=1)
+        draw_grid(pictures, GRID_PROMPTS, args.grid)
+    if args.gate:
+        print(json.dumps(measure(args), indent=1))
+    if args.render_quickstart:
+        from lcp_plugin.tiny.novel import render_quickstart
+
+        print(f"{render_quickstart(args.render_quickstart)} images")
+
+
+def main() -> int:
+    """Command line; errors a user can mend are one line."""
+    args = build_parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    import torch
+
+    torch.set_num_threads(args.threads)
+    try:
+        run(args)
+    except LcpError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
