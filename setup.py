@@ -1,4 +1,4 @@
-"""Packaging of lcp_plugin. Lower bounds only; `constraints.txt` holds the versions that were tested together."""
+"""Packaging of lcp_plugin. Lower bounds only; `constraints.txt` holds the versions tested."""
 
 from pathlib import Path
 
@@ -21,7 +21,22 @@ STRATEGIES = {
     "independent": "bounds:Independent",
     "merge_at_end": "bounds:MergeAtEnd",
 }
-OBSERVERS = {"console": "console:Console", "jsonl": "jsonl:JsonLines", "trackers": "trackers:Trackers"}
+OBSERVERS = {
+    "console": "console:Console",
+    "jsonl": "jsonl:JsonLines",
+    "trackers": "trackers:Trackers",
+}
+
+
+def share(folder: str, *patterns: str) -> list[tuple[str, list[str]]]:
+    """A folder's files under <prefix>/share/lcp_plugin, where an installed package finds them."""
+    found: dict[str, list[str]] = {}
+    for pattern in patterns:
+        for path in sorted((HERE / folder).glob(pattern)):
+            place = f"share/lcp_plugin/{path.parent.relative_to(HERE).as_posix()}"
+            found.setdefault(place, []).append(path.relative_to(HERE).as_posix())
+    return list(found.items())
+
 
 setup(
     name="lcp-plugin",
@@ -33,6 +48,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["lcp_plugin", "lcp_plugin.*"]),
     include_package_data=True,
+    data_files=share("configs", "*.toml", "quickstart/**/*.png"),
     py_modules=["train_continual_sdxl"],
     install_requires=[
         "torch>=2.6",

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lcp_plugin import files
 from lcp_plugin.adapter import Adapter
@@ -310,8 +309,10 @@ def export_diff(learned: Learned, path: str | Path, dtype: torch.dtype = torch.f
             for key, module in ordered.items():
                 matrix = delta[module].dense().to(dtype).reshape(layout[key][1]).contiguous()
                 out.write(matrix.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        reader = files.TensorReader(temporary)
         for key, module in ordered.items():
-            _check_matrix(temporary, key, delta[module].dense(), dtype)
+            if not torch.equal(reader.read(key).flatten(1), delta[module].dense().to(dtype)):
+                raise FileFormatError(f"{path.name}: {key} does not read back as it was written.")
     return Exported(path, len(delta), path.stat().st_size)
 
 
@@ -320,12 +321,6 @@ def _weight_shape(entry: Entry) -> tuple[int, ...]:
         return entry.shape
     height, width = entry.kernel
     return (entry.shape[0], entry.shape[1] // (height * width), height, width)
-
-
-def _check_matrix(path: Path, key: str, wanted: Tensor, dtype: torch.dtype) -> None:
-    got = files.read_tensors(path, [key])[key].flatten(1)
-    if not torch.equal(got, wanted.to(dtype)):
-        raise FileFormatError(f"{path.name}: {key} does not read back as it was written.")
 
 
 # ------------------------------------------------------------------------------------- checkpoints

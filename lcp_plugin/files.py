@@ -254,6 +254,42 @@ def read_tensors(path: str | Path, names: Iterable[str] | None = None) -> dict[s
         raise FileFormatError(f"{path} cannot be read ({_first_line(error)}).") from error
 
 
+class TensorReader:
+    """Reads single tensors of one file, its header read once: for streaming over many."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.header = read_header(path)
+
+    def read(self, name: str) -> Tensor:
+        """A copy of the tensor in memory.
+
+        Raises:
+            FileFormatError: the file has changed since its header was read.
+        """
+        info = self.header.tensors[name]
+        data = bytearray(b"".join(self.chunks(name)))
+        if not data:
+            return torch.empty(info.shape, dtype=info.torch_dtype)
+        return torch.frombuffer(data, dtype=info.torch_dtype).reshape(info.shape)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The tensor's bytes, a few MB at a time. Raises FileFormatError as `read`."""
+        info = self.header.tensors[name]
+        left = info.end - info.start
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.header.size + info.start)
+                while left:
+                    chunk = file.read(min(left, _CHUNK))
+                    if not chunk:
+                        raise FileFormatError(f"{self.path} became shorter while it was read.")
+                    left -= len(chunk)
+                    yield chunk
+        except OSError as error:
+            raise FileFormatError(f"{self.path} cannot be read ({error.strerror}).") from error
+
+
 def read_json(path: str | Path) -> Any:
     """The value that a JSON file holds.
 

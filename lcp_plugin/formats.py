@@ -68,9 +68,15 @@ def read_lora(path: str | Path) -> LoraFile:
         NumericError: NaN or infinity.
     """
     path = find_lora(path)
-    metadata = read_header(path).metadata
+    return lora_from_tensors(read_tensors(path), read_header(path).metadata, path)
+
+
+def lora_from_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
+) -> LoraFile:
+    """As `read_lora` for tensors in memory; `path` names them in messages."""
     configs = _Configs.of(path, metadata)
-    grouped, family = _group_keys(path, read_tensors(path), configs.only_prefix(path))
+    grouped, family = _group_keys(path, tensors, configs.only_prefix(path))
     try:
         factors = {
             module: build_factors(module, parts, configs.alpha_of)
@@ -87,7 +93,7 @@ def read_lora(path: str | Path) -> LoraFile:
         delta.check_finite()
     except (FileFormatError, NumericError) as error:
         raise type(error)(f"{path}: {error}") from error
-    return LoraFile(adapter, delta, metadata, family)
+    return LoraFile(adapter, delta, dict(metadata), family)
 
 
 def find_lora(path: str | Path) -> Path:

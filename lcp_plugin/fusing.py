@@ -8,7 +8,7 @@ to the file's own type; the share lost, ||W' - W - D|| / ||D||, is returned.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +17,9 @@ from torch import Tensor
 
 from lcp_plugin.delta import Delta, Entry
 from lcp_plugin.errors import BaseModelError, FileFormatError
-from lcp_plugin.files import (
-    Header,
-    TensorInfo,
-    build_header,
-    file_model_hash,
-    read_header,
-    read_tensors,
-)
+from lcp_plugin.files import Header, TensorInfo, TensorReader, build_header
 from lcp_plugin.keys import canonical, checkpoint_slot
 from lcp_plugin.sdxl.layers import add_delta, rounding_loss
-
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -103,24 +94,23 @@ def fuse_file(source: Path, target: Path, slots: Slots, delta: Delta) -> Fused:
         BaseModelError: a shape that does not fit, or a tensor that is no float.
         OSError: the write failed.
     """
-    header = read_header(source)
-    ordered = dict(sorted(header.tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+    reader = TensorReader(source)
+    tensors = reader.header.tensors
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
     for name, parts in slots.items():
         _check_fits(source, name, ordered[name], parts, delta)
     fused = Fused()
     layout = {name: (info.dtype, info.shape) for name, info in ordered.items()}
-    with target.open("wb") as out, source.open("rb") as original:
-        out.write(build_header(layout, header.metadata))
-        for name, info in ordered.items():
+    with target.open("wb") as out:
+        out.write(build_header(layout, reader.header.metadata))
+        for name in ordered:
             if name in slots:
-                changed, found = _fuse_tensor(source, name, slots[name], delta)
+                changed, found = _fuse_tensor(reader, name, slots[name], delta)
                 fused = fused + found
-                if changed.numel():
-                    flat = changed.contiguous().reshape(-1).view(torch.uint8)
-                    out.write(flat.numpy())  # type: ignore[arg-type]
+                flat = changed.contiguous().reshape(-1).view(torch.uint8)
+                out.write(flat.numpy())  # type: ignore[arg-type]
             else:
-                for chunk in _raw(original, header, info):
-                    out.write(chunk)
+                out.writelines(reader.chunks(name))
     return fused
 
 
@@ -142,21 +132,10 @@ def _check_fits(
         )
 
 
-def _raw(file: object, header: Header, info: TensorInfo) -> Iterator[bytes]:
-    file.seek(header.size + info.start)  # type: ignore[attr-defined]
-    left = info.end - info.start
-    while left:
-        chunk = file.read(min(left, _CHUNK))  # type: ignore[attr-defined]
-        if not chunk:
-            raise FileFormatError("the base became shorter while it was read; copy it again.")
-        left -= len(chunk)
-        yield chunk
-
-
 def _fuse_tensor(
-    source: Path, name: str, parts: Sequence[Part], delta: Delta
+    reader: TensorReader, name: str, parts: Sequence[Part], delta: Delta
 ) -> tuple[Tensor, Fused]:
-    weight = read_tensors(source, [name])[name]
+    weight = reader.read(name)
     changed = weight.clone()
     fused = Fused()
     for part in parts:
@@ -182,19 +161,15 @@ def check_fused(source: Path, target: Path, slots: Slots, delta: Delta) -> None:
     Raises:
         FileFormatError: the file on disk is not what was meant.
     """
-    before, after = read_header(source), read_header(target)
-    same = before.metadata == after.metadata and before.tensors == after.tensors
-    if not same or (not slots and file_model_hash(source) != file_model_hash(target)):
+    before, after = TensorReader(source), TensorReader(target)
+    if before.header != after.header:
         raise FileFormatError(f"{target.name} does not read back as it was written.")
-    with source.open("rb") as one, target.open("rb") as other:
-        for name, info in before.tensors.items():
-            if name in slots:
-                wanted, _ = _fuse_tensor(source, name, slots[name], delta)
-                ok = torch.equal(read_tensors(target, [name])[name], wanted)
-            else:
-                pairs = zip(_raw(one, before, info), _raw(other, after, info), strict=True)
-                ok = all(a == b for a, b in pairs)
-            if not ok:
-                raise FileFormatError(
-                    f"{target.name}: {name} does not read back as it was written."
-                )
+    for name in before.header.tensors:
+        if name in slots:
+            wanted, _ = _fuse_tensor(before, name, slots[name], delta)
+            same = torch.equal(after.read(name), wanted)
+        else:
+            pairs = zip(before.chunks(name), after.chunks(name), strict=True)
+            same = all(one == other for one, other in pairs)
+        if not same:
+            raise FileFormatError(f"{target.name}: {name} does not read back as it was written.")

@@ -56,6 +56,7 @@ PACKAGES = {  # kohya's names of optimizers in packages of their own
     "adafactor": "transformers.optimization.Adafactor",
 }
 FUSED = ("AdamW", "Adam")
+NOT_PAGED = "Paged optimizers are not supported on CPU"  # they run there, unpaged
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
@@ -177,9 +178,9 @@ def _create_bitsandbytes(
         path = UNQUANTISED[wanted]
         log.warning("bitsandbytes is unusable here (%s): %s instead of %s.", reason, path, label)
         return _build(_load_class(path, path), path, values, groups, learning_rate)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
-        optimizer = cls(list(groups), lr=learning_rate, **values)
+    # bitsandbytes says so again at the first real step
+    warnings.filterwarnings("ignore", message=NOT_PAGED)
+    optimizer = cls(list(groups), lr=learning_rate, **values)
     return optimizer, f"bitsandbytes.optim.{label}({_write_arguments(values)})"
 
 
@@ -202,7 +203,7 @@ def _try_step(
     scratch.grad = torch.zeros_like(scratch)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+            warnings.filterwarnings("ignore", message=NOT_PAGED)
             cls([scratch], lr=1e-3, **values).step()
     except TypeError as error:
         raise ConfigError(f"optimizer_args do not fit {cls}: {error}") from error

@@ -23,9 +23,17 @@ from lcp_plugin.hooks import Carry, TaskStart
 from lcp_plugin.store import carry_from_tensors, carry_to_tensors
 
 
-def create_accelerator(mixed_precision: str, log_with: str | None, logging_dir: str | None) -> Any:
-    """accelerate's Accelerator; accumulation is ours, so that draws stay derived from indices."""
-    from accelerate import Accelerator
+def create_accelerator(
+    mixed_precision: str,
+    log_with: str | None = None,
+    logging_dir: str | None = None,
+    some_unused: bool = False,
+) -> Any:
+    """accelerate's Accelerator; accumulation is ours, so that draws stay derived from indices.
+
+    `some_unused`: parameters without a gradient exist (SDXL skips text encoder 1's last layer).
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     no_device = not torch.accelerator.is_available()
@@ -35,6 +43,7 @@ def create_accelerator(mixed_precision: str, log_with: str | None, logging_dir: 
         log_with=log_with,
         project_dir=logging_dir,
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_unused)],
     )
 
 

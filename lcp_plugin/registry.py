@@ -172,8 +172,7 @@ def create(kind: type[Plugin], name: str, args: Sequence[str] = ()) -> Plugin:
     if lacking:
         raise StrategyError(f"{name} needs --strategy_args {' '.join(k + '=...' for k in lacking)}")
     plugin = cls(**values)
-    if not plugin.name:
-        plugin.name = name
+    plugin.name = name  # what it was found by: files record it, and replaying finds it again
     return plugin
 
 

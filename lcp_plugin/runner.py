@@ -27,6 +27,7 @@ from lcp_plugin import __version__
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
+from lcp_plugin.data.check import check_images
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import DiskError, LcpError, LineageError, ResumeError
 from lcp_plugin.files import cache_folder, require_free_space
@@ -171,6 +172,7 @@ class Run:
             self.say(notice)
         vae_key = f"{self.base.hash}:{config.options.vae or 'own'}:mean"
         text_key = f"{self.base.hash}:{self.facts['text_delta']}"
+        # trained text encoders are never cached, so the parent's delta on them is all that counts
         data.prepare(trainer.encode_images, trainer.encode_prompts, vae_key, text_key)
         return config.options, data
 
@@ -287,6 +289,8 @@ class Run:
         """
         assert self.trainer is not None
         trainer, options = self.trainer, self.options
+        if trainer.options.trains_text_encoders:
+            self.bank.clear()  # they change from step to step
         with trainer.text_encoders():
             self.bank.add(trainer.pipeline, [*prompts, ""])
         width, height = options.resolution or (native_resolution(trainer.pipeline),) * 2
@@ -408,6 +412,7 @@ def start_run(config: RunConfig) -> Run:
             f"to "
             "its config; to start over use --overwrite; else choose another --output_name."
         )
+    check_images(configs[task.name] for task in tasks[len(store.folders()) :])
     facts = known or {"format": 1, "ended": [], "said": [], "base_sampled": False, "sessions": []}
     run = Run(config, store, strategy, base, parent, tasks, configs, seed, facts)
     facts.update(describe_run(run))

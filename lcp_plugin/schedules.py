@@ -9,7 +9,7 @@ diffusers' and transformers' schedulers, which kohya's lr_scheduler names:
     w to T;  cosine_with_restarts: hard restarts, lr_scheduler_num_cycles of them;  inverse_sqrt:
     sqrt(t0 / (s + t0 - w)),
     t0 = lr_scheduler_timescale or w;  cosine_with_min_lr: cosine down to lr_scheduler_min_lr_ratio;
-    warmup_stable_decay: up over w, 1, cosine down over d;
+    warmup_stable_decay: up over w from lr_scheduler_min_lr_ratio, 1, cosine down to it over d;
     piecewise_constant: `lr_scheduler_args` with step_rules=1:10,0.1:20,0.01.
 """
 
@@ -55,17 +55,14 @@ def make_multiplier(options: Options, total: int) -> Callable[[int], float]:
     if shape is None:
         raise ConfigError(f"lr_scheduler = '{name}' is not known; use constant, cosine, linear ...")
     span = max(1, total - warmup)
+    lowest = (options.lr_scheduler_min_lr_ratio or 0.0) if name == "warmup_stable_decay" else 0.0
 
     def multiplier(step: int) -> float:
-        rising = _rise(step, warmup)
-        return rising if rising is not None else shape(min(1.0, (step - warmup) / span))
+        if step < warmup:
+            return lowest + (1 - lowest) * step / warmup
+        return shape(min(1.0, (step - warmup) / span))
 
     return multiplier
-
-
-def _rise(step: int, warmup: int) -> float | None:
-    """s / w during warm-up, None after it."""
-    return step / warmup if step < warmup else None
 
 
 def _shapes(options: Options, total: int, warmup: int) -> dict[str, Callable[[float], float]]:

@@ -25,13 +25,19 @@ from lcp_plugin.adapter import Adapter, AdapterSpec
 from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.delta import Delta
-from lcp_plugin.errors import NumericError, ResumeError
+from lcp_plugin.errors import ConfigError, NumericError, ResumeError
 from lcp_plugin.hooks import StepReport, Strategy, TaskStart
 from lcp_plugin.optim import create_optimizer, flatten_state, unflatten_state
 from lcp_plugin.parallel import share_object, share_state
 from lcp_plugin.schedules import make_multiplier
 from lcp_plugin.sdxl.conditioning import encode_prompts, make_time_ids
-from lcp_plugin.sdxl.layers import AdaptedUNet, choose_targets, layer_kernel, layer_shape
+from lcp_plugin.sdxl.layers import (
+    AdaptedUNet,
+    choose_targets,
+    choose_text_targets,
+    layer_kernel,
+    layer_shape,
+)
 from lcp_plugin.sdxl.live import LiveModel, LiveStep
 from lcp_plugin.sdxl.load import native_resolution, prediction_type
 from lcp_plugin.sdxl.loss import compute_loss
@@ -92,7 +98,11 @@ class Trainer:
                 "text_encoder_2": pipeline.text_encoder_2,
             }
         )
-        self.targets = choose_targets(self.adapted.layers, options.lora_targets)
+        self.targets: list[str] = []
+        if options.trains_unet:
+            self.targets += choose_targets(self.adapted.layers, options.lora_targets)
+        if options.trains_text_encoders:
+            self.targets += choose_text_targets(self.adapted.layers)
         betas = torch.as_tensor(pipeline.scheduler.betas).float()
         betas = zero_terminal_betas(betas) if options.zero_terminal_snr else betas
         self.alphas = alphas_cumprod(betas).to(self.device)  # (train timesteps,)
@@ -175,8 +185,15 @@ class Trainer:
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Conditioning of prompts without time_ids, on the CPU."""
-        with self.text_encoders():
+        with self.text_encoders(), torch.no_grad():
             return {k: v.cpu() for k, v in encode_prompts(self.pipeline, prompts).items()}
+
+    def encode_live(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """As `encode_prompts`, on the device, where text encoders stay; with gradients."""
+        for encoder in (self.pipeline.text_encoder, self.pipeline.text_encoder_2):
+            encoder.to(self.device)
+        with self.accelerator.autocast():
+            return encode_prompts(self.pipeline, prompts)
 
 
 class TaskRun:
@@ -222,18 +239,15 @@ class TaskRun:
         adapted = self.trainer.adapted
         adapted.eval()
         self.strategy.before_training(self.model)
-        parameters = [p for p in adapted.pairs.parameters() if p.requires_grad]
-        self.rate = (
-            self.options.learning_rate if self.options.unet_lr is None else self.options.unet_lr
-        )
+        groups = make_groups(self.trainer.adapted, self.options)
         optimizer, self.optimizer_name = create_optimizer(
             self.options.optimizer_type,
             self.options.optimizer_args,
-            [{"params": parameters, "lr": self.rate}],
-            self.rate,
+            groups,
+            self.options.learning_rate,
         )
         self.multiplier = make_multiplier(self.options, self.total)
-        self.parameters = parameters
+        self.parameters = [p for group in groups for p in group["params"]]
         self.model.wrapped, self.optimizer = self.accelerator.prepare(adapted, optimizer)
         self.rates = [float(group.get("lr") or 0.0) for group in optimizer.param_groups]
         self._resume()
@@ -384,7 +398,9 @@ class TaskRun:
         if "pixels" in ready:
             ready["latents"] = self.trainer.encode_images(ready.pop("pixels"))
         if "captions" in ready:
-            ready.update(self.trainer.encode_prompts(ready.pop("captions")))
+            trains = self.options.trains_text_encoders
+            encode = self.trainer.encode_live if trains else self.trainer.encode_prompts
+            ready.update(encode(ready.pop("captions")))
         device = self.trainer.device
         return {k: v.to(device) for k, v in ready.items() if isinstance(v, Tensor)}
 
@@ -474,6 +490,40 @@ class TaskRun:
 
 
 # ------------------------------------------------------------------------------------ helpers
+
+
+def make_groups(adapted: AdaptedUNet, options: Options) -> list[dict[str, Any]]:
+    """Parameter groups {"params", "lr"}: the UNet's, text encoder 1's and 2's; empty ones left out.
+
+    Raises:
+        ConfigError: no group has both parameters and a rate above 0.
+    """
+    text = options.text_encoder_lr or (options.learning_rate,)
+    rates = {
+        "unet": options.learning_rate if options.unet_lr is None else options.unet_lr,
+        "text_encoder": text[0],
+        "text_encoder_2": text[-1],
+    }
+    groups = []
+    for component, rate in rates.items():
+        parameters = [
+            parameter
+            for name, pair in adapted.pair_of.items()
+            if name.split(".")[0] == component
+            for parameter in (pair.down, pair.up)
+            if parameter.requires_grad
+        ]
+        if parameters and rate > 0:
+            groups.append({"params": parameters, "lr": rate})
+        else:  # as in kohya's trainer: what has no rate does not train
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+    if not groups:
+        raise ConfigError(
+            "nothing to train: all learning rates are 0; set learning_rate, unet_lr or "
+            "text_encoder_lr."
+        )
+    return groups
 
 
 def weight_dtype(options: Options) -> torch.dtype:

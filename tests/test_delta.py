@@ -152,7 +152,9 @@ def test_weights_zero_and_one() -> None:
     delta = delta_of(1)
     assert delta.weighted(1) is delta
     assert len(delta.weighted(0)) == 0
-    assert_close(dense_delta(delta.weighted(-2)), {n: -2 * d for n, d in dense_delta(delta).items()})
+    assert_close(
+        dense_delta(delta.weighted(-2)), {n: -2 * d for n, d in dense_delta(delta).items()}
+    )
 
 
 def test_adding_changes_neither_part() -> None:
@@ -342,7 +344,9 @@ def test_a_delta_that_lacks_a_part_is_an_error(missing: str) -> None:
 @pytest.mark.parametrize("alpha", [1.0, 0.1, 1 / 3, 64.0])
 def test_adapters_survive_a_round_trip_with_the_exact_alpha(alpha: float) -> None:
     f = random_factors((20, 36), 2, alpha, 5)
-    adapter = Adapter({**random_adapter(1, alpha=alpha), "unet.c": Factors(f.down, f.up, 1, (3, 3))})
+    adapter = Adapter(
+        {**random_adapter(1, alpha=alpha), "unet.c": Factors(f.down, f.up, 1, (3, 3))}
+    )
     back = adapter_from_tensors(adapter_to_tensors(adapter, "adapter/"), "adapter/")
     assert set(back) == set(adapter)
     for name, factors in adapter.items():

@@ -534,5 +534,3 @@ def test_a_strategys_base_delta_is_the_frozen_one(adapted: AdaptedUNet, unet: nn
         assert got is not None
         assert torch.equal(got, entry.dense())
     assert adapted.base_delta("unet.conv_in") is None
-
-

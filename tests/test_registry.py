@@ -216,12 +216,20 @@ def test_an_argument_without_default_must_be_given(module: Callable[[str, str], 
 def test_a_class_by_path_is_loaded_and_named(module: Callable[[str, str], None]) -> None:
     module("beside_the_config", PLUGIN)
     strategy: Any = create_strategy("beside_the_config:Halving", ["factor=0.1"])
-    assert (strategy.name, strategy.factor) == ("halving", 0.1)
+    assert strategy.factor == 0.1
     assert type(create(Observer, "beside_the_config:Counting")).__name__ == "Counting"
 
 
-def test_a_class_without_a_name_is_called_by_its_path() -> None:
-    assert create_strategy("test_registry:Whole").name == "test_registry:Whole"
+def test_a_plugin_is_called_by_what_finds_it_again(
+    module: Callable[[str, str], None], install: Install
+) -> None:
+    """Task folders record the name, and rebuilding a carry creates the strategy by it."""
+    module("beside_the_config", PLUGIN)
+    install("halving_pkg", {"lcp_plugin.strategies": ["in_halves = halving_pkg:Halving"]})
+    for name in ("beside_the_config:Halving", "in_halves", "test_registry:Whole"):
+        strategy = create_strategy(name)
+        assert strategy.name == name
+        assert type(create_strategy(strategy.name)) is type(strategy)
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_strategies_stand_side_by_side(tmp_path):
     output = write_report(runs, output=tmp_path / "both.html")
     text = output.read_text("utf-8")
     assert output == tmp_path / "both.html"
-    for words in ("Strategies side by side", 'id="choose-run"', "naive", "magmax", "at the end"):
+    for words in ("Strategies side by side", 'id="choose-run"', "naive", "magmax", "At the end"):
         assert words in text
     outline = Outline(text)
     assert not outline.open

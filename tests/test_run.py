@@ -460,3 +460,98 @@ def test_two_processes_may_not_train_one_run(
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(DiskError, match="another process"):
             train("run")
+
+
+def test_text_encoders_train_chain_and_survive_a_unet_only_continuation(train: Train) -> None:
+    first = train(
+        "first",
+        tasks=(0,),
+        network_train_unet_only=False,
+        cache_text_encoder_outputs=False,
+        text_encoder_lr=[1e-2, 2e-2],
+    )
+    adapter = first.store.folders()[0].read_adapter()
+    parts = {name.split(".")[0] for name in adapter}
+    assert parts == {"unet", "text_encoder", "text_encoder_2"}
+    untrained = {n.rpartition(".layers.")[0] for n, f in adapter.items() if not f.up.any()}
+    assert untrained <= {
+        "text_encoder.text_model.encoder"
+    }  # its last layer: SDXL reads the one before
+    for strategy in ("naive", "merge_init"):
+        second = train(
+            f"second_{strategy}",
+            tasks=(1,),
+            prev=str(first.store.deliverable),
+            strategy=strategy,
+            allow_strategy_change=True,
+        )
+        total = second.store.folders()[-1].read_carry().total
+        for name, factors in adapter.items():
+            if not name.startswith("unet."):
+                assert torch.allclose(total[name].dense(), factors.update(), atol=1e-7)
+        delivered = files.read_header(second.store.deliverable).tensors
+        assert any(key.startswith("lora_te1_") for key in delivered)
+        assert any(key.startswith("lora_te2_") for key in delivered)
+
+
+@pytest.mark.parametrize("before", FOUR)
+def test_every_strategy_chains_on_every_other(train: Train, before: str) -> None:
+    first = train("first", tasks=(0,), strategy=before)
+    for after in FOUR:
+        run = train(
+            f"then_{after}",
+            tasks=(1,),
+            strategy=after,
+            prev=str(first.store.root),
+            allow_strategy_change=True,
+        )
+        (folder,) = run.store.folders()
+        assert [r.name for r in folder.records] == ["disc0", "disc1"]
+
+
+def test_xformers_missing_is_one_warning_and_sdpa(
+    train: Train, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    train("run", tasks=(0, 1), xformers=True)
+    assert [r.message for r in caplog.records if "xformers" in r.message] == [
+        r.message for r in caplog.records if "SDPA instead" in r.message
+    ]
+    assert sum("SDPA instead" in r.message for r in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_checkpointing": True},
+        {"mixed_precision": "bf16"},
+        {"mixed_precision": "bf16", "full_bf16": True},
+        {"optimizer_type": "AdamW8bit"},
+        {"optimizer_type": "PagedAdamW8bit"},
+        {"optimizer_type": "Lion8bit"},
+        {"optimizer_type": "Adafactor", "optimizer_args": ["relative_step=False"]},
+        {"optimizer_type": "torch.optim.RMSprop"},
+        {"lr_scheduler": "cosine", "lr_warmup_steps": 1},
+        {"v_parameterization": True},
+        {"lora_targets": "transformer"},
+        {"cache_latents": False, "cache_text_encoder_outputs": False},
+    ],
+    ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()),
+)
+def test_training_options_train(train: Train, options: dict[str, Any]) -> None:
+    run = train("run", tasks=(0, 1), strategy="magmax", **options)
+    for folder in run.store.folders():
+        assert any(bool(f.up.abs().max() > 0) for f in folder.read_adapter().values())
+    if "optimizer_type" in options:
+        used = run.store.folders()[0].lineage["training"]["optimizer"]
+        assert options["optimizer_type"].split(".")[-1] in used
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(train: Train) -> None:
+    plain = train("plain", tasks=(0,))
+    saving = train("saving", tasks=(0,), gradient_checkpointing=True)
+    a, b = (r.store.folders()[0].read_adapter() for r in (plain, saving))
+    for name in a:
+        assert torch.allclose(a[name].up, b[name].up, atol=1e-6)

@@ -246,7 +246,8 @@ def test_magmax_original_trains_on_unselected_weights_and_scales_by_a_half() -> 
     for update in updates:
         tau = add(tau, dense_updates(update))
         largest = {
-            m: tau[m] if m not in largest
+            m: tau[m]
+            if m not in largest
             else torch.where(tau[m].abs() >= largest[m].abs(), tau[m], largest[m])
             for m in tau
         }
@@ -503,5 +504,3 @@ def test_facts_can_be_noted_on_the_newest_record_only() -> None:
     assert noted.tasks[-1].facts == {"steps": 5}
     assert noted.tasks[0] == carry.tasks[0]
     assert carry.tasks[-1].facts == {}
-
-

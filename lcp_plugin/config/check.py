@@ -47,7 +47,7 @@ def settle_options(
     if options.save_model_as != "safetensors":
         implied["save_model_as"] = ("safetensors", "pickles are not written")
         findings.notice(f"save_model_as = {options.save_model_as}: a pickle; saved as safetensors.")
-    _tell_no_effect(given, findings)
+    _tell_no_effect(options, given, findings)
     _tell_unfit_defaults(options, given, findings)
     settled = replace(options, **{name: value for name, (value, _) in implied.items()})
     return settled, {name: origin for name, (_, origin) in implied.items()}
@@ -114,11 +114,11 @@ def _settle_caches(options: Options, findings: Findings) -> dict[str, tuple[Any,
     return implied
 
 
-def _tell_no_effect(given: frozenset[str], findings: Findings) -> None:
+def _tell_no_effect(options: Options, given: frozenset[str], findings: Findings) -> None:
     reasons: dict[str, list[str]] = {}
-    for name in option_fields():
-        reason = option_fields()[name].metadata["no_effect"]
-        if name in given and reason:
+    for name, field in option_fields().items():
+        reason = field.metadata["no_effect"]
+        if reason and name in given and getattr(options, name) != field.default:
             reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
         verb = "has" if len(names) == 1 else "have"

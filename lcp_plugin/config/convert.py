@@ -35,6 +35,7 @@ def convert_option(field: Field[Any], annotation: Any, value: Any) -> Any:
     result = convert(value, annotation)
     _check_choices(result, field.metadata["choices"])
     _check_limits(result, field.metadata["minimum"], field.metadata["maximum"])
+    _check_multiple(result, field.metadata["multiple_of"])
     return result
 
 
@@ -143,3 +144,9 @@ def _check_limits(value: Any, minimum: float | None, maximum: float | None) -> N
             raise Unfit(f"wanted at least {minimum:g}")
         if maximum is not None and number > maximum:
             raise Unfit(f"wanted at most {maximum:g}")
+
+
+def _check_multiple(value: Any, unit: int) -> None:
+    for number in value if isinstance(value, tuple) else (value,):
+        if unit > 1 and number % unit:
+            raise Unfit(f"wanted a multiple of {unit} (the next is {-(-number // unit) * unit})")

@@ -29,6 +29,7 @@ def option(
     key_values: bool = False,
     keep: bool = False,
     zero_unset: bool = False,
+    multiple_of: int = 1,
 ) -> Any:
     """A dataclass field that declares an option.
 
@@ -36,6 +37,7 @@ def option(
     `per_task`: may stand in [[tasks]]. `fixed`: must not change when a run is resumed.
     `minimum`, `maximum`: inclusive limits. `key_values`: a list of key=value, also given as a
     table. `keep`: an empty string is a value, not "unset". `zero_unset`: 0 means "unset".
+    `multiple_of`: what whole numbers must be multiples of.
     """
     metadata = {
         "group": group,
@@ -51,6 +53,7 @@ def option(
         "key_values": key_values,
         "keep": keep,
         "zero_unset": zero_unset,
+        "multiple_of": multiple_of,
     }
     return field(default=default, metadata=metadata)
 

@@ -29,6 +29,7 @@ class DataOptions:
         None,
         '"width,height" or one number for a square',
         differs="unset means the base's native size",
+        multiple_of=8,
     )
     train_batch_size: int = _source(1, "images in a batch, per process", minimum=1)
     dataset_repeats: int = _source(1, "repeats of images named by in_json", grade="R", minimum=1)
@@ -104,7 +105,9 @@ class DataOptions:
     enable_bucket: bool = _image(False, "keep aspect ratios, in buckets of equal area")
     min_bucket_reso: int = _image(256, "shortest side of a bucket, pixels", minimum=8)
     max_bucket_reso: int = _image(1024, "longest side of a bucket, pixels", minimum=8)
-    bucket_reso_steps: int = _image(64, "sides are multiples of this, pixels", minimum=8)
+    bucket_reso_steps: int = _image(
+        64, "sides are multiples of this, pixels", minimum=8, multiple_of=8
+    )
     bucket_no_upscale: bool = _image(
         False, "never enlarge an image (min and max are then not used)"
     )

@@ -99,16 +99,20 @@ class Bucketing:
         self._dataset = dataset
         shortest = min(dataset.min_bucket_reso, *self.resolution)
         longest = max(dataset.max_bucket_reso, *self.resolution)
-        self.widened = (shortest, longest) != (dataset.min_bucket_reso, dataset.max_bucket_reso)
+        self._step = dataset.bucket_reso_steps
+        while self._step > min(self.resolution) and self._step > 8:
+            self._step = max(8, self._step // 2)
+        self.widened = (shortest, longest, self._step) != (
+            dataset.min_bucket_reso,
+            dataset.max_bucket_reso,
+            dataset.bucket_reso_steps,
+        )
         self._sizes = [self.resolution]
         if dataset.enable_bucket and not dataset.bucket_no_upscale:
-            self._sizes = list_bucket_sizes(
-                self.resolution, shortest, longest, dataset.bucket_reso_steps
-            )
+            self._sizes = list_bucket_sizes(self.resolution, shortest, longest, self._step)
 
     def place(self, image: Size) -> Placement:
         """The image's bucket and the size it is resized to."""
         if self._dataset.enable_bucket and self._dataset.bucket_no_upscale:
-            step = self._dataset.bucket_reso_steps
-            return choose_without_upscaling(image, self.resolution, step)
+            return choose_without_upscaling(image, self.resolution, self._step)
         return choose_size(image, self._sizes)

@@ -66,8 +66,8 @@ def collect_examples(
     notices: list[str] = []
     if bucketing.widened and dataset.enable_bucket and not dataset.bucket_no_upscale:
         notices.append(
-            f"min_bucket_reso and max_bucket_reso are widened to hold the resolution "
-            f"{bucketing.resolution[0]}x{bucketing.resolution[1]}."
+            f"bucket limits are fitted to the resolution {bucketing.resolution[0]}x"
+            f"{bucketing.resolution[1]} (min_bucket_reso, max_bucket_reso, bucket_reso_steps)."
         )
     seed = default_seed if dataset.validation_seed is None else dataset.validation_seed
     examples: list[Example] = []

@@ -20,7 +20,7 @@ from lcp_plugin.evaluation.images import SUFFIXES
 from lcp_plugin.files import hash_file, read_json
 from lcp_plugin.formats import read_lora
 from lcp_plugin.hooks import Carry, Strategy
-from lcp_plugin.registry import create
+from lcp_plugin.registry import create_strategy
 from lcp_plugin.store import RunStore, TaskFolder, hash_carry, read_folder, task_of
 from lcp_plugin.tasks import TaskRecord
 
@@ -124,7 +124,7 @@ class CarryWalk:
 
     def _restart(self) -> None:
         facts = self.folders[0].lineage["strategy"]
-        strategy = create(Strategy, facts["name"], facts["args"])  # type: ignore[type-abstract]
+        strategy = create_strategy(facts["name"], facts["args"])
         parent = self.store.read_parent()
         if parent.strategy == facts["name"]:
             strategy.load_state_dict(parent.state)

@@ -25,8 +25,8 @@ from lcp_plugin.adapter import AdapterSpec
 from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.files import write_json
-from lcp_plugin.hooks import Carry, Strategy, TaskStart
-from lcp_plugin.registry import create
+from lcp_plugin.hooks import Carry, TaskStart
+from lcp_plugin.registry import create_strategy
 from lcp_plugin.store import RunStore, TaskFolder, task_of
 from lcp_plugin.tasks import Task
 
@@ -180,7 +180,7 @@ def adopt_tasks(source: RunStore, arguments: Sequence[str], count: int = 1) -> i
     known, folders = source.read_run(), source.folders()[:count]
     if known is None or not folders or not _begin_alike(folders[0], config):
         return 0
-    strategy: Strategy = create(Strategy, options.strategy, options.strategy_args)  # type: ignore[type-abstract]
+    strategy = create_strategy(options.strategy, options.strategy_args)
     target = RunStore(Path(str(options.output_dir)), str(options.output_name))
     carry, before = Carry(), None
     for folder in folders:
@@ -238,7 +238,7 @@ def _begin_alike(folder: TaskFolder, config: RunConfig) -> bool:
         (theirs["name"], theirs["args"]),
         (ours.strategy, ours.strategy_args),
     ):
-        strategy: Strategy = create(Strategy, name, arguments)  # type: ignore[type-abstract]
+        strategy = create_strategy(name, arguments)
         starts.append(strategy.begin_task(task, Carry(), spec))
     return _equal_starts(*starts)
 

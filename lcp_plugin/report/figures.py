@@ -157,3 +157,10 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
         total += value - (values[i - window] if i >= window else 0.0)
         sums.append(total / min(i + 1, window))
     return sums
+
+
+def as_markup(svg: str) -> Any:
+    """A chart that the template prints as it is."""
+    from markupsafe import Markup
+
+    return Markup(svg)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
 
-@torch.no_grad()
 def encode_prompts(
     pipeline: StableDiffusionXLPipeline, prompts: Sequence[str], batch_size: int = 16
 ) -> dict[str, Tensor]:
@@ -56,7 +55,8 @@ class PromptBank:
         """Encodes what is not yet known; kept on the CPU."""
         new = sorted(set(prompts) - self._known.keys())
         if new:
-            encoded = encode_prompts(pipeline, new)
+            with torch.no_grad():
+                encoded = encode_prompts(pipeline, new)
             for i, prompt in enumerate(new):
                 self._known[prompt] = {k: v[i : i + 1].cpu() for k, v in encoded.items()}
 

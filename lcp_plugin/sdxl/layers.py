@@ -26,6 +26,7 @@ from lcp_plugin.adapter import Adapter, Factors, Kernel
 from lcp_plugin.delta import Delta, Entry, Stacked
 from lcp_plugin.errors import LineageError
 from lcp_plugin.hooks import Weights
+from lcp_plugin.keys import canonical
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -33,11 +34,25 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 def find_layers(components: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """All linear and convolution layers as `component.path` -> module."""
     return {
-        f"{component}.{name}": module
+        canonical(f"{component}.{name}"): module
         for component, root in components.items()
         for name, module in root.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
+
+
+TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # kohya's text-encoder layers
+
+
+def choose_text_targets(layers: Mapping[str, nn.Module]) -> list[str]:
+    """The layers of both text encoders that kohya's networks.lora adapts: 264 on SDXL."""
+    return [
+        name
+        for name in layers
+        if name.startswith(("text_encoder.", "text_encoder_2."))
+        and ".encoder.layers." in name
+        and name.endswith(TEXT)
+    ]
 
 
 def choose_targets(layers: Mapping[str, nn.Module], targets: str) -> list[str]:

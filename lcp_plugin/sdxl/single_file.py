@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lcp_plugin import files
 from lcp_plugin.errors import BaseModelError
-from lcp_plugin.files import TensorInfo
+from lcp_plugin.files import TensorInfo, TensorReader
 from lcp_plugin.keys import canonical, to_sgm
 
 TEXT_1, TEXT_2 = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
@@ -53,9 +53,13 @@ _TEXT_2_OUTSIDE = {
 class Piece:
     """A tensor on disk."""
 
-    file: Path
+    reader: TensorReader
     name: str
-    info: TensorInfo
+
+    @property
+    def info(self) -> TensorInfo:
+        """Type and shape."""
+        return self.reader.header.tensors[self.name]
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Target:
 
     def read(self) -> Tensor:
         """The tensor as the checkpoint holds it."""
-        parts = [files.read_tensors(p.file, [p.name])[p.name] for p in self.pieces]
+        parts = [piece.reader.read(piece.name) for piece in self.pieces]
         whole = torch.cat(parts) if len(parts) > 1 else parts[0]
         return (whole.T if self.transposed else whole).reshape(self.shape).contiguous()
 
@@ -113,11 +117,8 @@ def _find_pieces(folder: Path) -> dict[str, Piece]:
     """All tensors of a component; a full-precision set is preferred over an .fp16 variant."""
     found = sorted(folder.glob("*.safetensors"))
     plain = [file for file in found if not re.search(r"\.(fp16|bf16)\b", file.name)]
-    pieces = {
-        name: Piece(file, name, info)
-        for file in plain or found
-        for name, info in files.read_header(file).tensors.items()
-    }
+    readers = [TensorReader(file) for file in plain or found]
+    pieces = {name: Piece(r, name) for r in readers for name in r.header.tensors}
     if not pieces:
         raise BaseModelError(f"{folder} holds no .safetensors weights; wanted a diffusers folder.")
     return pieces

@@ -1,0 +1,526 @@
+"""A `network_module` for sd-scripts: our task boundary inside kohya's own trainers.
+
+    accelerate launch sdxl_train_network.py ... --network_module lcp_plugin.kohya
+        --network_args strategy=merge_ortho_init prev=boots.safetensors task=can concept="twt can"
+
+The strategy's begin_task decides what training starts from: what earlier tasks learned lies frozen
+under the new factors. `save_weights` lets end_task merge and writes what our own trainer delivers:
+every task so far in one LoRA, with its lineage in the header, ready for the next `prev=`.
+
+    strategy, prev, task, concept, kind    as in our configs; prev is a task folder, a run, or a LoRA
+    lora_targets     transformer (default: kohya's 722 layers) or attention (560)
+    seed             of the start; torch's own by default
+    rank_dropout, module_dropout     as in networks.lora;  neuron dropout is --network_dropout
+    allow_strategy_change=true       for a parent of another strategy
+    anything else    is an argument of the strategy
+
+The functions and methods are those that sd-scripts calls (train_network.py at 48d368fa). Different
+from networks.lora: --network_weights brings its own alpha, and the modules that are not trained
+(text encoders in a UNet-only run) stay in effect and in the saved file. Strategies that use step
+hooks need our trainer: sd-scripts calls none.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lcp_plugin.adapter import Adapter, AdapterSpec, Factors
+from lcp_plugin.delta import Delta
+from lcp_plugin.errors import BaseModelError, ConfigError, LineageError, StrategyError
+from lcp_plugin.files import replacing
+from lcp_plugin.formats import LoraFile, lora_from_tensors, portable_adapter, read_lora, write_lora
+from lcp_plugin.hooks import Carry, Strategy, TaskStart
+from lcp_plugin.keys import PREFIXES
+from lcp_plugin.lineage import modelspec_header, tag_frequency
+from lcp_plugin.registry import create_strategy
+from lcp_plugin.sdxl.kohya_layers import AdaptedLayer, choose_layers, fuse, name_layers
+from lcp_plugin.sdxl.layers import layer_kernel, layer_shape
+from lcp_plugin.seeds import derive_seed
+from lcp_plugin.store import Parent, deliverable_adapter, deliverable_header, read_parent
+from lcp_plugin.tasks import Task
+
+log = logging.getLogger(__name__)
+
+STEP_HOOKS = (
+    "before_training",
+    "before_backward",
+    "before_optimizer_step",
+    "after_optimizer_step",
+    "after_training",
+)
+OWN_ARGUMENTS = (
+    *("strategy", "prev", "task", "concept", "kind", "lora_targets", "seed"),
+    *("rank_dropout", "module_dropout", "allow_strategy_change"),
+)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """`--network_args`, read."""
+
+    strategy: Strategy
+    strategy_args: tuple[str, ...]
+    parent: Parent
+    task: Task
+    targets: str
+    seed: int
+    rank_dropout: float
+    module_dropout: float
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Arguments:
+        """From kohya's key=value texts.
+
+        Raises:
+            StrategyError, LineageError, ConfigError: an argument that does not fit, in one line.
+        """
+        texts = {name: str(value) for name, value in given.items() if value is not None}
+        own = {name: texts.pop(name) for name in OWN_ARGUMENTS if name in texts}
+        strategy_args = tuple(f"{name}={value}" for name, value in sorted(texts.items()))
+        strategy = create_strategy(own.get("strategy", "merge_init"), strategy_args)
+        _refuse_step_hooks(strategy)
+        parent = Parent()
+        if own.get("prev"):
+            parent = read_parent(Path(own["prev"]).expanduser(), create_strategy)
+        same = (parent.strategy, parent.strategy_args) == (strategy.name, strategy_args)
+        allowed = own.get("allow_strategy_change", "").lower() in ("true", "1", "yes")
+        if parent.strategy is not None and not same and not allowed:
+            raise LineageError(
+                f"prev was made with strategy {parent.strategy}, this run uses {strategy.name} "
+                "(or other arguments); use the same, or say allow_strategy_change=true."
+            )
+        if same and parent.state:
+            strategy.load_state_dict(parent.state)
+        targets = own.get("lora_targets", "transformer")
+        if targets not in ("transformer", "attention"):
+            raise ConfigError(f"lora_targets={targets}: use transformer or attention.")
+        return cls(
+            strategy,
+            strategy_args,
+            parent,
+            _task_of(own, parent),
+            targets,
+            int(own.get("seed") or torch.initial_seed() % 2**63),
+            float(own.get("rank_dropout", 0)),
+            float(own.get("module_dropout", 0)),
+        )
+
+
+def _refuse_step_hooks(strategy: Strategy) -> None:
+    used = [h for h in STEP_HOOKS if getattr(type(strategy), h) is not getattr(Strategy, h)]
+    if used:
+        raise StrategyError(
+            f"strategy {strategy.name} uses {used[0]}, which sd-scripts never calls; train it with "
+            "train_continual_sdxl.py."
+        )
+
+
+def _task_of(own: Mapping[str, str], parent: Parent) -> Task:
+    records = parent.carry.tasks
+    index = (records[-1].index if records else 0) + 1
+    name = own.get("task") or f"task{index}"
+    return Task(
+        index=index,
+        name=name,
+        kind="style" if own.get("kind") == "style" else "object",
+        concept=own.get("concept") or name,
+        prompts=(),
+    )
+
+
+# -------------------------------------------------------------------- what sd-scripts imports
+
+
+def create_network(
+    multiplier: float,
+    network_dim: int | None,
+    network_alpha: float | None,
+    vae: object,
+    text_encoder: nn.Module | Sequence[nn.Module],
+    unet: nn.Module,
+    neuron_dropout: float | None = None,
+    **kwargs: Any,
+) -> ContinualNetwork:
+    """The network of a new task. kohya's defaults: dim 4, alpha 1."""
+    kwargs.pop("dropout", None)  # a second name that sd-scripts passes for neuron_dropout
+    arguments = Arguments.read(kwargs)
+    rank = int(network_dim or 4)
+    alpha = float(1 if network_alpha is None else network_alpha) or float(rank)
+    layers = name_layers(unet, _as_list(text_encoder))
+    spec = _spec(layers, choose_layers(layers, arguments.targets), rank, alpha, arguments)
+    return ContinualNetwork(multiplier, layers, spec, arguments, float(neuron_dropout or 0))
+
+
+def create_network_from_weights(
+    multiplier: float,
+    file: str | None,
+    vae: object,
+    text_encoder: nn.Module | Sequence[nn.Module],
+    unet: nn.Module,
+    weights_sd: Mapping[str, Tensor] | None = None,
+    for_inference: bool = False,
+    neuron_dropout: float | None = None,
+    **kwargs: Any,
+) -> tuple[ContinualNetwork, dict[str, Tensor]]:
+    """A network with the modules, ranks and alphas of a LoRA file, of any layout."""
+    kwargs.pop("dropout", None)
+    lora = read_lora(file) if file else _lora_of(weights_sd)
+    arguments = Arguments.read(kwargs)
+    layers = name_layers(unet, _as_list(text_encoder))
+    names = [name for name in lora.adapter if name in layers]
+    spec = _spec(layers, names, 4, 1.0, arguments)
+    spec = replace(
+        spec,
+        ranks={name: lora.adapter[name].rank for name in names},
+        alphas={name: lora.adapter[name].alpha for name in names},
+    )
+    network = ContinualNetwork(multiplier, layers, spec, arguments, float(neuron_dropout or 0))
+    network.lora = lora
+    return network, dict(weights_sd or {})
+
+
+def _lora_of(weights: Mapping[str, Tensor] | None) -> LoraFile:
+    if not weights:
+        raise ConfigError("create_network_from_weights needs a file or its tensors.")
+    return lora_from_tensors(weights, {}, Path("weights_sd"))
+
+
+def _as_list(text_encoder: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
+    if text_encoder is None:
+        return []
+    return [text_encoder] if isinstance(text_encoder, nn.Module) else list(text_encoder)
+
+
+def _spec(
+    layers: Mapping[str, nn.Module], names: Iterable[str], rank: int, alpha: float, args: Arguments
+) -> AdapterSpec:
+    chosen = {name: layers[name] for name in names}
+    kernels = {name: layer_kernel(layer) for name, layer in chosen.items()}
+    return AdapterSpec(
+        shapes={name: layer_shape(layer) for name, layer in chosen.items()},
+        rank=rank,
+        alpha=alpha,
+        seed=derive_seed(args.seed, "adapter", args.task.index),
+        kernels={name: kernel for name, kernel in kernels.items() if kernel is not None},
+    )
+
+
+# ------------------------------------------------------------------------------- the network
+
+
+class ContinualNetwork(nn.Module):
+    """One task's factors on the trainer's models, between begin_task and end_task."""
+
+    def __init__(
+        self,
+        multiplier: float,
+        layers: dict[str, nn.Module],
+        spec: AdapterSpec,
+        arguments: Arguments,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.multiplier = multiplier
+        self.adapted = nn.ModuleDict()  # kept under names without dots
+        self.lora: LoraFile | None = None  # of create_network_from_weights
+        self._layers, self._spec, self._arguments = layers, spec, arguments
+        self._carry = arguments.parent.carry
+        self._start: TaskStart | None = None
+        self._dropout = dropout
+        self._resting = Delta()  # what network_weights brought for modules that do not train
+
+    # ------------------------------------------------------------------------ setting up
+
+    def prepare_network(self, args: Any) -> None:
+        """Checks that only the trainer's own options allow: the base, and stale text caches.
+
+        Raises:
+            LineageError: the parent was trained on another base.
+            ConfigError: text encoders are cached before the parent's change of them is applied.
+        """
+        from lcp_plugin.sdxl.load import identify_base
+
+        parent = self._arguments.parent
+        cached = getattr(args, "cache_text_encoder_outputs", False)
+        if cached and any(not name.startswith("unet.") for name in parent.carry.total):
+            raise ConfigError(
+                "prev changes the text encoders, but cache_text_encoder_outputs stores what they "
+                "said before; drop cache_text_encoder_outputs."
+            )
+        name = getattr(args, "pretrained_model_name_or_path", None)
+        if parent.base_hash and name and Path(name).exists():
+            try:
+                found = identify_base(name)
+            except BaseModelError as error:
+                log.warning("the base could not be compared with the parent's: %s", error)
+                return
+            if found.hash != parent.base_hash:
+                raise LineageError(
+                    f"prev was trained on base '{parent.base_name}', this run uses "
+                    f"{found.short}. Chain runs on one base."
+                )
+
+    def apply_to(
+        self,
+        text_encoder: object,
+        unet: object,
+        apply_text_encoder: bool = True,
+        apply_unet: bool = True,
+    ) -> None:
+        """begin_task: the carry goes under the models, the new factors onto the chosen layers."""
+        chosen = [
+            name
+            for name in self._spec.shapes
+            if (apply_unet if name.startswith("unet.") else apply_text_encoder)
+        ]
+        shapes = {name: self._spec.shapes[name] for name in chosen}
+        self._spec = replace(self._spec, shapes=shapes)
+        start = self._arguments.strategy.begin_task(self._arguments.task, self._carry, self._spec)
+        self._start = start
+        self._check_known(start.base)
+        self._check_known(start.adapter)
+        for name, entry in start.base.items():
+            self._site(name).set_base(entry)
+        for name, factors in start.adapter.items():
+            self._site(name).set_factors(factors, start.trainable)
+        log.info(
+            "%s: task %d (%s), %d layers train on %d changed by %d earlier tasks",
+            self._arguments.strategy.name,
+            self._arguments.task.index,
+            self._arguments.task.name,
+            len(start.adapter),
+            len(start.base),
+            len(self._carry.tasks),
+        )
+
+    def _check_known(self, values: Mapping[str, object]) -> None:
+        unknown = [name for name in values if name not in self._layers]
+        if unknown:
+            raise LineageError(
+                f"the parent changes {unknown[0]}, which this base does not have; chain runs on "
+                "one base."
+            )
+
+    def _site(self, name: str) -> AdaptedLayer:
+        key = name.replace(".", "/")
+        if key not in self.adapted:
+            site = AdaptedLayer(self._layers[name])
+            site.multiplier, site.dropout = self.multiplier, self._dropout
+            site.rank_dropout = self._arguments.rank_dropout
+            site.module_dropout = self._arguments.module_dropout
+            self.adapted[key] = site
+        found = self.adapted[key]
+        assert isinstance(found, AdaptedLayer)
+        return found
+
+    def _sites(self) -> dict[str, AdaptedLayer]:
+        return {
+            key.replace("/", "."): site
+            for key, site in self.adapted.items()
+            if isinstance(site, AdaptedLayer)
+        }
+
+    def trained(self) -> Adapter:
+        """The factors as they are now, as a value."""
+        found = {name: site.factors() for name, site in self._sites().items()}
+        return Adapter({name: factors for name, factors in found.items() if factors is not None})
+
+    def load_weights(self, file: str) -> str:
+        """--network_weights: start from these factors, with their own alpha and rank. Modules that
+        do not train here stay in effect, frozen, and in what is saved.
+        """
+        lora = read_lora(file)
+        self._check_known(lora.total)
+        training = self.trained()
+        fitting = {n: f for n, f in lora.adapter.items() if n in training}
+        for name, factors in fitting.items():
+            if factors.rank != training[name].rank:
+                raise LineageError(
+                    f"{file} has rank {factors.rank} in {name}, network_dim is "
+                    f"{training[name].rank}; use the same or --dim_from_weights."
+                )
+            assert self._start is not None
+            self._site(name).set_factors(factors, self._start.trainable)
+        resting = lora.delta + Delta.of(lora.adapter.without(fitting))
+        for name, entry in resting.items():
+            self._site(name).set_base(entry)
+        self._resting = self._resting + resting
+        return f"{len(fitting)} modules go on training, {len(resting)} rest"
+
+    # ------------------------------------------------------------------------ while training
+
+    def set_multiplier(self, multiplier: float) -> None:
+        """Strength of the factors in training; earlier tasks stay in effect."""
+        self.multiplier = multiplier
+        for site in self._sites().values():
+            site.multiplier = multiplier
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Nothing to do: hooks run inside the trainer's own checkpoints."""
+
+    def prepare_grad_etc(self, text_encoder: object, unet: object) -> None:
+        """requires_grad as the strategy wants it."""
+        for site in self._sites().values():
+            site.freeze_untrainable()
+
+    def on_epoch_start(self, text_encoder: object, unet: object) -> None:
+        """Dropouts on."""
+        self.train()
+
+    def on_step_start(self, text_encoder: object, unet: object) -> None:
+        """Nothing to do."""
+
+    def get_trainable_params(self) -> list[nn.Parameter]:
+        """What gradients are clipped over."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def prepare_optimizer_params(
+        self, text_encoder_lr: float | None, unet_lr: float | None, default_lr: float | None = None
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Parameter groups with their learning rates, and their names."""
+        return self.prepare_optimizer_params_with_multiple_te_lrs(
+            text_encoder_lr, unet_lr, default_lr
+        )
+
+    def prepare_optimizer_params_with_multiple_te_lrs(
+        self,
+        text_encoder_lr: float | Sequence[float] | None,
+        unet_lr: float | None,
+        default_lr: float | None = None,
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """As `prepare_optimizer_params`, with one rate for each text encoder. A group whose rate is
+        0 does not train; None is the default rate.
+        """
+        rates = (
+            list(text_encoder_lr) if isinstance(text_encoder_lr, Sequence) else [text_encoder_lr]
+        )
+        rates = [*rates, rates[-1] if rates else None][:2]
+        rates = [unet_lr, *(rates if len(rates) == 2 else [None, None])]
+        groups, names = [], []
+        for prefix, given in zip(PREFIXES, rates, strict=True):
+            rate = default_lr if given is None else given
+            sites = [s for name, s in self._sites().items() if name.startswith(prefix)]
+            params = [p for site in sites for p in site.parameters() if p.requires_grad]
+            if params and rate:
+                groups.append({"params": params, "lr": rate})
+                names.append(prefix[:-1])
+        return groups, names
+
+    def apply_max_norm_regularization(
+        self, max_norm: float, device: object
+    ) -> tuple[int, float, float]:
+        """--scale_weight_norms: updates above the norm are scaled down, half in A, half in B.
+
+        Returns:
+            number scaled, mean norm, largest norm (after scaling).
+        """
+        norms, scaled = [], 0
+        with torch.no_grad():
+            for site in self._sites().values():
+                factors = site.factors()
+                if factors is None or site.down is None or site.up is None:
+                    continue
+                norm = Delta.of(Adapter({"unet.x": factors})).norm()
+                if norm > max_norm:
+                    ratio = (max_norm / norm) ** 0.5
+                    site.down *= ratio
+                    site.up *= ratio
+                    norm, scaled = max_norm, scaled + 1
+                norms.append(norm)
+        return scaled, sum(norms) / len(norms) if norms else 0.0, max(norms, default=0.0)
+
+    # ------------------------------------------------------------------------------ saving
+
+    def carry_after(self) -> Carry:
+        """end_task on the factors as they are now; may be asked for at every save."""
+        strategy = copy.deepcopy(self._arguments.strategy)  # end_task may change its state
+        carry = self._carry
+        if self._resting:
+            carry = replace(carry, delta=carry.delta + self._resting)
+        return strategy.end_task(self._arguments.task, carry, self.trained())
+
+    def save_weights(
+        self, file: str, dtype: torch.dtype | None, metadata: Mapping[str, str] | None
+    ) -> None:
+        """One LoRA with every task so far, as our own trainer delivers it.
+
+        Raises:
+            ConfigError: a file type that can hold code.  NumericError: NaN; nothing is written.
+        """
+        if Path(file).suffix != ".safetensors":
+            raise ConfigError(
+                f"{file}: only .safetensors is written; use save_model_as=safetensors."
+            )
+        header = dict(metadata or {})
+        carry = self.carry_after().noting(
+            images=header.get("ss_num_train_images"),
+            steps=header.get("ss_steps"),
+            rank=self._spec.rank,
+            alpha=self._spec.alpha,
+        )
+        adapter = portable_adapter(deliverable_adapter(carry))
+        header |= self._describe(carry, adapter, header)
+        with replacing(file) as temporary:
+            write_lora(temporary, adapter, header, dtype or torch.float32)
+
+    def _describe(
+        self, carry: Carry, adapter: Mapping[str, Factors], header: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Lineage, trigger words, and the rank and alpha that the file really has."""
+        ranks, alphas = {f.rank for f in adapter.values()}, {f.alpha for f in adapter.values()}
+        title = header.get("modelspec.title") or header.get("ss_output_name") or "lora"
+        triggers = tuple(dict.fromkeys(task.concept for task in carry.tasks))
+        spec = modelspec_header(title, triggers=triggers)
+        given = header if any(key.startswith("modelspec.") for key in header) else spec
+        added = {
+            **{k: v for k, v in given.items() if k.startswith("modelspec.")},
+            "modelspec.trigger_phrase": spec["modelspec.trigger_phrase"],
+            "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+            "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
+            **deliverable_header(
+                carry,
+                self._arguments.strategy.name,
+                self._arguments.strategy_args,
+                header.get("ss_sd_model_name", ""),
+                header.get("ss_new_sd_model_hash", ""),
+            ),
+        }
+        if "ss_tag_frequency" not in header:
+            import json
+
+            added["ss_tag_frequency"] = json.dumps(tag_frequency(carry.tasks), ensure_ascii=False)
+        return added
+
+    # ------------------------------------------------------------------------------ merging
+
+    def is_mergeable(self) -> bool:
+        """It can be fused into the base."""
+        return True
+
+    def merge_to(
+        self,
+        text_encoder: object,
+        unet: object,
+        weights_sd: Mapping[str, Tensor] | None,
+        dtype: torch.dtype | None = None,
+        device: object = None,
+    ) -> None:
+        """--base_weights: fuse a file into the models, added in fp32 and rounded once."""
+        lora = self.lora or _lora_of(weights_sd)
+        self._check_known(lora.total)
+        for name, entry in lora.total.weighted(self.multiplier).items():
+            weight = self._layers[name].weight
+            assert isinstance(weight, nn.Parameter)
+            if entry.shape != layer_shape(self._layers[name]):
+                raise LineageError(f"{name} is {entry.shape} in base_weights; another base?")
+            fuse(weight, entry)
+            if dtype is not None:
+                weight.data = weight.data.to(dtype)
