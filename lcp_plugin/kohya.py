@@ -7,7 +7,7 @@ The strategy's begin_task decides what training starts from: what earlier tasks 
 under the new factors. `save_weights` lets end_task merge and writes what our own trainer delivers:
 every task so far in one LoRA, with its lineage in the header, ready for the next `prev=`.
 
-    strategy, prev, task, concept, kind    as in our configs; prev is a task folder, a run, or a LoRA
+    strategy, prev, task, concept, kind    as in our configs; prev: task folder, run or LoRA
     lora_targets     transformer (default: kohya's 722 layers) or attention (560)
     seed             of the start; torch's own by default
     rank_dropout, module_dropout     as in networks.lora;  neuron dropout is --network_dropout
@@ -23,6 +23,7 @@ hooks need our trainer: sd-scripts calls none.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -183,7 +184,7 @@ def create_network_from_weights(
         alphas={name: lora.adapter[name].alpha for name in names},
     )
     network = ContinualNetwork(multiplier, layers, spec, arguments, float(neuron_dropout or 0))
-    network.lora = lora
+    network.lora, network.for_inference = lora, for_inference
     return network, dict(weights_sd or {})
 
 
@@ -231,6 +232,7 @@ class ContinualNetwork(nn.Module):
         self.multiplier = multiplier
         self.adapted = nn.ModuleDict()  # kept under names without dots
         self.lora: LoraFile | None = None  # of create_network_from_weights
+        self.for_inference = False  # apply_to then puts the file's own factors on at once
         self._layers, self._spec, self._arguments = layers, spec, arguments
         self._carry = arguments.parent.carry
         self._start: TaskStart | None = None
@@ -301,6 +303,9 @@ class ContinualNetwork(nn.Module):
             len(self._carry.tasks),
         )
 
+        if self.for_inference and self.lora is not None:
+            self._load(self.lora, "the file")
+
     def _check_known(self, values: Mapping[str, object]) -> None:
         unknown = [name for name in values if name not in self._layers]
         if unknown:
@@ -337,7 +342,9 @@ class ContinualNetwork(nn.Module):
         """--network_weights: start from these factors, with their own alpha and rank. Modules that
         do not train here stay in effect, frozen, and in what is saved.
         """
-        lora = read_lora(file)
+        return self._load(read_lora(file), file)
+
+    def _load(self, lora: LoraFile, file: str) -> str:
         self._check_known(lora.total)
         training = self.trained()
         fitting = {n: f for n, f in lora.adapter.items() if n in training}
@@ -399,14 +406,13 @@ class ContinualNetwork(nn.Module):
         """As `prepare_optimizer_params`, with one rate for each text encoder. A group whose rate is
         0 does not train; None is the default rate.
         """
-        rates = (
-            list(text_encoder_lr) if isinstance(text_encoder_lr, Sequence) else [text_encoder_lr]
-        )
-        rates = [*rates, rates[-1] if rates else None][:2]
-        rates = [unet_lr, *(rates if len(rates) == 2 else [None, None])]
+        text = text_encoder_lr
+        given: list[float | None] = list(text) if isinstance(text, Sequence) else [text]
+        given = given or [None]
+        rates = [unet_lr, given[0], given[-1]]  # one rate for both, or one for each
         groups, names = [], []
-        for prefix, given in zip(PREFIXES, rates, strict=True):
-            rate = default_lr if given is None else given
+        for prefix, asked in zip(PREFIXES, rates, strict=True):
+            rate = default_lr if asked is None else asked
             sites = [s for name, s in self._sites().items() if name.startswith(prefix)]
             params = [p for site in sites for p in site.parameters() if p.requires_grad]
             if params and rate:
@@ -431,8 +437,8 @@ class ContinualNetwork(nn.Module):
                 norm = Delta.of(Adapter({"unet.x": factors})).norm()
                 if norm > max_norm:
                     ratio = (max_norm / norm) ** 0.5
-                    site.down *= ratio
-                    site.up *= ratio
+                    site.down.mul_(ratio)
+                    site.up.mul_(ratio)
                     norm, scaled = max_norm, scaled + 1
                 norms.append(norm)
         return scaled, sum(norms) / len(norms) if norms else 0.0, max(norms, default=0.0)
@@ -456,9 +462,7 @@ class ContinualNetwork(nn.Module):
             ConfigError: a file type that can hold code.  NumericError: NaN; nothing is written.
         """
         if Path(file).suffix != ".safetensors":
-            raise ConfigError(
-                f"{file}: only .safetensors is written; use save_model_as=safetensors."
-            )
+            raise ConfigError(f"{file}: only .safetensors is written; set save_model_as to it.")
         header = dict(metadata or {})
         carry = self.carry_after().noting(
             images=header.get("ss_num_train_images"),
@@ -494,8 +498,6 @@ class ContinualNetwork(nn.Module):
             ),
         }
         if "ss_tag_frequency" not in header:
-            import json
-
             added["ss_tag_frequency"] = json.dumps(tag_frequency(carry.tasks), ensure_ascii=False)
         return added
 

@@ -8,30 +8,22 @@ on_task_end is noted as done. A run killed anywhere picks up behind the last who
 from __future__ import annotations
 
 import logging
-import platform
-import secrets
-import shutil
-import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lcp_plugin import __version__
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.options import Options
-from lcp_plugin.config.task_table import TaskConfig
-from lcp_plugin.data.check import check_images
 from lcp_plugin.data.dataset import TaskData
-from lcp_plugin.errors import DiskError, LcpError, LineageError, ResumeError
+from lcp_plugin.errors import LcpError, LineageError
 from lcp_plugin.files import cache_folder, require_free_space
-from lcp_plugin.hooks import Carry, Observer, Strategy
+from lcp_plugin.hooks import Carry, Observer
 from lcp_plugin.observers import Console, JsonLines, Trackers
 from lcp_plugin.parallel import (
     create_accelerator,
@@ -41,21 +33,23 @@ from lcp_plugin.parallel import (
     share_start,
     share_tensors,
 )
+from lcp_plugin.planning import (
+    Plan,
+    describe_options,
+    follow_plan,
+    make_plan,
+    stamp,
+    versions,
+)
 from lcp_plugin.registry import create, create_strategy
 from lcp_plugin.samples import BASE_STAGE, SamplePlan, draw_grid, sample_stage
 from lcp_plugin.sdxl.conditioning import PromptBank
 from lcp_plugin.sdxl.layers import layer_shape
-from lcp_plugin.sdxl.load import BaseId, identify_base, load_pipeline, native_resolution
+from lcp_plugin.sdxl.load import load_pipeline, native_resolution
 from lcp_plugin.sdxl.sample import sample_images, starting_latents
-from lcp_plugin.store import (
-    Parent,
-    RunStore,
-    TaskFolder,
-    deliverable_header,
-    hash_carry,
-    read_parent,
-)
-from lcp_plugin.tasks import Task, TaskRecord, fill_prompt, shuffle_tasks
+from lcp_plugin.session import locked, stopping_on_signals
+from lcp_plugin.store import Parent, TaskFolder, deliverable_header, hash_carry
+from lcp_plugin.tasks import Task, TaskRecord
 from lcp_plugin.trainer import Trained, Trainer, weight_dtype
 
 if TYPE_CHECKING:
@@ -63,39 +57,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
 DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
-class Run:
-    """Implements `hooks.RunView`; everything that a run holds besides the live model."""
+class Run(Plan):
+    """Implements `hooks.RunView`: the plan with the live model, the observers and the processes."""
 
-    config: RunConfig
-    store: RunStore
-    strategy: Strategy
-    base: BaseId
-    parent: Parent
-    tasks: tuple[Task, ...]
-    configs: Mapping[str, TaskConfig]  # task name -> its configuration
-    seed: int
-    facts: dict[str, Any]  # run.json
     device: str = "cpu"
     observers: list[Observer] = field(default_factory=list)
     accelerator: Any = None
     trainer: Trainer | None = None
     bank: PromptBank = field(default_factory=PromptBank)
     stop: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def options(self) -> Options:
-        """The run's options."""
-        return self.config.options
-
-    @property
-    def name(self) -> str:
-        """output_name."""
-        return self.store.name
 
     @property
     def output_dir(self) -> Path:
@@ -380,215 +354,6 @@ class Run:
             self.accelerator.wait_for_everyone()
 
 
-# ------------------------------------------------------------------------------------ set-up
-
-
-def start_run(config: RunConfig) -> Run:
-    """Everything that can be known before a model is loaded, checked.
-
-    Raises:
-        LcpError: one line; nothing was changed on disk, but for --overwrite.
-    """
-    options = config.options
-    store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
-    strategy = create_strategy(options.strategy, options.strategy_args)
-    base = identify_base(options.pretrained_model_name_or_path)
-    known = store.read_run()
-    if options.overwrite and known is not None and known["status"] == "finished":
-        shutil.rmtree(store.root)
-        store.deliverable.unlink(missing_ok=True)
-        known = None
-    if known is None:
-        check_nothing_is_lost(store, options)
-        parent = choose_parent(options, strategy, base)
-        seed = options.seed if options.seed is not None else secrets.randbelow(2**31)
-    else:
-        check_unchanged(known, config, base)
-        parent, seed = store.read_parent(), int(known["seed"])
-    tasks, configs = order_tasks(config, parent, strategy)
-    if known is not None and known["status"] == "finished" and len(known["tasks"]) == len(tasks):
-        raise ResumeError(
-            f"run '{store.name}' is finished: {store.deliverable}. To learn more append [[tasks]] "
-            f"to "
-            "its config; to start over use --overwrite; else choose another --output_name."
-        )
-    check_images(configs[task.name] for task in tasks[len(store.folders()) :])
-    facts = known or {"format": 1, "ended": [], "said": [], "base_sampled": False, "sessions": []}
-    run = Run(config, store, strategy, base, parent, tasks, configs, seed, facts)
-    facts.update(describe_run(run))
-    return run
-
-
-def check_nothing_is_lost(store: RunStore, options: Options) -> None:
-    """A new run must not write over files that are there."""
-    for path in (store.deliverable, *store.root.glob("*/lineage.json")):
-        if path.exists():
-            if options.overwrite:
-                shutil.rmtree(store.root, ignore_errors=True)
-                store.deliverable.unlink(missing_ok=True)
-                return
-            raise ResumeError(
-                f"{path} exists already; choose another --output_name, or --overwrite it."
-            )
-
-
-def choose_parent(options: Options, strategy: Strategy, base: BaseId) -> Parent:
-    """What --prev names, checked to fit base and strategy; an empty carry without it."""
-    if not options.prev:
-        return Parent()
-    parent = read_parent(Path(options.prev).expanduser(), create_strategy)
-    if parent.base_hash is not None and parent.base_hash != base.hash:
-        raise LineageError(
-            f"{options.prev} was trained on base '{parent.base_name}' ({parent.base_hash[:10]}), "
-            f"this run uses {base.short}. Chain runs on one base."
-        )
-    same = (parent.strategy, parent.strategy_args) == (strategy.name, options.strategy_args)
-    if parent.strategy is not None and not same and not options.allow_strategy_change:
-        theirs = " ".join([parent.strategy, *parent.strategy_args])
-        ours = " ".join([strategy.name, *options.strategy_args])
-        raise LineageError(
-            f"{options.prev} was made with strategy {theirs}, this run uses {ours}; "
-            "use the same, or say --allow_strategy_change."
-        )
-    return parent if same else replace(parent, state={})
-
-
-def check_unchanged(known: Mapping[str, Any], config: RunConfig, base: BaseId) -> None:
-    """A run is resumed with the settings it was started with; tasks may be appended.
-
-    Raises:
-        ResumeError: naming the keys that differ.
-    """
-    old, new = dict(known["fingerprint"]), config.fingerprint()
-    old_tasks, new_tasks = old.pop("tasks"), list(new["tasks"])
-    new = {k: v for k, v in new.items() if k != "tasks"}
-    changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
-    if known["base"]["hash"] != base.hash:
-        changed.append("the base's weights")
-    if new_tasks[: len(old_tasks)] != old_tasks:
-        changed.append("tasks (only appending is possible)")
-    elif len(new_tasks) != len(old_tasks) and config.options.order_seed is not None:
-        changed.append("tasks (order_seed would shuffle the learned ones anew)")
-    if changed:
-        details = ", ".join(
-            f"{k} (was {old[k]!r}, is {new[k]!r})" if k in old and k in new else k for k in changed
-        )
-        raise ResumeError(
-            f"run '{known['name']}' was started with other settings: {details}. Restore them, "
-            f"choose "
-            "another --output_name, or --overwrite."
-        )
-
-
-def order_tasks(
-    config: RunConfig, parent: Parent, strategy: Strategy
-) -> tuple[tuple[Task, ...], dict[str, TaskConfig]]:
-    """The run's tasks, numbered along the chain; one task for a strategy that joins them."""
-    learned = max((r.index for r in parent.carry.tasks), default=0)
-    taken = {record.name for record in parent.carry.tasks}
-    for task in config.tasks:
-        if task.name in taken:
-            raise LineageError(
-                f"task '{task.name}' is already in the chain that --prev names; give it another "
-                f"name."
-            )
-    tasks = tuple(make_task(learned + 1 + i, c) for i, c in enumerate(config.tasks))
-    configs = {c.name: c for c in config.tasks}
-    tasks = shuffle_tasks(tasks, config.options.order_seed)
-    if strategy.joins_tasks and len(tasks) > 1:
-        joint, joint_config = join_tasks(tasks, config)
-        return (joint,), {joint.name: joint_config}
-    return tasks, configs
-
-
-def make_task(index: int, config: TaskConfig) -> Task:
-    """The value that strategies see."""
-    return Task(
-        index=index,
-        name=config.name,
-        kind=config.kind,
-        concept=config.concept,
-        prompts=config.eval_prompts,
-        train_prompt=fill_prompt(config.train_prompt, config.concept, "{class_name}"),
-        images=tuple(str(s.image_dir) for d in config.datasets for s in d.subsets),
-        overrides=dict(config.overrides),
-    )
-
-
-def join_tasks(tasks: Sequence[Task], config: RunConfig) -> tuple[Task, TaskConfig]:
-    """One task with everyone's images and the sum of their steps."""
-    parts = {c.name: c for c in config.tasks}
-    steps = sum(parts[t.name].options.max_train_steps for t in tasks)
-    task = Task(
-        index=tasks[-1].index,
-        name="joint",
-        kind=tasks[0].kind,
-        concept="joint",
-        prompts=(),
-        parts=tuple(tasks),
-    )
-    first = config.tasks[0]
-    return task, TaskConfig(
-        name="joint",
-        kind=first.kind,
-        concept="joint",
-        train_prompt="",
-        eval_prompts=(),
-        datasets=tuple(d for c in config.tasks for d in c.datasets),
-        options=replace(config.options, max_train_steps=steps),
-    )
-
-
-def describe_run(run: Run) -> dict[str, Any]:
-    """What run.json says of a run before it begins."""
-    return {
-        "name": run.name,
-        "fingerprint": run.config.fingerprint(),
-        "options": describe_options(run.options),
-        "tasks": [record.to_json() for task in run.tasks for record in task.records()],
-        "strategy": {"name": run.strategy.name, "args": list(run.options.strategy_args)},
-        "base": asdict(run.base),
-        "parent": {"source": run.parent.source, "hash": run.parent.hash},
-        "seed": run.seed,
-        "order_seed": run.options.order_seed,
-        "versions": versions(),
-        "session": secrets.token_hex(4),
-        "text_delta": text_delta_hash(run.parent.carry),
-    }
-
-
-def describe_options(options: Options) -> dict[str, Any]:
-    """Options that differ from their defaults, JSON-able."""
-    plain = Options()
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in asdict(options).items()
-        if value != getattr(plain, key)
-    }
-
-
-def text_delta_hash(carry: Carry) -> str:
-    """Names the text encoders' delta, for caches of their outputs: "none" where there is none."""
-    names = [name for name in carry.total if not name.startswith("unet.")]
-    return hash_carry(Carry(carry.total.restrict(names))) if names else "none"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"lcp_plugin": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def stamp(seconds: float) -> str:
-    """UTC, ISO 8601, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
 # ---------------------------------------------------------------------------------- execution
 
 
@@ -601,7 +366,8 @@ def execute(config: RunConfig) -> Run:
     options = config.options
     accelerator = create_accelerator(options.mixed_precision, options.log_with, options.logging_dir)
     run = join_run(config, accelerator)
-    with locked(run), stopping_on_signals(run.stop):
+    lock = locked(run.store.root, run.name) if run.is_main else nullcontext()
+    with lock, stopping_on_signals(run.stop):
         load_model(run)
         run.observers = create_observers(run)
         try:
@@ -620,29 +386,18 @@ def execute(config: RunConfig) -> Run:
 def join_run(config: RunConfig, accelerator: Any) -> Run:
     """The run as rank 0 finds it on disk, on every process."""
     if accelerator.num_processes == 1:
-        run = start_run(config)
+        plan = make_plan(config)
     else:
-        mine: list[Run] = []
+        mine: list[Plan] = []
 
         def decide() -> tuple[int, dict[str, Any]]:
-            mine.append(start_run(config))
+            mine.append(make_plan(config))
             return mine[0].seed, mine[0].facts
 
         seed, facts = share_decision(accelerator, decide)
         carry = share_carry(accelerator, lambda: mine[0].parent.carry)
-        run = mine[0] if mine else follow_run(config, Parent(carry=carry), seed, facts)
-    run.accelerator, run.device = accelerator, str(accelerator.device)
-    return run
-
-
-def follow_run(config: RunConfig, parent: Parent, seed: int, facts: dict[str, Any]) -> Run:
-    """The run on another process than rank 0: nothing is read from or written to its folder."""
-    options = config.options
-    strategy = create_strategy(options.strategy, options.strategy_args)
-    tasks, configs = order_tasks(config, parent, strategy)
-    store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
-    base = BaseId(**facts["base"])
-    return Run(config, store, strategy, base, parent, tasks, configs, seed, facts)
+        plan = mine[0] if mine else follow_plan(config, Parent(carry=carry), seed, facts)
+    return Run(**vars(plan), accelerator=accelerator, device=str(accelerator.device))
 
 
 def load_model(run: Run) -> None:
@@ -690,49 +445,6 @@ def create_observers(run: Run) -> list[Observer]:
         if index < len(observers):
             observers[index].load_state_dict(state)
     return observers
-
-
-@contextmanager
-def locked(run: Run) -> Iterator[None]:
-    """One process group at a time in a run's folder; the lock dies with its process."""
-    if not run.is_main:
-        yield
-        return
-    run.store.root.mkdir(parents=True, exist_ok=True)
-    with (run.store.root / ".lock").open("w") as handle:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no flock; two runs of one name are then the user's care
-            pass
-        except OSError as error:
-            raise DiskError(
-                f"run '{run.name}' is being trained by another process; wait for it, or choose "
-                "another --output_name."
-            ) from error
-        yield
-
-
-@contextmanager
-def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the run to save its state and stop; a second SIGINT stops at once."""
-
-    def request(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        log.warning("stopping behind this step (once more to stop at once) ...")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def summarise(run: Run) -> str:

@@ -108,6 +108,14 @@ BROKEN: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "a subset without image_dir": (
         "tasks = [{name = 'x', datasets = [{subsets = [{num_repeats = 2}]}]}]\n", "",
         ("datasets[0].subsets[0]", "image_dir is missing")),
+    "a size that is none": (
+        'max_file_size = "big"\n' + TASK, "", ("max_file_size = 'big'", "2GB")),
+    "an unknown form of export": ('export = ["zip"]\n' + TASK, "", ("'zip'", "diffusers, peft")),
+    "a sampler that zero terminal SNR forbids": (
+        'zero_terminal_snr = true\nsample_sampler = "heun"\n' + TASK, "",
+        ("'heun'", "pure noise", "euler")),
+    "a resolution between the grid": (
+        'resolution = "1020"\n' + TASK, "", ("resolution = '1020'", "multiple of 8", "1024")),
     "an unknown preset": (
         'preset = "16gb"\n' + TASK, "", ("preset = '16gb'", "8gb, 12gb, 24gb, paper")),
 }  # fmt: skip

@@ -25,13 +25,19 @@ HOOKS = [
 
 
 def write_your_own() -> str:
-    """README's section on plugins: from its heading to the next one of the same or higher level."""
-    text = README.read_text(encoding="utf-8")
-    found = re.search(r"^(#+)[^\n]*write your own[^\n]*$", text, re.IGNORECASE | re.MULTILINE)
-    assert found, "README.md has no heading 'Write your own ...'"
-    level, rest = len(found[1]), text[found.end() :]
-    end = re.search(rf"^#{{1,{level}}} ", rest, re.MULTILINE)
-    return rest[: end.start()] if end else rest
+    """README's section on plugins: from its heading to the next one of its level or above."""
+    level, fenced, lines = 0, False, []
+    for line in README.read_text(encoding="utf-8").splitlines():
+        fenced ^= line.startswith("```")  # "# ..." within code is a comment, not a heading
+        heading = None if fenced else re.match(r"(#+) ", line)
+        if heading and not level and "write your own" in line.lower():
+            level = len(heading[1])
+        elif heading and level and len(heading[1]) <= level:
+            break
+        elif level:
+            lines.append(line)
+    assert level, "README.md has no heading 'Write your own ...'"
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize(("kind", "hook"), HOOKS, ids=lambda v: getattr(v, "__name__", v))

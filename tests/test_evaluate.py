@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import toml
 import torch
 from PIL import Image
 
@@ -54,10 +56,33 @@ def _quick_encoder(monkeypatch):
     monkeypatch.setattr(evaluate, "load_encoder", lambda *_: Thumbnail())
 
 
-@pytest.fixture
-def run(train):
+@pytest.fixture(scope="module")
+def trained_once(toy_base, tmp_path_factory):
     """Two tasks under merge_init: the first carry is not kept."""
-    return train("mine", tasks=(0, 1), strategy="merge_init").store.root
+    from conftest import BASICS, draw_pictures, task_table
+
+    from lcp_plugin.config.load import load_config
+    from lcp_plugin.runner import execute
+
+    folder = tmp_path_factory.mktemp("once")
+    for name, colour in (("disc0", "crimson"), ("disc1", "teal")):
+        draw_pictures(folder / "data" / name, colour=colour)
+    table = {
+        "pretrained_model_name_or_path": str(toy_base),
+        "output_dir": str(folder / "out"),
+        "output_name": "mine",
+        "data_root": str(folder / "data"),
+        **BASICS,
+        "tasks": [task_table(0), task_table(1)],
+    }
+    (folder / "mine.toml").write_text(toml.dumps(table), encoding="utf-8")
+    return execute(load_config(["--config", str(folder / "mine.toml")])).store.root
+
+
+@pytest.fixture
+def run(trained_once, tmp_path):
+    """A copy of it that a test may spoil."""
+    return Path(shutil.copytree(trained_once, tmp_path / "out" / "mine"))
 
 
 def score(runs, output, references, *more):
@@ -226,22 +251,16 @@ def test_nothing_is_loaded_when_nothing_is_missing(run, pictures, tmp_path, monk
     assert score([run], tmp_path / "s", pictures) == first
 
 
-def test_runs_are_aggregated_per_strategy_and_compared_in_pairs(train, pictures, tmp_path):
-    runs = [
-        train(f"{strategy}{seed}", tasks=(0, 1), strategy=strategy, seed=seed).store.root
-        for strategy in ("naive", "merge_init")
-        for seed in (1, 2)
-    ]
-    bound = train("alone", tasks=(0, 1), strategy="independent", seed=1).store.root
-    scores = score([*runs, bound], tmp_path / "s", pictures)
-    assert scores["strategies"]["naive"]["effnet"]["average_score"]["runs"] == 2
-    pairs = {(d["a"], d["b"], d["measure"], d["pairs"]) for d in scores["differences"]}
-    assert ("naive", "merge_init", "forgetting", 2) in pairs
-    table = (tmp_path / "s" / "effnet.md").read_text("utf-8")
-    assert "| independent (ceiling) |" in table
-    assert "| base |" in table
-    entry = scores["runs"][-1]
-    assert len(entry["metrics"]["effnet"]["final"]) == 2
+def test_of_a_ceiling_only_what_counts_is_scored(train, pictures, tmp_path):
+    bound = train("alone", tasks=(0, 1), strategy="independent").store.root
+    chain = read_chain(bound)
+    assert chain.is_ceiling
+    assert chain.cells() == [(0, 0), (1, 1)]
+    scores = score([bound], tmp_path / "s", pictures)
+    found = scores["runs"][0]["metrics"]["effnet"]
+    assert len(found["final"]) == 2
+    assert found["average_score"] == pytest.approx(sum(found["final"]) / 2)
+    assert not scores["strategies"]
 
 
 def test_any_chain_of_lora_files_is_scored_like_the_run_they_came_from(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from test_strategies import VARIANTS, make
-from toy_values import make_task, pretend_training, seeded
 from torch import Tensor, nn
+from toy_values import make_task, pretend_training, seeded
 
 from lcp_plugin.adapter import Adapter, AdapterSpec, Factors
 from lcp_plugin.delta import Delta, Dense, Stacked

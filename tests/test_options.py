@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lcp_plugin.config.convert import Unfit, convert, convert_option
+from lcp_plugin.config.convert import Unfit, convert, convert_option, parse_bytes
 from lcp_plugin.config.options import Options, option_fields, option_types
 from lcp_plugin.config.options_page import render_options_page
 
@@ -130,3 +130,23 @@ def test_values_are_converted(value: object, kind: object, expected: object) -> 
 def test_unfit_values_are_refused(value: object, kind: object) -> None:
     with pytest.raises(Unfit):
         convert(value, kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2GB", 2 * 10**9),
+        ("500 mb", 5 * 10**8),
+        ("1.5GiB", 3 * 2**29),
+        ("1000", 1000),
+        ("2k", 2000),
+    ],
+)
+def test_sizes_are_parsed(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "big", "-1GB", "0", "2XB"])
+def test_sizes_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(Unfit):
+        parse_bytes(text)

@@ -11,8 +11,8 @@ from typing import Any
 import proof_strategies
 import pytest
 import torch
-from toy_values import assert_close, dense_delta, dense_updates
 from torch import Tensor
+from toy_values import assert_close, dense_delta, dense_updates
 
 from lcp_plugin import files
 from lcp_plugin.adapter import Adapter

@@ -119,7 +119,15 @@ def test_one_image_against_itself_scores_one_and_a_set_its_mean_pairwise_cosine(
     assert scores.mean_cosine(one, one) == pytest.approx(1.0)
     both = np.array([[1.0, 0.0], [0.6, 0.8]])
     assert scores.mean_cosine(both, both) == pytest.approx((1 + 0.6 + 0.6 + 1) / 4)
-    assert scores.mean_cosine(both, both[::-1]) == scores.mean_cosine(both, both)
+
+
+def test_a_shuffled_reference_set_changes_nothing_to_the_last_bit():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(41, 64))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    once = scores.mean_cosine(rows[:7], rows)
+    assert scores.mean_cosine(rows[:7], rng.permutation(rows)) == once
+    assert once == pytest.approx((rows[:7] @ rows.T).mean())
 
 
 def test_diversity_is_one_minus_the_mean_cosine_of_different_images():

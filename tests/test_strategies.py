@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 from toy_values import (
     SHAPES,
     add,
@@ -23,7 +24,6 @@ from toy_values import (
     pretend_training,
     random_adapter,
 )
-from torch import Tensor
 
 from lcp_plugin.adapter import Adapter, Factors
 from lcp_plugin.delta import Delta, Dense, Stacked

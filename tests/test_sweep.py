@@ -152,7 +152,7 @@ def test_an_unknown_job_parameter_form_is_told(tmp_path):
 
 def test_waves_wait_for_each_other_and_skip_what_is_finished(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(sweep, "execute_planned", lambda run: order.append(run.name))
+    monkeypatch.setattr(sweep, "execute_planned", lambda run, _: order.append(run.name))
     files.write_json(tmp_path / "b" / "run.json", {"status": "finished"})
     waves = (
         (planned(tmp_path, "a", ""), planned(tmp_path, "b", "")),
@@ -229,7 +229,7 @@ def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypat
     argv = ["--config", str(config), "--strategies", "naive", "merge_init", "--ceilings",
             "independent", "--seeds", "3", "--output", str(output), "--images", "2", "--steps",
             "1", "--prompts", "1", "--extras", "bleed", "leakage", "drift", "diversity", "multi",
-            "losses", "--max_train_steps", "2"]  # fmt: skip
+            "losses", "--max_train_steps", "2", "--parallel", "1"]  # fmt: skip
     assert compare.main(argv) == 0
     printed = capsys.readouterr().out
     for words in ("| naive |", "| merge_init |", "| independent (ceiling) |", "report"):

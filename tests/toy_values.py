@@ -1,4 +1,4 @@
-"""Small adapters, deltas and tasks for tests, and their updates in float64, written independently."""
+"""Small adapters, deltas and tasks for tests, and their updates in float64, independently."""
 
 from __future__ import annotations
 

@@ -6,15 +6,20 @@ with a notice; defaults that are unfit for SDXL stay kohya's and are pointed out
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lcp_plugin.config.convert import Unfit, parse_bytes
 from lcp_plugin.config.findings import Findings, did_you_mean
 from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.config.options import Options, option_fields
 from lcp_plugin.errors import ConfigError
 
+_EXPORT = re.compile(r"^(lora(:[1-9]\d*)?|diff|diffusers|peft|checkpoint)$")
+_FROM_PURE_NOISE = ("ddim", "euler", "euler_a", "k_euler", "k_euler_a", "dpmsolver++")
 OPTIMIZERS = (
     "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit",
     "PagedLion8bit", "SGDNesterov", "SGDNesterov8bit", "DAdaptation", "DAdaptAdamPreprint",
@@ -200,6 +205,34 @@ def _check_run(options: Options, problem: Any) -> None:
         options.sample_every_n_steps or options.sample_every_n_epochs
     ) and not options.sample_prompts:
         problem("sample_prompts", "is missing: sample_every_n_... needs a file of prompts.")
+    _check_files(options, problem)
+    _check_sampler(options, problem)
     name = options.output_name or ""
     if any(c in name for c in '/\\:*?"<>|') or name.strip(". ") != name:
         problem("output_name", f"= {name!r} is unfit as a file name; the folder is output_dir.")
+
+
+def _check_files(options: Options, problem: Any) -> None:
+    if options.max_file_size:
+        try:
+            parse_bytes(options.max_file_size)
+        except Unfit as error:
+            problem("max_file_size", f"= {options.max_file_size!r}: {error}.")
+    for form in options.export:
+        if not _EXPORT.match(form):
+            problem(
+                "export",
+                f"= {form!r}: wanted lora:RANK, diff, diffusers, peft or checkpoint.",
+            )
+
+
+def _check_sampler(options: Options, problem: Any) -> None:
+    name = options.sample_sampler
+    if name.endswith("lms") and importlib.util.find_spec("scipy") is None:
+        problem("sample_sampler", f"= {name!r} needs the package scipy; install it or use euler.")
+    if options.zero_terminal_snr and name not in _FROM_PURE_NOISE:
+        problem(
+            "sample_sampler",
+            f"= {name!r} cannot start from pure noise, as zero_terminal_snr needs; "
+            f"use {', '.join(_FROM_PURE_NOISE)}.",
+        )

@@ -5,6 +5,7 @@ Text is taken where the type is clear ("1e-4", "32", "true"), since GUIs write n
 
 from __future__ import annotations
 
+import re
 import shlex
 import types
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Union, get_args, get_origin
 
 UNSET = object()  # an empty string where it means nothing: the default holds
 
+_BYTES = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?$", re.IGNORECASE)
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 
@@ -61,6 +63,16 @@ def key_values(value: Any) -> tuple[str, ...]:
         if "=" not in word:
             raise Unfit(f"wanted key=value, got {word!r}")
     return tuple(words)
+
+
+def parse_bytes(text: str) -> int:
+    """ "2GB", "500 MB", "1.5GiB" or a plain number of bytes. Raises Unfit."""
+    found = _BYTES.match(text.strip())
+    if not found or float(found[1]) <= 0:
+        raise Unfit("wanted a size such as 2GB or 500MB")
+    prefix, binary = found[2].upper(), found[3]
+    step = 1024 if binary else 1000
+    return int(float(found[1]) * step ** ("KMGT".index(prefix) + 1 if prefix else 0))
 
 
 def type_name(annotation: Any) -> str:

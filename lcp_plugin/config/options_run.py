@@ -59,7 +59,9 @@ class RunOptions:
         None, "of the deliverable (e.g. 2GB); above it the summary offers truncation", fixed=False
     )
     export: tuple[str, ...] = _run(
-        (), "more forms of the deliverable to write: diffusers, peft, fused, rank=N", fixed=False
+        (),
+        "more forms of the deliverable: lora:RANK, diff, diffusers, peft, checkpoint",
+        fixed=False,
     )
     dry_run: bool = _run(False, "print the plan and stop", fixed=False)
     list_strategies: bool = _run(False, "print strategies with their options", fixed=False)

@@ -67,7 +67,7 @@ class ModelOptions:
     )
     network_dropout: float | None = _network(
         None,
-        "dropout of a layer's input to its factors",
+        "dropout between A and B",
         grade="S",
         minimum=0,
         maximum=1,

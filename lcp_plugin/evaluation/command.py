@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,15 +26,17 @@ from lcp_plugin.evaluation.encoders import (
     parse_encoder_paths,
 )
 from lcp_plugin.evaluation.evaluate import (
+    DTYPES,
     Evaluation,
     collect_scores,
     score_folders,
+    tell_differences,
     write_scores,
 )
 from lcp_plugin.evaluation.images import SUFFIXES, list_images
 from lcp_plugin.evaluation.protocols import Protocol, read_dreambooth_prompts, read_protocol, settle
 from lcp_plugin.evaluation.sweep import create_executor, execute_plan, plan_runs
-from lcp_plugin.evaluation.tables import Table, to_markdown
+from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.files import write_json
 from lcp_plugin.report import write_report
 
@@ -58,6 +61,9 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--latent_seed", type=int, help="seed of the starting latents (42)")
     group.add_argument("--size", type=int, help="pixels per side (the base's own)")
     group.add_argument("--device", help="cpu, cuda, ... (cuda where there is one)")
+    group.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="of the model (fp16 on cuda, else fp32)"
+    )
     group.add_argument("--batch_size", type=int, default=8, help="images made at once")
     group.add_argument("--vae", help="a replacement VAE, as in training")
     group.add_argument(
@@ -98,8 +104,7 @@ def run_command(argv: Sequence[str]) -> str:
         return score_two_folders(args)
     chains = collect_chains(args)
     folder = args.output or (args.runs[0] / "evaluation" if args.runs else Path("evaluation"))
-    tables = evaluate_chains(chains, args, folder)
-    text = "\n".join(f"{table.caption}\n\n{to_markdown(table)}" for table in tables)
+    text = evaluate_chains(chains, args, folder)
     return f"{text}\nscores  {folder / 'scores.json'}"
 
 
@@ -196,7 +201,9 @@ def evaluate_chains(chains: Sequence[Chain], args: argparse.Namespace, folder: P
 
         extras = {"extras": measure_extras(evaluation, chains, entries, args.extras)}
     scores = collect_scores(evaluation, entries, extras)
-    return write_scores(evaluation, scores, folder)
+    tables = write_scores(evaluation, scores, folder)
+    told = [f"{table.caption}\n\n{to_markdown(table)}" for table in tables]
+    return "\n".join([*told, tell_differences(scores)])
 
 
 def create_evaluation(args: argparse.Namespace, folder: Path) -> Evaluation:
@@ -207,6 +214,7 @@ def create_evaluation(args: argparse.Namespace, folder: Path) -> Evaluation:
         protocol=choose_protocol(args),
         encoder_paths=parse_encoder_paths(args.encoder),
         device=choose_device(args.device),
+        dtype=args.dtype or ("fp16" if choose_device(args.device).startswith("cuda") else "fp32"),
         batch_size=args.batch_size,
         vae=args.vae,
     )
@@ -226,6 +234,13 @@ def choose_protocol(args: argparse.Namespace) -> Protocol:
     if args.protocol is not None:
         return read_protocol(args.protocol, overrides, listed)
     return settle(Protocol(prompts=listed), overrides)
+
+
+def choose_parallel() -> int:
+    """Runs at a time: one on a GPU; small models on a CPU train best with one core each."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
 
 
 def choose_device(name: str | None) -> str:
@@ -253,6 +268,9 @@ def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
     group.add_argument(
         "--job", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of submitit's jobs"
     )
+    group.add_argument(
+        "--parallel", type=int, help="runs at a time here (the CPU's cores; 1 with cuda)"
+    )
     group.add_argument("--plan", action="store_true", help="print the runs and stop")
     parser.set_defaults(**defaults)
 
@@ -279,18 +297,18 @@ def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
     if args.plan:
         return "\n".join(" ".join(run.arguments) for run in plan.runs)
     began = time.monotonic()
-    execute_plan(plan, create_executor(args.executor, args.output.resolve() / "jobs", args.job))
+    executor = create_executor(args.executor, args.output.resolve() / "jobs", args.job)
+    execute_plan(plan, executor, args.parallel or choose_parallel())
     trained = time.monotonic() - began
     tasks = {task.name: task for task in read_tasks(args.config, None)}
     chains = [fill_references(read_chain(run.store.root), tasks) for run in plan.runs]
-    tables = evaluate_chains(chains, args, args.output)
+    text = evaluate_chains(chains, args, args.output)
     scored = time.monotonic() - began - trained
     report = write_report(
         [Path(c.path) for c in chains if not c.is_ceiling],
         args.output / "scores.json",
         args.output / "report.html",
     )
-    text = "\n".join(f"{table.caption}\n\n{to_markdown(table)}" for table in tables)
     return (
         f"{text}\ntraining {trained:.0f} s, scoring {scored:.0f} s\n"
         f"scores   {args.output / 'scores.json'}\nreport   {report}"

@@ -14,6 +14,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lcp_plugin.errors import DataError
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage, require_references
@@ -43,6 +45,7 @@ COLUMNS = {
     "learning_score": "learning",
     "worst_task": "worst",
 }
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ROWS = {"independent": "independent (ceiling)", "joint": "joint (ceiling)",
         "merge_at_end": "merge at end (bound)"}  # fmt: skip
 
@@ -56,6 +59,7 @@ class Evaluation:
     protocol: Protocol
     encoder_paths: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
+    dtype: str = "fp32"  # of UNet and text encoders
     batch_size: int = 8
     vae: str | None = None
     encoder_device: str | None = None
@@ -69,8 +73,9 @@ class Evaluation:
                 base,
                 self.protocol.sampling,
                 self.device,
-                batch_size=self.batch_size,
-                vae=self.vae,
+                DTYPES[self.dtype],
+                self.batch_size,
+                self.vae,
             )
         return self.studios[base]
 
@@ -282,14 +287,47 @@ def _spread_json(values: Sequence[float]) -> dict[str, Any]:
 
 
 def write_scores(evaluation: Evaluation, scores: Mapping[str, Any], output: Path) -> list[Table]:
-    """scores.json, and per metric a table as .md, .csv and .tex; the tables."""
+    """scores.json, and per metric a table as .md, .csv and .tex and all cells; the tables."""
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "scores.json", scores)
     tables = [build_table(scores["runs"], metric) for metric in evaluation.metrics]
     for metric, table in zip(evaluation.metrics, tables, strict=True):
         for suffix, write in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
             write_bytes(output / f"{metric.name}.{suffix}", write(table).encode("utf-8"))
+        matrices = matrices_csv(scores["runs"], metric)
+        write_bytes(output / f"{metric.name}_matrices.csv", matrices.encode("utf-8"))
     return tables
+
+
+def matrices_csv(entries: Sequence[Mapping[str, Any]], metric: Metric) -> str:
+    """Every cell of every run: run, task, after, score; the base as `after` = base."""
+    lines = ["run,task,after,score"]
+    for entry in entries:
+        found, name = entry["metrics"][metric.name], entry["name"]
+        tasks = entry["tasks"]
+        cells = [(task, "base", v) for task, v in zip(tasks, found["base"], strict=True)]
+        for task, row in zip(tasks, found.get("matrix", ()), strict=False):
+            cells += [(task, a, v) for a, v in zip(tasks, row, strict=True) if v is not None]
+        cells += [(t, "final", v) for t, v in zip(tasks, found.get("final", ()), strict=False)]
+        lines += [f"{name},{task},{after},{value!r}" for task, after, value in cells]
+    return "\n".join(lines) + "\n"
+
+
+def tell_differences(scores: Mapping[str, Any]) -> str:
+    """One line per paired difference of S and F with its interval, and per rank correlation."""
+    lines = []
+    for d in scores["differences"]:
+        if d["measure"] in ("average_score", "forgetting"):
+            interval = f"[{d['low']:+.3f}, {d['high']:+.3f}]"
+            lines.append(
+                f"{d['metric']} {COLUMNS[d['measure']]}: {d['a']} - {d['b']} = "
+                f"{d['difference']:+.3f} {interval} ({d['level']:.0%}, {d['pairs']} pairs)"
+            )
+    for name, extras in scores.get("extras", {}).get("runs", {}).items():
+        for key, value in extras.get("losses", {}).get("rank_correlation", {}).items():
+            told = "undefined" if value is None else f"{value:+.2f}"
+            lines.append(f"{name}: rank correlation of {key} with the image scores {told}")
+    return "\n".join(lines)
 
 
 def score_folders(

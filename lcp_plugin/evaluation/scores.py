@@ -223,11 +223,15 @@ def bootstrap_difference(
 def mean_cosine(generated: ArrayLike, references: ArrayLike) -> float:
     """Mean cosine over all generated x reference pairs of L2-normalised rows (n, d), (m, d).
 
-    Equal to the dot product of the two mean vectors, in fp64.
+    Equal to the dot product of the two mean vectors; these are summed exactly (fsum), so the order
+    of the images does not count.
     """
-    left = np.asarray(generated, dtype=np.float64).mean(axis=0)
-    right = np.asarray(references, dtype=np.float64).mean(axis=0)
-    return float(left @ right)
+    return float(_mean_row(generated) @ _mean_row(references))
+
+
+def _mean_row(rows: ArrayLike) -> Matrix:
+    columns = np.asarray(rows, dtype=np.float64).T
+    return np.array([math.fsum(column) / len(column) for column in columns.tolist()])
 
 
 def diversity(embeddings: ArrayLike) -> float:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,9 @@ def _arguments(
 # ------------------------------------------------------------------------------ one run
 
 
-def execute_planned(run: PlannedRun) -> str:
-    """Trains one run to its end; its name. Nothing happens to a finished one.
+def execute_planned(run: PlannedRun, threads: int | None = None) -> str:
+    """Trains one run to its end (on `threads` CPU threads, if told); its name. Nothing happens to a
+    finished one.
 
     Raises:
         LcpError: the run failed; the message ends with the last lines of its log.
@@ -156,6 +158,8 @@ def execute_planned(run: PlannedRun) -> str:
     log.parent.mkdir(parents=True, exist_ok=True)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     with log.open("ab") as out:
         done = subprocess.run(
             [sys.executable, "-m", "lcp_plugin.cli", *run.arguments],
@@ -256,8 +260,8 @@ def _equal_starts(a: TaskStart, b: TaskStart) -> bool:
 # ------------------------------------------------------------------------------ all runs
 
 
-def execute_plan(plan: Plan, executor: Any = None) -> None:
-    """All runs, wave by wave: here one after another, or as jobs of a submitit executor.
+def execute_plan(plan: Plan, executor: Any = None, parallel: int = 1) -> None:
+    """All runs, wave by wave: here, `parallel` at a time, or as jobs of a submitit executor.
 
     Raises:
         LcpError: a run failed; the others of its wave are finished first.
@@ -265,14 +269,26 @@ def execute_plan(plan: Plan, executor: Any = None) -> None:
     for wave in plan.waves:
         waiting = [run for run in wave if not run.is_finished]
         if executor is None:
-            for run in waiting:
-                logger.info("%s ...", run.name)
-                execute_planned(run)
+            _execute_here(waiting, parallel)
             continue
         jobs = [executor.submit(execute_planned, run) for run in waiting]
         errors = [error for job in jobs if (error := job.exception()) is not None]
         if errors:
             raise LcpError(f"{len(errors)} of {len(jobs)} runs failed; the first: {errors[0]}")
+
+
+def _execute_here(runs: Sequence[PlannedRun], parallel: int) -> None:
+    """A few processes at a time that share the cores; the first failure is told at the end."""
+    threads = max(1, (os.cpu_count() or 1) // parallel)
+
+    def execute(run: PlannedRun) -> None:
+        logger.info("%s ...", run.name)
+        execute_planned(run, threads if parallel > 1 else None)
+
+    with ThreadPoolExecutor(max_workers=parallel) as pool:
+        errors = [e for f in [pool.submit(execute, run) for run in runs] if (e := f.exception())]
+    if errors:
+        raise errors[0]
 
 
 def create_executor(kind: str, folder: Path, parameters: Sequence[str]) -> Any:

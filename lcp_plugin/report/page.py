@@ -186,9 +186,9 @@ def _sections(page: Page) -> list[tuple[str, str]]:
         ("samples", "Samples", bool(first["stages"])),
         ("memory", "Memory", bool(first["heats"] or first["figures"])),
         ("strategies", "Scores", not several and bool(page.tables)),
-        ("extras", "More measures", bool(page.extras)),
         ("training", "Training", bool(first["losses"])),
         ("details", "Details", True),
+        ("extras", "More measures", bool(page.extras)),
     ]
     return [(anchor, title) for anchor, title, there in wanted if there]
 

@@ -1,0 +1,59 @@
+"""A run's process: alone in its folder, and stopping behind a step when asked to."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lcp_plugin.errors import DiskError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """One process at a time in a run's folder; the lock dies with its process.
+
+    Raises:
+        DiskError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows has no flock; two runs of one name are then the user's care
+            pass
+        except OSError as error:
+            raise DiskError(
+                f"run '{name}' is being trained by another process; wait for it, or choose "
+                "another --output_name."
+            ) from error
+        yield
+
+
+@contextmanager
+def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the run to save its state and stop; a second SIGINT stops at once."""
+
+    def request(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        log.warning("stopping behind this step (once more to stop at once) ...")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
