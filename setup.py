@@ -47,8 +47,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["lcp_plugin", "lcp_plugin.*"]),
-    include_package_data=True,
-    data_files=share("configs", "*.toml", "quickstart/**/*.png"),
+    package_data={
+        "lcp_plugin.tiny": ["*.png", "model/*", "model/*/*", "tokenizer/*"],
+        "lcp_plugin.evaluation": ["*.safetensors"],
+        "lcp_plugin.report": ["*.js", "*.css", "*.j2"],
+    },
+    data_files=share("configs", "*.toml", "protocols/*.toml", "quickstart/**/*.png"),
     py_modules=["train_continual_sdxl"],
     install_requires=[
         "torch>=2.6",

@@ -43,6 +43,11 @@ def _answer(config: RunConfig) -> int:
 
         print(describe_strategies())
         raise SystemExit(0)
+    if config.options.dry_run:
+        from lcp_plugin.data.dry_run import describe_run
+
+        print(describe_run(config))
+        raise SystemExit(0)
     return 0
 
 
@@ -52,6 +57,7 @@ def _train(config: RunConfig) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
+    from lcp_plugin.closing import close_run
     from lcp_plugin.runner import execute, summarise
     from lcp_plugin.trainer import Interrupted
 
@@ -64,7 +70,9 @@ def _train(config: RunConfig) -> int:
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
         return 1
     if run.is_main:
-        print(summarise(run))
+        run.trainer = None  # the model leaves memory before another is loaded for the scores
+        closing = close_run(run.output_dir, run.options, run.device)
+        print("\n".join([summarise(run), *closing]))
     return 0
 
 

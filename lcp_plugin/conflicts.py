@@ -34,6 +34,7 @@ from torch import Tensor
 from lcp_plugin import files
 from lcp_plugin.delta import Delta, Dense, Entry, Stacked
 from lcp_plugin.errors import LineageError
+from lcp_plugin.merging import Merged
 from lcp_plugin.store import (
     RunStore,
     StrategyMaker,
@@ -94,9 +95,8 @@ def measure_opposition(a: Tensor, b: Tensor) -> Opposition:
 
 def measure_overlap(a: Entry, b: Entry) -> tuple[float, float]:
     """(row, column) space overlap of two updates, 0 to 1; 0 where one of them is zero."""
-    return tuple(  # type: ignore[return-value]
-        _overlap(_basis(a, inputs), _basis(b, inputs)) for inputs in (True, False)
-    )
+    rows = _overlap(_basis(a, inputs=True), _basis(b, inputs=True))
+    return rows, _overlap(_basis(a, inputs=False), _basis(b, inputs=False))
 
 
 def _overlap(a: Tensor, b: Tensor) -> float:
@@ -235,6 +235,17 @@ def compare_boundaries(
                 b = Dense(dense[j] - dense[start])
                 tallies[i, j, reading].add(module, a, b, overlap=False)
     return [tally.done() for tally in tallies.values()]
+
+
+def energy_lost(merged: Merged) -> dict[str, float]:
+    """Share of ||D||^2 that a truncated merge lost, per block; overall under ""."""
+    lost: dict[str, float] = {}
+    total: dict[str, float] = {}
+    for name, size in merged.sizes.items():
+        for block in ("", block_of(name)):
+            total[block] = total.get(block, 0.0) + size
+            lost[block] = lost.get(block, 0.0) + size * merged.errors[name] ** 2
+    return {block: lost[block] / total[block] if total[block] else 0.0 for block in sorted(total)}
 
 
 # ----------------------------------------------------------------------------------------- runs

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from lcp_plugin.delta import Delta, Entry, Stacked
 from lcp_plugin.errors import BaseModelError, ConfigError, DiskError, FileFormatError, LineageError
 from lcp_plugin.formats import (
     DIFFUSERS_METADATA,
+    check_lora,
     find_lora,
     portable_adapter,
     read_lora,
@@ -49,8 +50,8 @@ from lcp_plugin.store import (
 )
 
 FORMS = ("lora", "diff", "diffusers", "peft", "checkpoint")
+MARKER = "lcp_export.json"  # in a folder that we wrote and may replace
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of ||D||
 
 
 @dataclass(frozen=True)
@@ -260,24 +261,6 @@ def _describe_truncation(rank: int, overall: float, errors: Mapping[str, float])
     return {"rank": rank, "error": round(overall, 6), "modules": rounded}
 
 
-def check_lora(path: Path, adapter: Adapter, dtype: torch.dtype) -> None:
-    """Reads a file back and compares its updates with the adapter's, within `dtype`'s rounding.
-
-    Raises:
-        FileFormatError: it is not what was meant.
-    """
-    back = read_lora(path).total
-    if set(back) != set(adapter):
-        raise FileFormatError(f"{path.name} reads back with other modules than were written.")
-    for name, factors in adapter.items():
-        wanted, got = factors.update(), back[name].dense()
-        if float((got - wanted).norm()) > TOLERANCE[dtype] * float(wanted.norm()) + 1e-12:
-            raise FileFormatError(
-                f"{path.name}: {name} does not read back as the update that was meant: {dtype} "
-                "cannot hold it; use fp32 or bf16."
-            )
-
-
 def export_peft(
     learned: Learned, folder: str | Path, dtype: torch.dtype = torch.float32
 ) -> Exported:
@@ -308,7 +291,7 @@ def export_diff(learned: Learned, path: str | Path, dtype: torch.dtype = torch.f
             out.write(files.build_header(layout, metadata))
             for key, module in ordered.items():
                 matrix = delta[module].dense().to(dtype).reshape(layout[key][1]).contiguous()
-                out.write(matrix.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+                out.write(files.raw_bytes(matrix))
         reader = files.TensorReader(temporary)
         for key, module in ordered.items():
             if not torch.equal(reader.read(key).flatten(1), delta[module].dense().to(dtype)):
@@ -381,21 +364,25 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name when the body is done.
 
     Raises:
-        DiskError: `folder` exists and is not empty, or the file system failed.
+        DiskError: `folder` exists, is not empty and no export of ours, or the file system failed.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    ours = (folder / MARKER).is_file()  # an earlier export of ours may be replaced
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise DiskError(f"{folder} exists and is not empty; choose another name or remove it.")
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary, old = (folder.with_name(f".{folder.name}.{word}") for word in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        files.write_json(temporary / MARKER, {"made_by": "lcp_plugin export"})
         for file in temporary.rglob("*"):
             files.sync(file)
         if folder.exists():
-            folder.rmdir()
+            shutil.rmtree(old, ignore_errors=True)
+            folder.replace(old)
         temporary.replace(folder)
         files.sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise DiskError(
             f"{folder} could not be written ({error.strerror or error}); free some space or choose "
@@ -427,3 +414,35 @@ def export(
         return export_checkpoint(learned, base, target)
     layout = "diffusers" if form.kind == "diffusers" else "kohya"
     return export_lora(learned, target, layout, form.rank, dtype)
+
+
+def target_of(form: Form, deliverable: Path, base: Path | None) -> Path:
+    """Where a run puts a form, beside its deliverable: `objects_r64.safetensors`, ..."""
+    stem = deliverable.with_suffix("").name
+    if form.kind == "lora":
+        name = f"{stem}_r{form.rank}.safetensors" if form.rank else deliverable.name
+    elif form.kind == "peft" or (form.kind == "checkpoint" and base is not None and base.is_dir()):
+        name = f"{stem}_{form.kind}"
+    else:
+        name = f"{stem}_{form.kind}.safetensors"
+    return deliverable.with_name(name)
+
+
+def export_all(
+    learned: Learned,
+    forms: Sequence[str],
+    deliverable: Path,
+    base: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Exported]:
+    """A run's `--export` forms, beside its deliverable, which is itself the form `lora`.
+
+    Raises:
+        ConfigError: an unknown form, before anything is written.
+    """
+    wanted = [Form.parse(text) for text in forms]
+    return [
+        export(learned, form, target_of(form, deliverable, base), base, dtype)
+        for form in wanted
+        if form != Form("lora")
+    ]

@@ -14,6 +14,7 @@ part of the safetensors serialisation, so it depends on the tensors only, not on
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -268,10 +269,18 @@ class TensorReader:
             FileFormatError: the file has changed since its header was read.
         """
         info = self.header.tensors[name]
-        data = bytearray(b"".join(self.chunks(name)))
-        if not data:
-            return torch.empty(info.shape, dtype=info.torch_dtype)
-        return torch.frombuffer(data, dtype=info.torch_dtype).reshape(info.shape)
+        tensor = torch.empty(info.shape, dtype=info.torch_dtype)
+        if not tensor.numel():
+            return tensor
+        place = raw_bytes(tensor)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.header.size + info.start)
+                if file.readinto(place) != info.end - info.start:
+                    raise FileFormatError(f"{self.path} became shorter while it was read.")
+        except OSError as error:
+            raise FileFormatError(f"{self.path} cannot be read ({error.strerror}).") from error
+        return tensor
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The tensor's bytes, a few MB at a time. Raises FileFormatError as `read`."""
@@ -349,6 +358,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise  # some network file systems cannot sync folders
     finally:
         os.close(handle)
 
@@ -444,7 +456,12 @@ def _data_chunks(ordered: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     for tensor in ordered.values():
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         if flat.numel():
-            yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+            yield raw_bytes(flat)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor that has elements, as bytes: not a copy."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def require_free_space(folder: str | Path, bytes_needed: int, what: str) -> None:

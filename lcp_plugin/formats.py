@@ -37,8 +37,14 @@ from lcp_plugin.files import (
 from lcp_plugin.keys import PREFIXES, Layout, parse_key, write_key
 from lcp_plugin.lycoris import build_dense, build_factors
 
-LAYOUTS = {"kohya": "sgm", "kohya_blocks": "blocks", "diffusers": "diffusers", "peft": "peft"}
+LAYOUTS: dict[str, Layout] = {
+    "kohya": "sgm",
+    "kohya_blocks": "blocks",
+    "diffusers": "diffusers",
+    "peft": "peft",
+}
 FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of ||D||
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's configuration
 
 
@@ -282,7 +288,7 @@ def lora_tensors(
     adapter: Adapter, dtype: torch.dtype = torch.float32, layout: str = "kohya"
 ) -> dict[str, Tensor]:
     """The tensors of a LoRA file by key."""
-    naming: Layout = LAYOUTS[layout]  # type: ignore[assignment]
+    naming = LAYOUTS[layout]
     if layout == "peft":
         _one_model(adapter)
     tensors: dict[str, Tensor] = {}
@@ -344,3 +350,21 @@ def peft_config(adapter: Adapter) -> dict[str, Any]:
         "bias": "none",
         "lora_dropout": 0.0,
     }
+
+
+def check_lora(path: Path, adapter: Adapter, dtype: torch.dtype) -> None:
+    """Reads a file back and compares its updates with the adapter's, within `dtype`'s rounding.
+
+    Raises:
+        FileFormatError: it is not what was meant.
+    """
+    back = read_lora(path).total
+    if set(back) != set(adapter):
+        raise FileFormatError(f"{path.name} reads back with other modules than were written.")
+    for name, factors in adapter.items():
+        wanted, got = factors.update(), back[name].dense()
+        if float((got - wanted).norm()) > TOLERANCE[dtype] * float(wanted.norm()) + 1e-12:
+            raise FileFormatError(
+                f"{path.name}: {name} does not read back as the update that was meant: {dtype} "
+                "cannot hold it; use fp32 or bf16."
+            )

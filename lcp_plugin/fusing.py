@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lcp_plugin.delta import Delta, Entry
 from lcp_plugin.errors import BaseModelError, FileFormatError
-from lcp_plugin.files import Header, TensorInfo, TensorReader, build_header
+from lcp_plugin.files import Header, TensorInfo, TensorReader, build_header, raw_bytes
 from lcp_plugin.keys import canonical, checkpoint_slot
 from lcp_plugin.sdxl.layers import add_delta, rounding_loss
 
@@ -107,8 +107,7 @@ def fuse_file(source: Path, target: Path, slots: Slots, delta: Delta) -> Fused:
             if name in slots:
                 changed, found = _fuse_tensor(reader, name, slots[name], delta)
                 fused = fused + found
-                flat = changed.contiguous().reshape(-1).view(torch.uint8)
-                out.write(flat.numpy())  # type: ignore[arg-type]
+                out.write(raw_bytes(changed.contiguous()))
             else:
                 out.writelines(reader.chunks(name))
     return fused
@@ -133,24 +132,23 @@ def _check_fits(
 
 
 def _fuse_tensor(
-    reader: TensorReader, name: str, parts: Sequence[Part], delta: Delta
+    reader: TensorReader, name: str, parts: Sequence[Part], delta: Delta, measure: bool = True
 ) -> tuple[Tensor, Fused]:
-    weight = reader.read(name)
-    changed = weight.clone()
+    changed = reader.read(name)
     fused = Fused()
     for part in parts:
         entry: Entry = delta[part.module]
         rows = slice(None)
         if part.third is not None:
             rows = slice(part.third * entry.shape[0], (part.third + 1) * entry.shape[0])
-        before = weight[rows].float().reshape(entry.shape)
-        rounded = add_delta(before, entry).to(weight.dtype)
+        before = changed[rows].float().reshape(entry.shape)
+        rounded = add_delta(before, entry).to(changed.dtype)
         if not bool(torch.isfinite(rounded.float()).all()):
             raise BaseModelError(
-                f"{name} overflows {weight.dtype} with the adapter added; use a bf16 or fp32 base."
+                f"{name} overflows {changed.dtype} with the adapter added; use a bf16 or fp32 base."
             )
-        lost, size = rounding_loss(before, entry, rounded)
-        fused = fused + Fused(1, lost, size)
+        if measure:
+            fused = fused + Fused(1, *rounding_loss(before, entry, rounded))
         changed[rows] = rounded.reshape(changed[rows].shape)
     return changed, fused
 
@@ -166,7 +164,7 @@ def check_fused(source: Path, target: Path, slots: Slots, delta: Delta) -> None:
         raise FileFormatError(f"{target.name} does not read back as it was written.")
     for name in before.header.tensors:
         if name in slots:
-            wanted, _ = _fuse_tensor(before, name, slots[name], delta)
+            wanted, _ = _fuse_tensor(before, name, slots[name], delta, measure=False)
             same = torch.equal(after.read(name), wanted)
         else:
             pairs = zip(before.chunks(name), after.chunks(name), strict=True)

@@ -78,6 +78,9 @@ class Model(Protocol):
     ) -> Tensor:
         """The UNet's output (batch, 4, h, w) under the named weights."""
 
+    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Noisy latents at the timesteps (b,), and the target that the base's type asks for."""
+
     def sample(self, prompts: Sequence[str], seed: int) -> list[Image]:
         """One image per prompt from the model as it is being trained."""
 

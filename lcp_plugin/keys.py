@@ -236,8 +236,6 @@ _PARTS = {
     "lora_mid.weight": "mid",
     "lora_A.weight": "down",
     "lora_B.weight": "up",
-    "lora_A.default.weight": "down",
-    "lora_B.default.weight": "up",
     "lora.down.weight": "down",
     "lora.up.weight": "up",
     "lora_linear_layer.down.weight": "down",
@@ -253,6 +251,7 @@ _PLAIN_PARTS = (  # LyCORIS and kohya: written as they are called
 )
 _PARTS.update({part: part for part in _PLAIN_PARTS})
 _ENDINGS = sorted(_PARTS, key=len, reverse=True)
+_ADAPTER_NAME = re.compile(r"\.lora_(A|B)\.[^.]+\.weight$")  # peft: lora_A.default.weight
 _OLD_PROCESSOR = re.compile(r"\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight$")
 
 
@@ -261,6 +260,7 @@ def parse_key(key: str, layers_per_block: int = 2) -> Key | None:
     old = _OLD_PROCESSOR.search(key)
     if old:
         return _parse_old(key[: old.start()], old[1], old[2])
+    key = _ADAPTER_NAME.sub(r".lora_\1.weight", key)
     for ending in _ENDINGS:
         if key.endswith("." + ending):
             return _parse_module(key[: -len(ending) - 1], _PARTS[ending], layers_per_block)

@@ -62,7 +62,11 @@ def _as_floats(module: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise _misfit(module, parts)
         if part not in ("alpha", "scalar") and tensor.dim() < 2:
             raise _misfit(module, parts)
-    return {part: tensor.float() for part, tensor in parts.items() if part != "alpha"}
+    return {  # copied: nothing stays mapped to a file that may be replaced
+        part: tensor.to(torch.float32, copy=True)
+        for part, tensor in parts.items()
+        if part != "alpha"
+    }
 
 
 def _misfit(module: str, parts: Mapping[str, Tensor]) -> FileFormatError:

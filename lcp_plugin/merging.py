@@ -20,6 +20,7 @@ relative error of each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,11 +68,18 @@ class MergeOptions:
 
 @dataclass(frozen=True)
 class Merged:
-    """The result; `errors` are relative Frobenius errors of a truncation, empty without one."""
+    """The result. What a truncation lost, per module; both empty without one."""
 
     delta: Delta
-    errors: Mapping[str, float]
-    error: float  # overall
+    errors: Mapping[str, float]  # relative, ||D - D'|| / ||D||
+    sizes: Mapping[str, float]  # ||D||^2 before
+
+    @property
+    def error(self) -> float:
+        """Relative error over all modules together."""
+        lost = sum(self.sizes[name] * error**2 for name, error in self.errors.items())
+        total = sum(self.sizes.values())
+        return math.sqrt(lost / total) if total else 0.0
 
 
 def merge_deltas(
@@ -91,7 +99,7 @@ def merge_deltas(
         raise ConfigError(f"{len(deltas)} adapters and {len(weights)} weights; give one for each.")
     entries: dict[str, Entry] = {}
     errors: dict[str, float] = {}
-    lost = total = 0.0
+    sizes: dict[str, float] = {}
     for name in sorted(set().union(*deltas)):
         parts = [
             d[name].weighted(w) for d, w in zip(deltas, weights, strict=True) if name in d and w
@@ -103,10 +111,9 @@ def merge_deltas(
             full = merged
             merged, error = full.truncate(options.rank)
             errors.update(error)
-            size = full[name].norm() ** 2
-            lost, total = lost + size * error[name] ** 2, total + size
+            sizes[name] = full[name].norm() ** 2
         entries.update(merged)
-    return Merged(Delta(entries), errors, (lost / total) ** 0.5 if total else 0.0)
+    return Merged(Delta(entries), errors, sizes)
 
 
 def merge_entries(name: str, parts: Sequence[Entry], options: MergeOptions) -> Entry:

@@ -229,6 +229,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "fingerprint": plan.config.fingerprint(),
         "options": describe_options(plan.options),
         "tasks": [record.to_json() for task in plan.tasks for record in task.records()],
+        "images": list_image_folders(plan.config),
         "strategy": {"name": plan.strategy.name, "args": list(plan.options.strategy_args)},
         "base": asdict(plan.base),
         "parent": {"source": plan.parent.source, "hash": plan.parent.hash},
@@ -237,6 +238,19 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "versions": versions(),
         "session": secrets.token_hex(4),
         "text_delta": text_delta_hash(plan.parent.carry),
+    }
+
+
+def list_image_folders(config: RunConfig) -> dict[str, list[str]]:
+    """Task name -> the folders of its training images, absolute: the references of its scores."""
+    return {
+        task.name: [
+            str(subset.image_dir.absolute())
+            for dataset in task.datasets
+            for subset in dataset.subsets
+            if not subset.is_reg
+        ]
+        for task in config.tasks
     }
 
 

@@ -37,7 +37,7 @@ class Check:
     """One hash that was recorded, and what became of it."""
 
     what: str
-    state: str  # verified | differs | not found
+    state: str  # verified | differs | not found | not kept | not checked ...
     hash: str
 
     def __str__(self) -> str:
@@ -154,10 +154,10 @@ def _describe_lineage(lineage: Lineage) -> list[str]:
 def describe_task(record: TaskRecord) -> str:
     """One line on a learned task: name, trigger words, and the facts that were recorded."""
     facts = ", ".join(
-        f"{name} {value}"
+        f"{name} {value[:12] if isinstance(value, str) and len(value) == 64 else value}"
         for name, value in record.facts.items()
         if isinstance(value, str | int | float)
-    )
+    )  # hashes by their first digits
     text = f"{record.index:02d} {record.name}: {record.kind} '{record.concept}'"
     return _one_line(text + (f" ({facts})" if facts else ""))
 
@@ -182,7 +182,9 @@ def _trace_task(folder: TaskFolder) -> Node:
     checks = []
     for part, recorded in dict(folder.lineage.get("hashes", {})).items():
         file = folder.path / f"{part}.safetensors"
-        state = "not found"  # earlier carries are removed unless keep_carries = all
+        state = "not kept"  # earlier carries are removed unless keep_carries = all
+        if part == "adapter":
+            state = "not found"
         if file.is_file():
             try:
                 state = "verified" if file_model_hash(file) == recorded else "differs"
@@ -197,7 +199,7 @@ def _check_base(recorded: str, search: Search) -> list[Check]:
     if not recorded:
         return []
     if not search.base_hash:
-        return [Check("base", "not found", recorded)]
+        return [Check("base", "not checked (name it to compare)", recorded)]
     state = "verified" if search.base_hash == recorded else "differs"
     return [Check("base", state, recorded)]
 
@@ -255,33 +257,12 @@ def header_of_run(folders: Sequence[TaskFolder], title: str) -> dict[str, str]:
     Args:
         folders: the run's complete tasks in order; at least one.
     """
-    first, last = folders[0].lineage, folders[-1].lineage
-    records = folders[-1].records
+    last, records = folders[-1].lineage, folders[-1].records
     options = {**asdict(Options()), **last.get("options", {})}
-    seed, base = last.get("seed"), last.get("base", {})
-    training, sessions = last.get("training", {}), [f.lineage.get("session", {}) for f in folders]
-    images = [int(f.lineage.get("data", {}).get("images", 0)) for f in folders]
-    facts = {
-        "session_id": sessions[-1].get("id"),
-        "training_started_at": sessions[0].get("started_at"),
-        "training_finished_at": sessions[-1].get("finished_at"),
-        "output_name": title,
-        "num_train_images": sum(images),
-        "steps": sum(int(f.lineage.get("training", {}).get("steps", 0)) for f in folders),
-        "optimizer": training.get("optimizer") or options.get("optimizer_type"),
-        "seed": seed,
-        "sd_model_name": base.get("name"),
-        "new_sd_model_hash": base.get("hash"),
-        "tag_frequency": tag_frequency(records),
-        "dataset_dirs": {
-            f.path.name: {"n_repeats": 1, "img_count": n}
-            for f, n in zip(folders, images, strict=True)
-        },
-    }
-    parent, versions = first.get("parent", {}), dict(last.get("versions", {}))
+    versions = dict(last.get("versions", {}))
     lineage = Lineage(
-        parents=_parent_source(parent),
-        seeds={"seed": seed, "order_seed": options.get("order_seed")},
+        parents=_parent_source(folders[0].lineage.get("parent", {})),
+        seeds={"seed": last.get("seed"), "order_seed": options.get("order_seed")},
         versions=versions,
         options=last.get("options", {}),
     )
@@ -297,7 +278,33 @@ def header_of_run(folders: Sequence[TaskFolder], title: str) -> dict[str, str]:
             if name.startswith("metadata_") and name != "metadata_title" and value
         },
     )
+    facts = {**_facts_of_run(folders), "output_name": title}
     return {**kohya_header(options, facts), **spec, **lineage.to_metadata()}
+
+
+def _facts_of_run(folders: Sequence[TaskFolder]) -> dict[str, Any]:
+    """What kohya's header says that no option does."""
+    last = folders[-1].lineage
+    base, training = last.get("base", {}), last.get("training", {})
+    sessions = [folder.lineage.get("session", {}) for folder in folders]
+    images = [int(folder.lineage.get("data", {}).get("images", 0)) for folder in folders]
+    facts = {
+        "session_id": sessions[-1].get("id"),
+        "training_started_at": sessions[0].get("started_at"),
+        "training_finished_at": sessions[-1].get("finished_at"),
+        "num_train_images": sum(images),
+        "steps": sum(int(f.lineage.get("training", {}).get("steps", 0)) for f in folders),
+        "seed": last.get("seed"),
+        "sd_model_name": base.get("name"),
+        "new_sd_model_hash": base.get("hash"),
+        "tag_frequency": tag_frequency(folders[-1].records),
+        "dataset_dirs": {
+            folder.path.name: {"n_repeats": 1, "img_count": count}
+            for folder, count in zip(folders, images, strict=True)
+        },
+    }
+    used = training.get("optimizer")  # the one really used; the option may have been replaced
+    return {**facts, "optimizer": used} if used else facts
 
 
 def _parent_source(parent: Mapping[str, Any]) -> tuple[Source, ...]:

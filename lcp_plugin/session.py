@@ -44,9 +44,11 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
 
     def request(number: int, frame: Any) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         stop.set()
-        log.warning("stopping behind this step (once more to stop at once) ...")
+        log.warning("stopping behind this step (Ctrl-C to stop at once) ...")
 
     if threading.current_thread() is not threading.main_thread():
         yield

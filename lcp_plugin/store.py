@@ -289,7 +289,7 @@ class RunStore:
         }
         files.write_json(folder / LINEAGE, lineage)
         if keep_carries == "last":
-            self._remove_carries(before=task.index)
+            self._remove_carries(task.index, states=is_replayable(strategy))
         return TaskFolder(folder, lineage)
 
     def _save_tensors(self, folder: Path, carry: Carry, state: Mapping[str, Tensor]) -> None:
@@ -304,11 +304,13 @@ class RunStore:
         parts = ["carry", *(["strategy"] if state else [])]
         return {p: files.file_model_hash(folder / f"{p}.safetensors") for p in parts}
 
-    def _remove_carries(self, before: int) -> None:
+    def _remove_carries(self, before: int, states: bool) -> None:
+        """Earlier carries, and states of the strategy that replaying end_task gives again."""
         for folder in self.folders():
             if folder.index < before:
                 folder.carry_file.unlink(missing_ok=True)
-                (folder.path / "strategy.safetensors").unlink(missing_ok=True)
+                if states:
+                    (folder.path / "strategy.safetensors").unlink(missing_ok=True)
 
     def carry_after(self, index: int, make_strategy: StrategyMaker) -> Carry:
         """The carry behind task `index`: read, or rebuilt bit for bit by replaying end_task.
@@ -336,7 +338,16 @@ class RunStore:
                 f"the carry of {folder.path} cannot be rebuilt: replaying its strategy gives other "
                 "tensors (another version?); use --keep_carries all for such chains."
             )
-        return replace(folder.described(), carry=carry, state=strategy.state_dict())
+        if (folder.path / "strategy.safetensors").is_file():
+            return replace(folder.described(), carry=carry, state=folder.read_state())
+        state = strategy.state_dict()
+        recorded = folder.lineage["hashes"].get("strategy")
+        if recorded is not None and files.hash_tensors(state) != recorded:
+            raise LineageError(
+                f"the strategy's state behind {folder.path} is gone and cannot be rebuilt; "
+                "chain on the last task, or use --keep_carries all for such chains."
+            )
+        return replace(folder.described(), carry=carry, state=state)
 
     def _replay(
         self, folders: Sequence[TaskFolder], make_strategy: StrategyMaker
@@ -420,6 +431,20 @@ class RunStore:
         adapter = portable_adapter(deliverable_adapter(carry))
         write_lora(self.deliverable, adapter, dict(header), dtype)
         return self.deliverable
+
+
+STEP_HOOKS = (
+    "before_training",
+    "before_backward",
+    "before_optimizer_step",
+    "after_optimizer_step",
+    "after_training",
+)
+
+
+def is_replayable(strategy: Strategy) -> bool:
+    """Whether end_task alone makes the strategy's state: it looks at no training step."""
+    return all(getattr(type(strategy), h) is getattr(Strategy, h) for h in STEP_HOOKS)
 
 
 def task_of(folder: TaskFolder, carry: Carry) -> Task:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lcp_plugin.adapter import Adapter, AdapterSpec, Factors
 from lcp_plugin.delta import Delta, adapter_from_tensors, adapter_to_tensors
 from lcp_plugin.hooks import Carry, Model, Parameters, Step, Strategy, TaskStart
-from lcp_plugin.sdxl.noise import add_noise, alphas_cumprod, scaled_linear_betas
 from lcp_plugin.strategies.merge_init import MergeInit
 from lcp_plugin.strategies.naive import Naive
 from lcp_plugin.tasks import Task
@@ -140,9 +139,9 @@ def named(parameters: Parameters) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def denoising_loss(model: Model, batch: Mapping[str, Tensor], seed: int) -> Tensor:
-    """Epsilon loss of one batch at timesteps drawn from `seed`."""
+    """The denoising loss of one batch at timesteps drawn from `seed`."""
     latents, generator = batch["latents"], torch.Generator().manual_seed(seed)
     timesteps = torch.randint(1000, (len(latents),), generator=generator).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    noisy = add_noise(latents, noise, timesteps, alphas_cumprod(scaled_linear_betas()))
-    return (model.predict(noisy, timesteps, batch) - noise).square().mean()
+    noisy, target = model.corrupt(latents, noise, timesteps)
+    return (model.predict(noisy, timesteps, batch) - target).square().mean()

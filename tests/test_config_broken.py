@@ -116,6 +116,28 @@ BROKEN: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("'heun'", "pure noise", "euler")),
     "a resolution between the grid": (
         'resolution = "1020"\n' + TASK, "", ("resolution = '1020'", "multiple of 8", "1024")),
+    "a state that kohya pickled": (
+        'resume = "state"\n' + TASK, "", ("resume = 'state'", "pickled", "network_weights")),
+    "a state that is none": ('resume = "dogs"\n' + TASK, "", ("resume = 'dogs'", "state.json")),
+    "a missing state": ('resume = "nope"\n' + TASK, "", ("resume = 'nope'", "not a folder")),
+    "weights that are not there": (
+        'network_weights = "no.safetensors"\n' + TASK, "",
+        ("network_weights = 'no.safetensors'", "does not exist")),
+    "prompts that are not there": (
+        'sample_prompts = "no.txt"\n' + TASK, "", ("sample_prompts = 'no.txt'", "cannot be read")),
+    "data sets outside the tasks": (
+        TASK + "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'dogs'\n", "",
+        ("[[tasks.datasets]]", "datasets stand in a task")),
+    "general without data sets": (
+        TASK + "[tasks.general]\nflip_aug = true\n", "",
+        ("tasks.dog.general", "[[tasks.datasets]]")),
+    "one task as a plain table": (
+        "[tasks]\nname = 'dog'\nimage_dir = 'dogs'\n", "", ("no task", "[[tasks]]")),
+    "a misspelt list of tasks": (
+        TASK.replace("tasks", "task"), "", ("unknown key 'task'", "Did you mean tasks?")),
+    "a table within a table": (  # the format of another tool's front end
+        "[network_args.args]\nnetwork_dim = 8\n" + TASK, "",
+        ("args is a table", "move its keys up")),
     "an unknown preset": (
         'preset = "16gb"\n' + TASK, "", ("preset = '16gb'", "8gb, 12gb, 24gb, paper")),
 }  # fmt: skip
@@ -124,8 +146,9 @@ BROKEN: dict[str, tuple[str, str, tuple[str, ...]]] = {
 @pytest.fixture(autouse=True)
 def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("dogs", "empty", "parent/inner"):
+    for name in ("dogs", "empty", "parent/inner", "state"):
         Path(name).mkdir(parents=True)
+    Path("state/random_states_0.pkl").write_bytes(b"")
     for folder in ("dogs", "parent/inner"):
         Image.new("RGB", (8, 8)).save(Path(folder) / "0.png")
 

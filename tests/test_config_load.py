@@ -335,6 +335,26 @@ def test_keys_of_other_tools_are_told_not_refused(load: Load) -> None:
     assert any("LoRA_type is not known" in n for n in run.notices)
 
 
+def test_a_key_with_words_more_or_less_is_told_not_refused(load: Load) -> None:
+    text = "network_train_text_encoder = true\nlearning_rate_scale = 2\n"
+    run = load(HEAD + text + TASK)
+    told = [n for n in run.notices if "not known here" in n]
+    assert len(told) == 2
+    assert "Did you mean network_train_text_encoder_only?" in told[0]
+
+
+def test_a_misspelt_key_that_is_off_is_told_not_refused(load: Load) -> None:
+    run = load(HEAD + "shufle_caption = false\n" + TASK)
+    assert any("Did you mean shuffle_caption?" in n for n in run.notices)
+
+
+def test_a_section_may_be_named_like_an_option(load: Load) -> None:
+    text = "[optimizer_args]\noptimizer_type = 'Lion'\n[sample_prompts]\nsample_sampler = 'euler'\n"
+    options = load(HEAD + text + TASK).options
+    assert (options.optimizer_type, options.sample_sampler) == ("Lion", "euler")
+    assert (options.optimizer_args, options.sample_prompts) == ((), None)
+
+
 def test_strict_config_refuses_keys_of_other_tools(load: Load) -> None:
     with pytest.raises(ConfigError, match="unknown key 'epoch'. Did you mean max_train_epochs?"):
         load(HEAD + "epoch = 12\n" + TASK, "--strict_config")
@@ -349,6 +369,30 @@ def test_kohyas_defaults_that_are_unfit_for_sdxl_are_pointed_out_once(load: Load
     assert not [n for n in load(HEAD + text + TASK).notices if "seldom right" in n]
 
 
+def test_folders_of_a_plain_run_are_told_to_be_unused_beside_tasks(load: Load) -> None:
+    run = load(HEAD + 'train_data_dir = "train"\n' + TASK)
+    assert any("train_data_dir is not used" in notice for notice in run.notices)
+
+
+def test_observers_may_be_given_again_and_again(load: Load) -> None:
+    flags = ["--observer", "a", "--observer", "pkg.mod:B", "c"]
+    assert load(HEAD + TASK, *flags).options.observer == ("a", "pkg.mod:B", "c")
+
+
+def test_a_tilde_means_the_home_folder(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    fill_folder(tmp_path / "home" / "pets" / "dogs")
+    for text, flags in (
+        (TASK, ["--data_root", "~/pets"]),
+        (TASK.replace("dogs", "~/pets/dogs"), []),
+    ):
+        subset = load(HEAD + text, *flags).tasks[0].datasets[0].subsets[0]
+        assert subset.image_dir == tmp_path / "home" / "pets" / "dogs"
+
+
 # The fingerprint
 
 
@@ -358,7 +402,18 @@ def test_the_fingerprint_is_json_and_ignores_where_results_go(load: Load) -> Non
     assert json.loads(json.dumps(one)) == two
 
 
-@pytest.mark.parametrize("flag", ["--learning_rate=1", "--strategy=naive", "--network_dim=9"])
+def test_the_fingerprint_does_not_depend_on_where_images_lie(load: Load, tmp_path: Path) -> None:
+    before = load(HEAD + TASK).fingerprint()
+    fill_folder(tmp_path / "root" / "dogs")
+    assert load(HEAD + TASK, "--data_root", "root").fingerprint() == before
+    fill_folder(tmp_path / "moved" / "10_sks dog")
+    one = load(HEAD + 'train_data_dir = "train"\n').fingerprint()
+    assert load(HEAD + 'train_data_dir = "moved"\n').fingerprint() == one
+
+
+@pytest.mark.parametrize(
+    "flag", ["--learning_rate=1", "--strategy=naive", "--network_dim=9", "--resolution=64"]
+)
 def test_the_fingerprint_follows_what_matters(load: Load, flag: str) -> None:
     assert load(HEAD + TASK, flag).fingerprint() != load(HEAD + TASK).fingerprint()
 

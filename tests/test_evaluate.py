@@ -185,6 +185,17 @@ def test_links_of_a_chain_are_one_chain(train, pictures):
     assert len(chain.tasks[0].references) == 3
 
 
+def test_references_may_lie_one_folder_deeper(run, pictures, tmp_path):
+    for name in ("disc0", "disc1"):
+        shutil.copytree(pictures / name, tmp_path / "reference" / name / "an object")
+    chain = read_chain(run, tmp_path / "reference")
+    assert [len(task.references) for task in chain.tasks] == [3, 3]
+
+
+def test_the_training_images_are_the_references_unless_others_are_given(run):
+    require_references(read_chain(run))
+
+
 def test_a_folder_without_tasks_and_tasks_without_references_are_told(run, tmp_path):
     with pytest.raises(DataError, match="no finished task"):
         read_chain(tmp_path / "nothing")
@@ -213,6 +224,24 @@ def test_a_run_is_scored_and_its_tables_are_written(run, pictures, tmp_path):
     assert len(made) == 10
     text = Image.open(made[0]).text
     assert set(text) == {"prompt", "number", "weights", "sampling"}
+
+
+def test_a_half_precision_model_is_scored_too(run, pictures, tmp_path):
+    scores = score([run], tmp_path / "s", pictures, "--dtype", "bf16")
+    matrix = scores["runs"][0]["metrics"]["effnet"]["matrix"]
+    assert all(v is None or 0 < abs(v) <= 1 for row in matrix for v in row)
+
+
+def test_the_tools_answer_a_mistake_with_one_line(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import evaluate as tool
+    import report
+
+    assert tool.main(["--generated", "nowhere"]) == 2
+    assert report.main(["nowhere"]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
 
 
 def test_an_interrupted_evaluation_goes_on_and_makes_no_image_twice(

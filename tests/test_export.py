@@ -30,8 +30,8 @@ from lcp_plugin.errors import BaseModelError, ConfigError, DiskError, FileFormat
 from lcp_plugin.export import (
     Form,
     Learned,
-    check_lora,
     export,
+    export_all,
     export_checkpoint,
     export_diff,
     export_lora,
@@ -40,7 +40,7 @@ from lcp_plugin.export import (
     weigh_tasks,
 )
 from lcp_plugin.files import file_model_hash, read_header, read_tensors, write_tensors
-from lcp_plugin.formats import read_lora, write_lora
+from lcp_plugin.formats import check_lora, read_lora, write_lora
 from lcp_plugin.fusing import Part, fuse_file
 from lcp_plugin.lineage import Lineage
 from lcp_plugin.registry import create_strategy
@@ -266,9 +266,26 @@ def test_a_diff_export_is_the_dense_update_under_kohyas_names(tmp_path: Path) ->
 
 def test_a_peft_export_is_a_folder_for_each_model(tmp_path: Path) -> None:
     done = export_peft(Learned(mixed_adapter(), {}), tmp_path / "p")
-    assert sorted(p.name for p in done.path.iterdir()) == ["text_encoder", "text_encoder_2", "unet"]
-    back = Adapter({k: v for p in done.path.iterdir() for k, v in read_lora(p).adapter.items()})
+    models = sorted(p for p in done.path.iterdir() if p.is_dir())
+    assert [p.name for p in models] == ["text_encoder", "text_encoder_2", "unet"]
+    back = Adapter({k: v for p in models for k, v in read_lora(p).adapter.items()})
     assert same_factors(back, mixed_adapter())
+    again = export_peft(Learned(mixed_adapter().without([Q]), {}), tmp_path / "p")  # ours: replaced
+    assert Q not in read_lora(again.path / "unet").adapter
+    assert [p.name for p in tmp_path.iterdir()] == ["p"]
+
+
+def test_a_run_exports_every_form_beside_its_deliverable(
+    tmp_path: Path, base: tuple[Any, Path, Path]
+) -> None:
+    learned = Learned(Adapter({Q: factors((32, 32), 3, 3.0, 0, size=0.1)}), {})
+    forms = ["lora", "lora:2", "diff", "diffusers", "peft", "checkpoint"]
+    done = export_all(learned, forms, tmp_path / "run.safetensors", base[2])
+    names = ["run_r2.safetensors", "run_diff.safetensors", "run_diffusers.safetensors", "run_peft"]
+    assert [d.path.name for d in done] == [*names, "run_checkpoint.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(d.path.name for d in done)
+    (folder,) = export_all(learned, ["checkpoint"], tmp_path / "run.safetensors", base[1])
+    assert folder.path == tmp_path / "run_checkpoint"
 
 
 def test_an_export_that_does_not_read_back_leaves_the_old_file(

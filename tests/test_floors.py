@@ -18,9 +18,10 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
     2: ("hooks", "keys", "lineage", "merging"),
     3: ("strategies", "observers"),
     4: ("registry", "lycoris", "formats", "store", "config"),
-    5: ("sdxl", "data", "optim", "schedules", "tiny", "parallel", "provenance", "conflicts"),
-    6: ("trainer", "evaluation", "samples", "kohya", "fusing", "export"),
-    7: ("runner",),
+    5: ("sdxl", "data", "optim", "schedules", "tiny", "parallel", "provenance", "conflicts")
+    + ("streaming", "session"),
+    6: ("trainer", "evaluation", "samples", "kohya", "fusing", "export", "planning", "bench"),
+    7: ("runner", "closing"),
     8: ("cli",),
 }
 HEAVY = {"diffusers", "transformers", "peft", "bitsandbytes"}

@@ -183,7 +183,7 @@ def test_kernels_follow_from_names(matrices: dict[str, nn.Module]) -> None:
             "down",
         ),
         (
-            "base_model.model.mid_block.attentions.0.proj_in.lora_B.default.weight",
+            "base_model.model.mid_block.attentions.0.proj_in.lora_B.my_adapter.weight",
             "unet.mid_block.attentions.0.proj_in",
             "up",
         ),

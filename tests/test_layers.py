@@ -19,6 +19,7 @@ from lcp_plugin.errors import LineageError
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.sdxl.layers import (
     AdaptedUNet,
+    Site,
     add_delta,
     choose_targets,
     find_layers,
@@ -226,6 +227,19 @@ def test_a_second_base_is_added_to_untouched_weights_not_to_the_first(unet: nn.M
     model.set_base(second, "fuse")
     once = weights_of(unet)
     assert all(torch.equal(many[n], once[n]) for n in many)
+
+
+def test_one_layer_fused_twice_holds_the_second_delta_only() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 4)
+    before = layer.weight.detach().clone()
+    site = Site("unet.x", layer)
+    for scale in (1e3, 1.0):
+        entry = Dense(scale * torch.randn(4, 5, generator=seeded(1)))
+        site.fuse(entry, measure=False)
+    assert torch.equal(layer.weight.detach(), before + entry.dense())
+    site.remove()
+    assert torch.equal(layer.weight.detach(), before)
 
 
 def test_modules_of_an_earlier_base_return_when_the_next_does_not_change_them(

@@ -206,7 +206,7 @@ def test_a_task_folder_is_verified_part_by_part(tmp_path: Path) -> None:
     write_json(folder / "lineage.json", {**facts, "hashes": hashes})
     for path in (folder, tmp_path / "run"):
         states = {c.what: c.state for c in trace(path).all_checks()}
-        assert states == {"adapter": "verified", "carry": "differs", "strategy": "not found"}
+        assert states == {"adapter": "verified", "carry": "differs", "strategy": "not kept"}
 
 
 def test_a_file_without_a_hash_is_found_by_its_tensors(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from lcp_plugin.sdxl.long_prompts import encode_long_prompts, join_pieces, token
 def pipeline(toy_base: Path) -> Any:
     from lcp_plugin.sdxl.load import load_pipeline
 
-    return load_pipeline(str(toy_base))
+    loaded = load_pipeline(str(toy_base))
+    for encoder in (loaded.text_encoder, loaded.text_encoder_2):
+        encoder.requires_grad_(False)
+    return loaded
 
 
 def words(count: int) -> str:
@@ -71,3 +74,14 @@ def test_pieces_are_joined_between_the_first_start_and_the_last_end() -> None:
     states = torch.arange(2 * 77.0).view(1, 2, 77, 1)
     joined = join_pieces(states)[0, :, 0].tolist()
     assert joined == [0, *range(1, 76), *range(78, 153), 153]
+
+
+def test_gradients_reach_text_encoders_that_are_trained(pipeline: Any) -> None:
+    weight = pipeline.text_encoder_2.text_model.encoder.layers[0].mlp.fc1.weight
+    weight.requires_grad_(True)
+    encoded = encode_long_prompts(pipeline, ["a dog"], None, weighted=False)
+    encoded["encoder_hidden_states"].sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
+    weight.requires_grad_(False)
+    weight.grad = None

@@ -109,6 +109,20 @@ def page(run):
     return write_report(run).read_text("utf-8")
 
 
+def test_a_chained_run_begins_where_its_parent_ended(tmp_path):
+    folder = make_run(tmp_path / "second")
+    shutil.rmtree(folder / "01_robot")
+    shutil.rmtree(folder / "samples" / "01_robot")
+    (folder / "parent").mkdir()
+    (folder / "parent" / "lineage.json").write_text(json.dumps({"tasks": [record(0)]}))
+    facts = read_run(folder)
+    assert facts.start == 1
+    assert sorted(facts.samples) == [1, 2, 3]
+    text = write_report(folder).read_text("utf-8")
+    assert "the start of this run, after task 1: sks robot" in text
+    assert "the base model, before any task" not in text
+
+
 class Outline(html.parser.HTMLParser):
     """Tags and texts as a browser would see them."""
 

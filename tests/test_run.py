@@ -555,3 +555,19 @@ def test_gradient_checkpointing_changes_nothing_but_memory(train: Train) -> None
     a, b = (r.store.folders()[0].read_adapter() for r in (plain, saving))
     for name in a:
         assert torch.allclose(a[name].up, b[name].up, atol=1e-6)
+
+
+def test_a_state_that_replaying_cannot_give_is_kept(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcp_plugin.registry import create_strategy
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    run = train("run", tasks=(0, 1), strategy="proof_strategies:OnlineEwc")
+    first = run.store.folders()[0]
+    assert not first.carry_file.exists()
+    state = run.store.parent_at(1, create_strategy).state
+    assert any(key.startswith("fisher/") for key in state)
+    (first.path / "strategy.safetensors").unlink()
+    with pytest.raises(LineageError, match="--keep_carries all"):
+        run.store.parent_at(1, create_strategy)

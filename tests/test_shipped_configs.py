@@ -127,3 +127,9 @@ def test_the_head_of_a_config_is_its_command(path: Path) -> None:
 def test_configs_are_found_by_bare_name_with_or_without_ending() -> None:
     assert find_config("objects").resolve() == find_config("objects.toml").resolve()
     assert find_config("objects").resolve() == CONFIGS / "objects.toml"
+
+
+def test_ours_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("objects", "configs/objects.toml", "configs/objects"):
+        assert find_config(name).resolve() == CONFIGS / "objects.toml"

@@ -13,8 +13,13 @@ import torch
 from lcp_plugin import files
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.evaluation import evaluate, sweep
+from lcp_plugin.evaluation.aggregate import (
+    build_table,
+    compare_strategies,
+    matrices_csv,
+    tell_differences,
+)
 from lcp_plugin.evaluation.encoders import METRICS
-from lcp_plugin.evaluation.evaluate import build_table, compare_strategies
 from lcp_plugin.evaluation.sweep import PlannedRun, adopt_tasks, execute_plan, plan_runs
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.store import RunStore
@@ -74,7 +79,7 @@ def test_a_sweep_of_nothing_or_of_one_strategy_twice_is_refused(tmp_path):
 def test_a_run_that_takes_over_the_first_task_ends_with_the_same_tensors(
     train, write_config, strategy
 ):
-    leader = train("leader", tasks=(0, 1), strategy="naive", samples_per_task=1, sample_steps=1)
+    leader = train("leader", tasks=(0,), strategy="naive", samples_per_task=1, sample_steps=1)
     alone = train("alone", tasks=(0, 1), strategy=strategy, samples_per_task=1, sample_steps=1)
     path = write_config(
         "shared", tasks=(0, 1), strategy=strategy, samples_per_task=1, sample_steps=1
@@ -206,6 +211,29 @@ def test_strategies_are_compared_in_pairs_of_order_and_seed():
     assert forgetting["low"] == pytest.approx(0.1, abs=0.003)
     assert forgetting["high"] == pytest.approx(0.15, abs=0.003)
     assert not compare_strategies(RUNS[:1] + RUNS[2:3], [METRICS["effnet"]])
+
+
+def test_every_cell_is_written_for_other_tools():
+    lines = matrices_csv(RUNS[:1], METRICS["effnet"]).splitlines()
+    assert lines == [
+        "run,task,after,score",
+        "naive0,x,base,0.2",
+        "naive0,y,base,0.2",
+        "naive0,x,x,0.8",
+        "naive0,x,y,0.4",
+        "naive0,y,y,0.8",
+    ]
+
+
+def test_differences_and_rank_correlations_are_told_in_a_line_each():
+    scores = {
+        "differences": compare_strategies(RUNS, [METRICS["effnet"]]),
+        "extras": {"runs": {"naive0": {"losses": {"rank_correlation": {"loss_gain": 0.5}}}}},
+    }
+    told = tell_differences(scores).splitlines()
+    assert told[1].startswith("effnet F: naive - magmax = +0.125 [+0.1")
+    assert told[1].endswith("(95%, 2 pairs)")
+    assert told[-1] == "naive0: rank correlation of loss_gain with the image scores +0.50"
 
 
 def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypatch, capsys):

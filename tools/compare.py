@@ -27,6 +27,7 @@ DEFAULTS = {
     "orders": [None],
     "seeds": [0, 1],
     "output": Path("comparison"),
+    "prompts": 2,
     "images": 4,
     "steps": 20,
 }
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lcp_plugin").setLevel(logging.INFO)
-    from lcp_plugin.evaluation.command import add_scoring_options, add_sweep_options, run_sweep
+    from lcp_plugin.evaluation.command import add_scoring_options
+    from lcp_plugin.evaluation.sweep_command import add_sweep_options, run_sweep
 
     parser = argparse.ArgumentParser(
         prog="compare.py", description="Four strategies on the same tasks, as the paper's table."

@@ -17,9 +17,9 @@ from typing import Any
 
 from lcp_plugin.conflicts import (
     Pair,
-    block_of,
     compare_adapters,
     compare_boundaries,
+    energy_lost,
     figure_two,
     open_boundaries,
 )
@@ -27,7 +27,7 @@ from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.files import write_bytes, write_json
 from lcp_plugin.formats import read_lora
-from lcp_plugin.merging import merge_deltas
+from lcp_plugin.merging import MergeOptions, merge_deltas
 from lcp_plugin.registry import create_strategy
 
 
@@ -50,22 +50,6 @@ def read_deltas(paths: Sequence[Path]) -> dict[str, Delta]:
         name = path.stem if path.stem not in deltas else f"{path.stem} ({len(deltas) + 1})"
         deltas[name] = read_lora(path).total
     return deltas
-
-
-def energy_lost(
-    deltas: Sequence[Delta], weights: Sequence[float] | None, rank: int
-) -> dict[str, float]:
-    """Share of ||sum||^2 that a truncation to `rank` loses, per block; overall under ""."""
-    merged = merge_deltas(deltas, weights)
-    _, errors = merged.delta.truncate(rank)
-    lost: dict[str, float] = {}
-    total: dict[str, float] = {}
-    for name, entry in merged.delta.items():
-        size = entry.norm() ** 2
-        for block in ("", block_of(name)):
-            total[block] = total.get(block, 0.0) + size
-            lost[block] = lost.get(block, 0.0) + size * errors[name] ** 2
-    return {block: lost[block] / total[block] if total[block] else 0.0 for block in sorted(total)}
 
 
 def table(pairs: Sequence[Pair], blocks: bool) -> list[str]:
@@ -127,7 +111,8 @@ def compare(options: argparse.Namespace) -> int:
         deltas = read_deltas(options.inputs)
         pairs = compare_adapters(deltas)
         if options.rank:
-            facts["energy_lost"] = energy_lost(list(deltas.values()), None, options.rank)
+            merged = merge_deltas(list(deltas.values()), None, MergeOptions(rank=options.rank))
+            facts["energy_lost"] = energy_lost(merged)
     print("\n".join(table(pairs, options.blocks)))
     if "energy_lost" in facts:
         print(

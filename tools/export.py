@@ -83,6 +83,8 @@ def describe(done: Exported) -> list[str]:
         lines.append(
             f"rounding to the base's precision lost {done.rounding_share:.2%} of the update"
         )
+    if done.rounding_share > 0.1:
+        lines.append("  that is much: fuse into an fp32 base, or use the LoRA itself")
     return lines
 
 

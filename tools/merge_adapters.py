@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from lcp_plugin import __version__
-from lcp_plugin.conflicts import compare_adapters
+from lcp_plugin.conflicts import compare_adapters, energy_lost
 from lcp_plugin.delta import Delta, Stacked
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.export import Learned, export_checkpoint, export_lora
@@ -76,6 +76,17 @@ def print_collisions(names: Sequence[str], deltas: Sequence[Delta]) -> None:
         )
 
 
+def common_base(loras: Sequence[LoraFile]) -> tuple[str, str]:
+    """Name and hash of the base if all files name the same one; says so where they differ."""
+    known = [lineage for lora in loras if (lineage := Lineage.from_metadata(lora.metadata))]
+    bases = {(lineage.base, lineage.base_hash) for lineage in known if lineage.base_hash}
+    if len(bases) > 1:
+        names = ", ".join(sorted(name for name, _ in bases))
+        print(f"trained on different bases ({names}): the sum fits none of them exactly")
+    whole = len(bases) == 1 and len(known) == len(loras)
+    return bases.pop() if whole else ("", "")
+
+
 def describe_merge(
     files: Sequence[Path], loras: Sequence[LoraFile], options: argparse.Namespace, merged: Merged
 ) -> dict[str, str]:
@@ -87,6 +98,7 @@ def describe_merge(
         words = summarise(lora.metadata).triggers or (file.stem,)
         found = lineage.tasks if lineage and lineage.tasks else None
         records += found or [TaskRecord(0, file.stem, "object", word) for word in words[:1]]
+    base, base_hash = common_base(loras)
     tasks = tuple(replace(task, index=i) for i, task in enumerate(records, 1))
     arguments = [
         f"{k}={getattr(options, k)}" for k in ("density", "energy", "scale", "rank", "seed")
@@ -96,6 +108,8 @@ def describe_merge(
         tasks=tasks,
         strategy=f"merge:{options.method}",
         strategy_args=tuple(arguments),
+        base=base,
+        base_hash=base_hash,
         carry="delta",
         blocks=collect_blocks(stacked) if len(stacked) == len(merged.delta) else {},
         parents=tuple(
@@ -137,7 +151,9 @@ def merge(options: argparse.Namespace) -> list[str]:
     learned = Learned(merged.delta.as_adapter(), metadata)
     lines = []
     if options.rank:
-        lines.append(f"truncated to rank {options.rank}: {merged.error:.2%} of the norm lost")
+        lost = energy_lost(merged)
+        shares = ", ".join(f"{block} {share:.1%}" for block, share in lost.items() if block)
+        print(f"energy lost at rank {options.rank}: {lost['']:.2%} ({shares})")
     if options.base:
         done = export_checkpoint(learned, options.base, options.output)
         lines.append(f"rounding to the base's precision lost {done.rounding_share:.2%}")

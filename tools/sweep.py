@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables; returns the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lcp_plugin").setLevel(logging.INFO)
-    from lcp_plugin.evaluation.command import add_scoring_options, add_sweep_options, run_sweep
+    from lcp_plugin.evaluation.command import add_scoring_options
+    from lcp_plugin.evaluation.sweep_command import add_sweep_options, run_sweep
 
     parser = argparse.ArgumentParser(
         prog="sweep.py", description="Strategies x orders x seeds, scored in one table."

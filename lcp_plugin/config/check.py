@@ -10,15 +10,18 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lcp_plugin.config.convert import Unfit, parse_bytes
 from lcp_plugin.config.findings import Findings, did_you_mean
 from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.config.options import Options, option_fields
+from lcp_plugin.config.prompts import read_prompts
 from lcp_plugin.errors import ConfigError
 
 _EXPORT = re.compile(r"^(lora(:[1-9]\d*)?|diff|diffusers|peft|checkpoint)$")
+_PICKLED = ("optimizer.bin", "scheduler.bin", "scaler.pt", "random_states_*.pkl")
 _FROM_PURE_NOISE = ("ddim", "euler", "euler_a", "k_euler", "k_euler_a", "dpmsolver++")
 OPTIMIZERS = (
     "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit",
@@ -161,7 +164,7 @@ def check_options(
     if "." not in kind and kind.lower() not in {o.lower() for o in OPTIMIZERS}:
         hint = did_you_mean(kind, OPTIMIZERS)
         problem("optimizer_type", f"= {kind!r} is no optimizer known here.{hint}")
-    if options.adaptive_noise_scale is not None and options.noise_offset is None:
+    if options.adaptive_noise_scale and options.noise_offset is None:
         problem("adaptive_noise_scale", "needs noise_offset; give both or none.")
     try:
         for notice in parse_network_args(options.network_args).notices:
@@ -206,6 +209,7 @@ def _check_run(options: Options, problem: Any) -> None:
     ) and not options.sample_prompts:
         problem("sample_prompts", "is missing: sample_every_n_... needs a file of prompts.")
     _check_files(options, problem)
+    _check_resume(options, problem)
     _check_sampler(options, problem)
     name = options.output_name or ""
     if any(c in name for c in '/\\:*?"<>|') or name.strip(". ") != name:
@@ -213,6 +217,15 @@ def _check_run(options: Options, problem: Any) -> None:
 
 
 def _check_files(options: Options, problem: Any) -> None:
+    for name in (options.network_weights, *options.base_weights):
+        if name and not Path(name).exists():
+            key = "network_weights" if name == options.network_weights else "base_weights"
+            problem(key, f"= {name!r} does not exist; correct the path of the LoRA file.")
+    if options.sample_prompts:
+        try:
+            read_prompts(Path(options.sample_prompts))
+        except ConfigError as error:
+            problem("sample_prompts", f"= {options.sample_prompts!r}: {error}")
     if options.max_file_size:
         try:
             parse_bytes(options.max_file_size)
@@ -236,3 +249,19 @@ def _check_sampler(options: Options, problem: Any) -> None:
             f"= {name!r} cannot start from pure noise, as zero_terminal_snr needs; "
             f"use {', '.join(_FROM_PURE_NOISE)}.",
         )
+
+
+def _check_resume(options: Options, problem: Any) -> None:
+    if not options.resume:
+        return
+    folder = Path(options.resume)
+    if not folder.is_dir():
+        problem("resume", f"= {options.resume!r} is not a folder; the same command resumes anyway.")
+    elif any(any(folder.glob(pattern)) for pattern in _PICKLED):
+        problem(
+            "resume",
+            f"= {options.resume!r} is a state that kohya's tools pickled; unpickling runs code, so "
+            f"it is not read. Go on from its LoRA file with network_weights or prev.",
+        )
+    elif not (folder / "state.json").is_file():
+        problem("resume", f"= {options.resume!r} holds no state.json; name a state of this tool.")

@@ -102,7 +102,7 @@ class DatasetReader:
 
     def locate(self, name: str) -> Path:
         """The folder or file that a relative path means; the first root's if none has it."""
-        candidates = [root / name for root in self.roots]
+        candidates = [root.expanduser() / Path(name).expanduser() for root in self.roots]
         return next((c for c in candidates if c.exists()), candidates[0])
 
     def defaults(self, folder: Path, **given: Any) -> SubsetConfig:

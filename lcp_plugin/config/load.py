@@ -83,6 +83,8 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     check_options(options, provenance, findings)
     source = str(path) if path else COMMAND_LINE
     explicit = frozenset(n for n, origin in provenance.items() if origin == COMMAND_LINE)
+    if continual:
+        _check_data_beside_tasks(options, table, source, findings)
     reader = TaskReader(options, explicit, findings, source, path.parent if path else Path("."))
     tasks = reader.read(table["tasks"]) if continual else _single_task(reader, table)
     tasks = tuple(_settled(task, findings) for task in tasks)
@@ -146,11 +148,33 @@ def _report_unknown(key: str, value: Any, source: str, strict: bool, findings: F
     foreign = key.lower() in FOREIGN_KEYS
     if strict or isinstance(value, list) and value and isinstance(value[0], dict):
         findings.problem(source, f"unknown key {key!r}.{did_you_mean(key, [*known, *OWN_TABLES])}")
-    elif not foreign and closest(key, known, _SURELY_MEANT):
+    elif isinstance(value, Mapping):
+        findings.problem(
+            source,
+            f"{key} is a table within a table; only one level is dissolved, so move its keys up.",
+        )
+    elif not foreign and value and _is_misspelt(key):
         findings.problem(source, f"unknown key {key!r}.{did_you_mean(key, known)}")
     else:
         hint = did_you_mean(key, known, 0.75)
         findings.notice(f"{source}: {key} is not known here and is ignored.{hint}")
+
+
+def _check_data_beside_tasks(
+    options: Options, table: Mapping[str, Any], source: str, findings: Findings
+) -> None:
+    """Data sets that stand outside the tasks have no place in a sequence."""
+    if "datasets" in table:
+        findings.problem(source, "datasets stand in a task, as [[tasks.datasets]], beside tasks.")
+    for key in ("train_data_dir", "dataset_config", "in_json"):
+        if getattr(options, key):
+            findings.notice(f"{key} is not used: every task names its own images.")
+
+
+def _is_misspelt(key: str) -> bool:
+    """Whether a key is a known option with wrong letters, not one with words more or less."""
+    nearest = closest(key, option_fields(), _SURELY_MEANT)
+    return bool(nearest) and not (nearest.startswith(f"{key}_") or key.startswith(f"{nearest}_"))
 
 
 def _single_task(reader: TaskReader, table: Mapping[str, Any]) -> tuple[TaskConfig, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lcp_plugin.config.fields import group
 
+# what folders and files hold is fingerprinted by contents, so their paths are not "fixed"
 _source = group("Dataset", per_task=True)
 _caption = group("Captions", per_task=True)
 _image = group("Images and buckets", per_task=True)
@@ -20,11 +21,16 @@ class DataOptions:
         None,
         "folder of folders named <repeats>_<class>, or of images",
         differs="images directly inside are found too (1 repeat)",
+        fixed=False,
     )
     reg_data_dir: str | None = _source(
-        None, "regularisation images, in folders named <repeats>_<class>"
+        None,
+        "regularisation images, in folders named <repeats>_<class>",
+        fixed=False,
     )
-    dataset_config: str | None = _source(None, "dataset TOML or JSON; its values beat all others")
+    dataset_config: str | None = _source(
+        None, "dataset TOML or JSON; its values beat all others", fixed=False
+    )
     resolution: tuple[int, int] | None = _source(
         None,
         '"width,height" or one number for a square',
@@ -33,7 +39,9 @@ class DataOptions:
     )
     train_batch_size: int = _source(1, "images in a batch, per process", minimum=1)
     dataset_repeats: int = _source(1, "repeats of images named by in_json", grade="R", minimum=1)
-    in_json: str | None = _source(None, "fine-tuning metadata: {image: {caption, tags}}", grade="R")
+    in_json: str | None = _source(
+        None, "fine-tuning metadata: {image: {caption, tags}}", grade="R", fixed=False
+    )
     data_root: str | None = _source(
         None,
         "prefix of relative image folders",
@@ -42,7 +50,10 @@ class DataOptions:
         fixed=False,
     )
     conditioning_data_dir: str | None = _source(
-        None, "mask images (red channel), named like the images; with masked_loss", grade="R"
+        None,
+        "mask images (red channel), named like the images; with masked_loss",
+        grade="R",
+        fixed=False,
     )
     dataset_class: str | None = _source(
         None,

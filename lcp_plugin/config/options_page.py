@@ -54,9 +54,31 @@ was before the task.
 """
 
 
+_COMING = """
+## Coming from kohya
+
+Give the config that you use with `sdxl_train_network.py` by `--config_file` (or `--config`): it is
+one task, and the result is one LoRA in kohya's format. Add `[[tasks]]`, or `--prev` with an earlier
+result, and it becomes a sequence.
+
+* `network_module = "networks.lora"` means kohya's layers, initialisation and trained text encoders;
+  without it only the UNet's attention is trained.
+* Values are checked before a model is loaded, all mistakes are listed at once, and keys that only
+  other tools know are told, not refused (`--strict_config` refuses them).
+* What kohya's tools refuse to combine is resolved with a notice: caches step aside where captions
+  or crops change from step to step; `constant` with warm-up becomes `constant_with_warmup`.
+* The same command gives the same file: an unset `seed` means 42. Killed, it goes on where it was.
+* `network_weights` keeps the file's own rank and alpha, in training and in what is saved.
+* Two values of `text_encoder_lr` hold for one text encoder each.
+* Cached latents and captions are keyed by everything they depend on, so stale ones are never used.
+* Transparent pixels are laid on white, EXIF orientation is applied, captions fall back to `.txt`.
+* `--dry_run` prints the plan: options with their source, images, buckets, steps, estimates.
+"""
+
+
 def render_options_page() -> str:
     """The page as Markdown."""
-    parts = [_HEAD, _TASK_TABLE, _SUBSETS]
+    parts = [_HEAD, _COMING, _TASK_TABLE, _SUBSETS]
     groups: dict[str, list[str]] = {}
     for name, field in option_fields().items():
         groups.setdefault(field.metadata["group"], []).append(_row(name, field))

@@ -20,6 +20,7 @@ _deepspeed = group(
     no_effect="a LoRA's optimizer state is small; the frozen base gains nothing from ZeRO",
 )
 
+_KNOWS_WHERE = "a resumed run knows where it stopped, and data follow from the step's number"
 _ONE_UPLOAD = "nothing is uploaded while training; upload the finished file yourself"
 
 
@@ -106,6 +107,15 @@ class SampleOptions:
     )
     sample_steps: int = _sample(30, "denoising steps of these", grade="ours", minimum=1)
     guidance_scale: float = _sample(5.0, "guidance of these", grade="ours", minimum=0)
+    evaluate: tuple[str, ...] = _sample(
+        (), "metrics scored when the run ends: effnet, clip_i, dino, ...", grade="ours"
+    )
+    evaluate_images: int = _sample(
+        8, "images per prompt and cell when the run is scored", grade="ours", minimum=1
+    )
+    evaluate_prompts: int | None = _sample(
+        None, "prompts per task when the run is scored; unset: all", grade="ours", minimum=1
+    )
     sample_seed: int = _sample(42, "of these images' starting noise", grade="ours", minimum=0)
 
 
@@ -153,10 +163,14 @@ class SaveOptions:
         differs="the same command resumes by itself; states that kohya pickled are refused",
     )
     initial_epoch: int | None = _save(
-        None, "count epochs from here", grade="S", minimum=1, zero_unset=True
+        None, "count epochs from here", grade="S", no_effect=_KNOWS_WHERE
     )
-    initial_step: int | None = _save(None, "count steps from here", grade="S", minimum=0)
-    skip_until_initial_step: bool = _save(False, "skip data up to initial_step", grade="S")
+    initial_step: int | None = _save(
+        None, "count steps from here", grade="S", no_effect=_KNOWS_WHERE
+    )
+    skip_until_initial_step: bool = _save(
+        False, "skip data up to initial_step", grade="S", no_effect=_KNOWS_WHERE
+    )
     no_metadata: bool = _save(False, "keep only the header's indispensable keys", grade="S")
 
 

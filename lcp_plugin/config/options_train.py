@@ -12,6 +12,7 @@ _optimizer = group("Optimizer and learning rate", per_task=True)
 _memory = group("Precision and memory")
 _noise = group("Noise and loss", per_task=True)
 
+_FEW_GRADIENTS = "a LoRA's gradients are few; there is nothing to gain"
 _FULL_FINETUNE = "only full fine-tuning scripts use it, in kohya's tools too"
 
 
@@ -44,10 +45,16 @@ class ModelOptions:
         no_effect="SDXL always uses the penultimate layer",
     )
     tokenizer_cache_dir: str | None = _model(
-        None, "folder of tokenizers, for a single-file base", grade="R", fixed=False
+        None,
+        "folder of tokenizers",
+        grade="R",
+        no_effect="the tokenizers come with the base",
     )
     disable_mmap_load_safetensors: bool = _model(
-        False, "read a single-file base at once (faster under WSL)", grade="R", fixed=False
+        False,
+        "read a single-file base at once",
+        grade="R",
+        no_effect="the file is read once from front to back, mapped or not",
     )
 
     network_module: str | None = _network(
@@ -247,9 +254,17 @@ class MemoryOptions:
         "keep these processes between epochs",
         no_effect="one loader serves all epochs of a task, so they always stay",
     )
-    lowram: bool = _memory(False, "load the base straight onto the GPU", grade="S", fixed=False)
+    lowram: bool = _memory(
+        False,
+        "load the base straight onto the GPU",
+        grade="S",
+        no_effect="weights are read from the mapped file one by one, never twice in main memory",
+    )
     highvram: bool = _memory(
-        False, "do not empty the GPU's cache between parts", grade="S", fixed=False
+        False,
+        "do not empty the GPU's cache between parts",
+        grade="S",
+        no_effect="the GPU's cache is never emptied between steps",
     )
     torch_compile: bool = _memory(False, "compile the UNet", grade="R", fixed=False)
     dynamo_backend: str = _memory("inductor", "backend of torch_compile", grade="R", fixed=False)
@@ -269,9 +284,11 @@ class MemoryOptions:
         None, "minutes that processes wait for each other", grade="R", fixed=False, minimum=1
     )
     ddp_gradient_as_bucket_view: bool = _memory(
-        False, "of distributed training", grade="R", fixed=False
+        False, "of distributed training", grade="R", no_effect=_FEW_GRADIENTS
     )
-    ddp_static_graph: bool = _memory(False, "of distributed training", grade="R", fixed=False)
+    ddp_static_graph: bool = _memory(
+        False, "of distributed training", grade="R", no_effect=_FEW_GRADIENTS
+    )
 
 
 @dataclass(frozen=True)
@@ -333,7 +350,7 @@ class NoiseOptions:
         grade="S",
         choices=("snr", "exponential", "constant"),
     )
-    huber_c: float = _noise(0.1, "where huber turns from l2 to l1", grade="S", minimum=0)
+    huber_c: float = _noise(0.1, "where huber turns from l2 to l1", grade="S", minimum=1e-6)
     huber_scale: float = _noise(
         1.0,
         "factor of huber_c",

@@ -136,7 +136,7 @@ def describe_plan(
         steps = data.total_steps(processes)
         total += steps
         lines += _task_lines(number, task, data, steps)
-    lines += ["", f"{total} steps in all, {processes} process(es)"]
+    lines += ["", f"{total} steps in all on {_count(processes, 'process', 'es')}"]
     pixels = _largest(tasks, native)
     estimate = estimate_run(config.options, total, len(tasks), pixels)
     lines += [
@@ -165,6 +165,10 @@ def _option_lines(config: RunConfig) -> list[str]:
     return lines
 
 
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"
+
+
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(str(v) for v in value) or "(none)"
@@ -174,14 +178,15 @@ def _shown(value: object) -> str:
 def _task_lines(number: int, task: TaskConfig, data: TaskFacts, steps: int) -> list[str]:
     buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in data.bucket_counts.items())
     captions = data.captions
-    shown = "; ".join(repr(c) for c in captions[:2]) + ("; ..." if len(captions) > 2 else "")
-    reg = f" and {data.num_reg_images} regularisation images" if data.num_reg_images else ""
+    more = f"; ... ({len(captions)} different ones)" if len(captions) > 2 else ""
+    shown = "; ".join(repr(c) for c in captions[:2]) + more
+    reg = f" (and {data.num_reg_images} for regularisation)" if data.num_reg_images else ""
     lines = [
         f"  {number}. {task.name} ({task.kind} {task.concept!r}): {steps} steps",
-        f"     {data.num_images} images{reg}, {data.num_repeated_images} with repeats, "
-        f"{data.num_batches_per_epoch} batches an epoch",
-        f"     buckets {buckets}",
-        f"     {len(captions)} captions: {shown}",
+        f"     images: {data.num_images}{reg}, {data.num_repeated_images} with repeats, "
+        f"in {data.num_batches_per_epoch} batches an epoch",
+        f"     buckets: {buckets}",
+        f"     captions: {shown}",
     ]
     if task.overrides:
         own = ", ".join(f"{key} = {_shown(value)}" for key, value in task.overrides.items())

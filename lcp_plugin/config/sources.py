@@ -34,15 +34,16 @@ def config_folders() -> list[Path]:
 
 def find_config(name: str) -> Path:
     """The file that `--config name` means. Raises ConfigError listing what there is."""
+    name = str(Path(name).expanduser())
     names = [name] if name.endswith(".toml") else [f"{name}.toml", name]
     for candidate in names:
         if Path(candidate).is_file():
             return Path(candidate)
-    folders = config_folders() if Path(name).parent == Path(".") else []
-    for folder in folders:
+    ours = Path(name).parent in (Path("."), Path("configs"))
+    for folder in config_folders() if ours else []:
         for candidate in names:
-            if (folder / candidate).is_file():
-                return folder / candidate
+            if (folder / Path(candidate).name).is_file():
+                return folder / Path(candidate).name
     known = sorted({f.stem for folder in config_folders() for f in folder.glob("*.toml")})
     hint = did_you_mean(Path(name).stem, known)
     raise ConfigError(
@@ -79,13 +80,20 @@ def flatten(table: Mapping[str, Any]) -> dict[str, Any]:
     fields = option_fields()
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        pairs = key in fields and fields[key].metadata["key_values"]
+        pairs = key in fields and fields[key].metadata["key_values"] and _are_pairs(value)
         general = key == "general" and "datasets" in table
         if isinstance(value, Mapping) and key not in OWN_TABLES and not pairs and not general:
             flat.update(value)
         else:
             flat[key] = value
     return flat
+
+
+def _are_pairs(table: Any) -> bool:
+    """Whether a table such as [optimizer_args] holds arguments, not options of a section."""
+    if not isinstance(table, Mapping):
+        return True
+    return not any(k in option_fields() or isinstance(v, Mapping) for k, v in table.items())
 
 
 def parse_flags(argv: Sequence[str]) -> dict[str, Any]:

@@ -180,6 +180,10 @@ class TaskReader:
         prompt: str,
     ) -> tuple[DatasetConfig, ...]:
         reader = DatasetReader(options, self.findings, self.source, self.roots())
+        if "general" in table and "datasets" not in table:
+            self.findings.problem(
+                self.source, f"{where}.general: stands beside [[tasks.datasets]] only."
+            )
         sources = [
             k
             for k in ("image_dir", "datasets", "dataset_config", "train_data_dir", "in_json")
@@ -257,7 +261,7 @@ class TaskReader:
 def read_dataset_file(reader: DatasetReader, folder: Path) -> tuple[DatasetConfig, ...]:
     """The data sets of options.dataset_config; a problem if it cannot be read."""
     name = str(reader.options.dataset_config)
-    candidates = [Path(name), folder / name]
+    candidates = [Path(name).expanduser(), folder / name]
     path = next((c for c in candidates if c.is_file()), None)
     if path is None:
         reader.findings.problem(

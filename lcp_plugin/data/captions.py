@@ -129,7 +129,8 @@ def split_tags(caption: str, subset: SubsetConfig) -> tuple[list[str], list[str]
     """Tags kept in front, tags that may move, tags kept at the end."""
 
     def tags(text: str) -> list[str]:
-        return [t.strip() for t in text.split(subset.caption_separator) if t.strip()]
+        parts = text.split(subset.caption_separator) if subset.caption_separator else [text]
+        return [t.strip() for t in parts if t.strip()]
 
     separator = subset.keep_tokens_separator
     if separator and separator in caption:

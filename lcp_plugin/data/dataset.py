@@ -12,40 +12,29 @@ import hashlib
 import math
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lcp_plugin.config.datasets import SubsetConfig
 from lcp_plugin.config.task_table import TaskConfig
-from lcp_plugin.data.caches import DiskCache, check_finite, make_key
-from lcp_plugin.data.captions import CaptionTime, drops, process_caption, varies
+from lcp_plugin.data.captions import CaptionTime, process_caption, varies
+from lcp_plugin.data.encodings import EncodeImages, EncodePrompts, Encodings, static_caption
 from lcp_plugin.data.examples import Example, Part, collect_examples
-from lcp_plugin.data.images import (
-    Size,
-    change_colours,
-    mask_to_tensor,
-    open_alpha,
-    open_image,
-    open_mask,
-    resize,
-    to_tensor,
+from lcp_plugin.data.images import Size
+from lcp_plugin.data.rows import (
+    centre_crop,
+    collate_rows,
+    latent_name,
+    random_crop,
+    read_mask,
+    read_pixels,
+    time_ids,
 )
 from lcp_plugin.errors import DataError
 from lcp_plugin.seeds import derive_seed
-
-EncodeImages = Callable[[Tensor], Tensor]  # (b, 3, h, w) in [-1, 1], fp32 -> scaled latents
-EncodePrompts = Callable[[Sequence[str]], Mapping[str, Tensor]]
-
-_PROMPTS_AT_ONCE = 8
-_TEXT = ("encoder_hidden_states", "text_embeds")
-_STACKED = ("latents", "pixels", *_TEXT, "time_ids", "loss_weights")
 
 
 class TaskData:
@@ -75,15 +64,7 @@ class TaskData:
         self._examples: list[list[Example]] = [list(s.examples) for s in self._sets]
         self.num_batches_per_epoch = sum(s.num_batches() for s in self._sets)
         self._plans: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
-        self._latents: dict[str, Tensor] = {}
-        self._texts: dict[str, dict[str, Tensor]] = {}
-        options = self.options
-        self._latent_disk = DiskCache(
-            cache_dir / "latents" if cache_dir and options.cache_latents_to_disk else None
-        )
-        self._text_disk = DiskCache(
-            cache_dir / "text" if cache_dir and options.cache_text_encoder_outputs_to_disk else None
-        )
+        self._encodings = Encodings(task.options, cache_dir)
         self.notices = self._collect_notices()
 
     # What there is
@@ -115,7 +96,8 @@ class TaskData:
     @property
     def captions(self) -> tuple[str, ...]:
         """Distinct captions of training images as an encoder gets them, without what is random."""
-        return tuple(dict.fromkeys(self._static_captions(regular=False)))
+        training = (e for e in self._all() if not e.subset.is_reg)
+        return tuple(dict.fromkeys(static_caption(e) for e in training))
 
     @property
     def bucket_counts(self) -> dict[Size, int]:
@@ -188,71 +170,11 @@ class TaskData:
         encoder_hidden_states (b, tokens, c) and text_embeds (b, d). The keys name the encoders, for
         caches on disk. Raises NumericError if an encoder gives NaN.
         """
+        examples = list(self._all())
         if encode_images is not None and not self.needs_vae:
-            self._encode_all_images(encode_images, vae_key)
+            self._encodings.encode_images(examples, encode_images, vae_key)
         if encode_prompts is not None and not self.needs_text_encoders:
-            self._encode_all_captions(encode_prompts, text_key)
-
-    def _encode_all_images(self, encode: EncodeImages, vae_key: str) -> None:
-        waiting: dict[str, tuple[Example, bool]] = {}
-        for example in self._all():
-            for flipped in (False, True) if example.subset.flip_aug else (False,):
-                name = _latent_name(example, flipped)
-                cached = self._latent_disk.load(make_key(vae_key, name))
-                if cached and set(cached) == {"latents"}:
-                    self._latents[name] = cached["latents"]
-                elif name not in self._latents:
-                    waiting[name] = (example, flipped)
-        groups: dict[Size, list[str]] = {}
-        for name, (example, _) in waiting.items():
-            groups.setdefault(example.placement.bucket, []).append(name)
-        for names in groups.values():
-            for start in range(0, len(names), self.options.vae_batch_size):
-                chunk = names[start : start + self.options.vae_batch_size]
-                self._encode_images(encode, vae_key, {n: waiting[n] for n in chunk})
-
-    def _encode_images(
-        self, encode: EncodeImages, vae_key: str, chunk: Mapping[str, tuple[Example, bool]]
-    ) -> None:
-        pixels = [_pixels(e, flipped, _centre(e))[0] for e, flipped in chunk.values()]
-        latents = encode(torch.stack(pixels)).detach().to("cpu")
-        for (name, (example, _)), latent in zip(chunk.items(), latents, strict=True):
-            tensors = {"latents": latent.clone()}
-            remedy = "the VAE overflows in half precision: use --no_half_vae or another VAE"
-            check_finite(tensors, f"image {example.path}", remedy)
-            self._latents[name] = tensors["latents"]
-            self._latent_disk.store(make_key(vae_key, name), tensors)
-
-    def _static_captions(self, regular: bool = True) -> list[str]:
-        fixed = random.Random(0)
-        captions = []
-        for example in self._all():
-            if regular or not example.subset.is_reg:
-                plain = _undropped(example)
-                captions.append(process_caption(example.caption, plain, fixed, CaptionTime()))
-        return captions
-
-    def _encode_all_captions(self, encode: EncodePrompts, text_key: str) -> None:
-        wanted = dict.fromkeys(self._static_captions())
-        if any(drops(e.subset) for e in self._all()):
-            wanted[""] = None
-        missing = []
-        for caption in wanted:
-            cached = self._text_disk.load(make_key(text_key, caption))
-            if cached and set(cached) == set(_TEXT):
-                self._texts[caption] = cached
-            elif caption not in self._texts:
-                missing.append(caption)
-        for start in range(0, len(missing), _PROMPTS_AT_ONCE):
-            chunk = missing[start : start + _PROMPTS_AT_ONCE]
-            encoded = {k: v.detach().to("cpu") for k, v in encode(chunk).items()}
-            for row, caption in enumerate(chunk):
-                tensors = {k: encoded[k][row].clone() for k in _TEXT}
-                check_finite(
-                    tensors, f"caption {caption!r}", "try --mixed_precision bf16 or no instead"
-                )
-                self._texts[caption] = tensors
-                self._text_disk.store(make_key(text_key, caption), tensors)
+            self._encodings.encode_captions(examples, encode_prompts, text_key)
 
     # Batches
 
@@ -292,7 +214,7 @@ class TaskData:
         for place, example in enumerate(self.examples_of(k)):
             seed = derive_seed(self.seed, "example", self.task_index, k, place)
             rows.append(self._row(example, random.Random(seed), time))
-        return _collate(rows)
+        return collate_rows(rows)
 
     def _time(self, k: int) -> CaptionTime:
         return CaptionTime(
@@ -304,19 +226,19 @@ class TaskData:
     def _row(self, example: Example, draw: random.Random, time: CaptionTime) -> dict[str, Any]:
         subset = example.subset
         flipped = subset.flip_aug and draw.random() < 0.5
-        crop = _random_crop(example, draw) if subset.random_crop else _centre(example)
+        crop = random_crop(example, draw) if subset.random_crop else centre_crop(example)
         caption = process_caption(example.caption, subset, draw, time)
-        row: dict[str, Any] = {"time_ids": _time_ids(example, crop)}
+        row: dict[str, Any] = {"time_ids": time_ids(example, crop)}
         weight = self.options.prior_loss_weight if subset.is_reg else 1.0
         row["loss_weights"] = torch.tensor(weight)
-        latents = self._latents.get(_latent_name(example, flipped))
+        latents = self._encodings.latents.get(latent_name(example, flipped))
         if latents is not None and not self.needs_vae:
             row["latents"] = latents
-            row["mask"] = _mask(example, flipped, crop)
+            row["mask"] = read_mask(example, flipped, crop)
         else:
             colours = draw if subset.color_aug else None
-            row["pixels"], row["mask"] = _pixels(example, flipped, crop, colours)
-        texts = self._texts.get(caption)
+            row["pixels"], row["mask"] = read_pixels(example, flipped, crop, colours)
+        texts = self._encodings.texts.get(caption)
         if texts is not None and not self.needs_text_encoders:
             row.update(texts)
         else:
@@ -353,93 +275,3 @@ class _Batches(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._data.batch(index)
-
-
-def _undropped(example: Example) -> SubsetConfig:
-    return replace(
-        example.subset,
-        caption_dropout_rate=0.0,
-        caption_dropout_every_n_epochs=0,
-        shuffle_caption=False,
-        caption_tag_dropout_rate=0.0,
-        token_warmup_step=0,
-    )
-
-
-def _latent_name(example: Example, flipped: bool) -> str:
-    """What latents depend on besides the VAE."""
-    placement = example.placement
-    return make_key(
-        example.content,
-        placement.bucket,
-        placement.resized,
-        example.subset.resize_interpolation,
-        "flipped" if flipped else "upright",
-    )
-
-
-def _centre(example: Example) -> tuple[int, int]:
-    """(left, top) of the central crop, pixels of the resized image."""
-    width, height = example.placement.slack
-    return width // 2, height // 2
-
-
-def _random_crop(example: Example, draw: random.Random) -> tuple[int, int]:
-    width, height = example.placement.slack
-    return draw.randint(0, width), draw.randint(0, height)
-
-
-def _time_ids(example: Example, crop: tuple[int, int]) -> Tensor:
-    """SDXL's size conditioning; the crop is in pixels of the resized (and mirrored) image."""
-    (width, height), (left, top) = example.size, crop
-    target = example.placement.bucket
-    return torch.tensor([height, width, top, left, target[1], target[0]], dtype=torch.float32)
-
-
-def _fit(image: Image.Image, example: Example, flipped: bool, crop: tuple[int, int]) -> Image.Image:
-    image = resize(image, example.placement.resized, example.subset.resize_interpolation)
-    if flipped:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    (left, top), (width, height) = crop, example.placement.bucket
-    return image.crop((left, top, left + width, top + height))
-
-
-def _pixels(
-    example: Example,
-    flipped: bool,
-    crop: tuple[int, int],
-    colours: random.Random | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """The image as it is trained, (3, height, width) in [-1, 1], and its mask."""
-    image = _fit(open_image(example.path), example, flipped, crop)
-    if colours is not None:
-        image = change_colours(image, colours)
-    return to_tensor(image), _mask(example, flipped, crop)
-
-
-def _mask(example: Example, flipped: bool, crop: tuple[int, int]) -> Tensor | None:
-    """What weighs the loss, (1, height, width) in [0, 1]; None where everything counts."""
-    if example.mask is not None:
-        mask = open_mask(example.mask)
-    elif example.subset.alpha_mask:
-        alpha = open_alpha(example.path)
-        if alpha is None:
-            return None
-        mask = alpha
-    else:
-        return None
-    return mask_to_tensor(_fit(mask, example, flipped, crop))
-
-
-def _collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    first = rows[0]
-    batch: dict[str, Any] = {k: torch.stack([r[k] for r in rows]) for k in _STACKED if k in first}
-    if "captions" in first:
-        batch["captions"] = [r["captions"] for r in rows]
-    masks = [r["mask"] for r in rows]
-    if any(m is not None for m in masks):
-        shape = next(m.shape for m in masks if m is not None)
-        batch["masks"] = torch.stack([torch.ones(shape) if m is None else m for m in masks])
-    if any(r["preserve"] for r in rows):
-        batch["preserve"] = torch.tensor([r["preserve"] for r in rows])
-    return batch

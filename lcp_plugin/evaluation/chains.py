@@ -225,7 +225,7 @@ def _earlier_chain(store: RunStore, references: Path | None) -> Chain | None:
 
 def _eval_task(record: TaskRecord, sources: Sequence[str], references: Path | None) -> EvalTask:
     folders = [references / record.name] if references is not None else [Path(s) for s in sources]
-    images = [image for folder in folders for image in _find_images(folder)]
+    images = [image for folder in folders for image in find_images(folder)]
     return EvalTask(
         record.index,
         record.name,
@@ -237,10 +237,15 @@ def _eval_task(record: TaskRecord, sources: Sequence[str], references: Path | No
     )
 
 
-def _find_images(source: Path) -> list[Path]:
-    if source.is_dir():
-        return sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
-    return [source] if source.is_file() else []
+def find_images(source: Path) -> list[Path]:
+    """A folder's images, or those in its folders (`<Style>/<Object>/<n>.jpg`); an image itself."""
+    if source.is_file():
+        return [source]
+    for pattern in ("*", "*/*"):
+        found = sorted(p for p in source.glob(pattern) if p.suffix.lower() in SUFFIXES)
+        if found:
+            return found
+    return []
 
 
 def chain_of_adapters(

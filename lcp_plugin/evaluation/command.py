@@ -1,21 +1,20 @@
-"""The command line of tools/evaluate.py, and what compare.py and sweep.py share of it."""
+"""The command line of tools/evaluate.py, and the scoring options that other tools share."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.evaluation.aggregate import collect_scores, tell_differences, write_scores
 from lcp_plugin.evaluation.chains import (
-    CEILINGS,
     Chain,
     EvalTask,
     chain_of_adapters,
+    find_images,
     read_chain,
 )
 from lcp_plugin.evaluation.embeddings import EmbeddingCache
@@ -25,20 +24,11 @@ from lcp_plugin.evaluation.encoders import (
     load_encoder,
     parse_encoder_paths,
 )
-from lcp_plugin.evaluation.evaluate import (
-    DTYPES,
-    Evaluation,
-    collect_scores,
-    score_folders,
-    tell_differences,
-    write_scores,
-)
-from lcp_plugin.evaluation.images import SUFFIXES, list_images
+from lcp_plugin.evaluation.evaluate import DTYPES, Evaluation, score_folders
+from lcp_plugin.evaluation.images import list_images
 from lcp_plugin.evaluation.protocols import Protocol, read_dreambooth_prompts, read_protocol, settle
-from lcp_plugin.evaluation.sweep import create_executor, execute_plan, plan_runs
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.files import write_json
-from lcp_plugin.report import write_report
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
@@ -172,22 +162,17 @@ def read_tasks(config: Path, references: Path | None) -> list[EvalTask]:
 
     tasks = []
     for index, task in enumerate(load_config(["--config", str(config)]).tasks, 1):
-        folders = [Path(s.image_dir) for d in task.datasets for s in d.subsets]
+        folders = [Path(s.image_dir) for d in task.datasets for s in d.subsets if not s.is_reg]
         folders = [references / task.name] if references is not None else folders
-        images = [
-            p
-            for folder in folders
-            for p in sorted(folder.iterdir() if folder.is_dir() else ())
-            if p.suffix.lower() in SUFFIXES
-        ]
+        images = [image for folder in folders for image in find_images(folder)]
         tasks.append(
             EvalTask(index, task.name, task.kind, task.concept, task.eval_prompts, tuple(images))
         )
     return tasks
 
 
-def evaluate_chains(chains: Sequence[Chain], args: argparse.Namespace, folder: Path) -> list[Table]:
-    """Scores chains as the options say and writes everything into `folder`."""
+def evaluate_chains(chains: Sequence[Chain], args: argparse.Namespace, folder: Path) -> str:
+    """Scores chains as the options say, writes everything into `folder`; what is to be printed."""
     evaluation = create_evaluation(args, folder)
     chains = [
         replace(chain, tasks=tuple(evaluation.protocol.apply(t) for t in chain.tasks))
@@ -236,83 +221,11 @@ def choose_protocol(args: argparse.Namespace) -> Protocol:
     return settle(Protocol(prompts=listed), overrides)
 
 
-def choose_parallel() -> int:
-    """Runs at a time: one on a GPU; small models on a CPU train best with one core each."""
-    import torch
-
-    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
-
-
 def choose_device(name: str | None) -> str:
     """What was asked for, else cuda where there is one."""
     import torch
 
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-# ------------------------------------------------------------------------------ many runs
-
-
-def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
-    """What is run: strategies, ceilings, orders, seeds, where."""
-    group = parser.add_argument_group("runs")
-    group.add_argument("--config", type=Path, required="config" not in defaults, help="run's TOML")
-    group.add_argument("--strategies", nargs="+", help="what is compared; the first one leads")
-    group.add_argument("--ceilings", nargs="*", choices=CEILINGS, help="bounds to run as well")
-    group.add_argument(
-        "--orders", nargs="+", type=_order, help="order seeds; `file` keeps the config's order"
-    )
-    group.add_argument("--seeds", nargs="+", type=int, help="training seeds")
-    group.add_argument("--output", type=Path, help="folder of runs and scores")
-    group.add_argument("--executor", choices=("here", "local", "slurm"), default="here")
-    group.add_argument(
-        "--job", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of submitit's jobs"
-    )
-    group.add_argument(
-        "--parallel", type=int, help="runs at a time here (the CPU's cores; 1 with cuda)"
-    )
-    group.add_argument("--plan", action="store_true", help="print the runs and stop")
-    parser.set_defaults(**defaults)
-
-
-def _order(text: str) -> int | None:
-    return None if text == "file" else int(text)
-
-
-def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """Runs what the options describe, scores it, and writes tables and one report; its summary.
-
-    Unknown options go to every run's training command.
-    """
-    args, extra = parser.parse_known_args(argv)
-    plan = plan_runs(
-        args.config,
-        args.strategies,
-        args.ceilings,
-        args.orders,
-        args.seeds,
-        args.output.resolve() / "runs",
-        extra,
-    )
-    if args.plan:
-        return "\n".join(" ".join(run.arguments) for run in plan.runs)
-    began = time.monotonic()
-    executor = create_executor(args.executor, args.output.resolve() / "jobs", args.job)
-    execute_plan(plan, executor, args.parallel or choose_parallel())
-    trained = time.monotonic() - began
-    tasks = {task.name: task for task in read_tasks(args.config, None)}
-    chains = [fill_references(read_chain(run.store.root), tasks) for run in plan.runs]
-    text = evaluate_chains(chains, args, args.output)
-    scored = time.monotonic() - began - trained
-    report = write_report(
-        [Path(c.path) for c in chains if not c.is_ceiling],
-        args.output / "scores.json",
-        args.output / "report.html",
-    )
-    return (
-        f"{text}\ntraining {trained:.0f} s, scoring {scored:.0f} s\n"
-        f"scores   {args.output / 'scores.json'}\nreport   {report}"
-    )
 
 
 def fill_references(chain: Chain, tasks: Mapping[str, EvalTask]) -> Chain:

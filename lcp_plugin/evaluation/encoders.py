@@ -209,19 +209,22 @@ def _find_effnet_package() -> Path:
 
 
 def _find_on_hub(name: str, published: Published) -> Source:
+    """From the hub's cache, without a request, else from the hub itself."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    def fetch(file: str) -> Path:
-        return Path(hf_hub_download(published.repository, file))
+    def fetch(file: str, local: bool) -> Path:
+        return Path(hf_hub_download(published.repository, file, local_files_only=local))
 
     reason = ""
-    for file in published.weights:
+    for local, file in [(local, f) for local in (True, False) for f in published.weights]:
         try:
-            weights = fetch(file)
-            return Source(name, weights, {f: fetch(f) for f in published.files})
-        except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            reason = reason or type(error).__name__
+            weights = fetch(file, local)
+            return Source(name, weights, {f: fetch(f, local) for f in published.files})
+        except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
+            reason = type(error).__name__
+            if not local and isinstance(error, LocalEntryNotFoundError):
+                break  # no network: the other file is not to be had either
     raise FileFormatError(_missing(name, f"nothing in the hub's cache, and no download: {reason}"))
 
 

@@ -137,6 +137,7 @@ def _arguments(
     arguments = ["--config", str(config), "--strategy", strategy, "--seed", str(seed)]
     arguments += [] if order is None else ["--order_seed", str(order)]
     arguments += ["--output_dir", output.as_posix(), "--output_name", name]
+    arguments += ["--evaluate"]  # nothing: the sweep scores all runs together
     return (*arguments, *extra)
 
 
@@ -212,9 +213,8 @@ def _adopted_facts(folder: TaskFolder, config: RunConfig, before: str | None) ->
 
 def _adopted_run(known: Mapping[str, Any], config: RunConfig, target: RunStore) -> dict[str, Any]:
     """A run.json that the training command resumes from."""
-    kept = {
-        key: known[key] for key in ("format", "base", "seed", "tasks", "sessions", "base_sampled")
-    }
+    keys = ("format", "base", "seed", "tasks", "images", "sessions", "base_sampled")
+    kept = {key: known[key] for key in keys if key in known}
     return kept | {
         "name": target.name,
         "fingerprint": config.fingerprint(),

@@ -125,7 +125,10 @@ def to_latex(table: Table) -> str:
     lines += [r"\bottomrule", r"\end{tabular}"]
     if table.caption:
         lines.insert(0, "% " + table.caption.replace("\n", " "))
-    return "\n".join(lines).replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$") + "\n"
+    text = "\n".join(lines) + "\n"
+    for sign, command in (("↑", r"$\uparrow$"), ("↓", r"$\downarrow$"), ("–", "--")):
+        text = text.replace(sign, command)
+    return text
 
 
 def escape_latex(text: str) -> str:

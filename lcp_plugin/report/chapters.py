@@ -11,17 +11,19 @@ from lcp_plugin.report.numbers import describe_heat_map
 from lcp_plugin.report.pictures import Embedded, embed_picture
 from lcp_plugin.report.read import Facts, MetricScores, RunFacts, TaskFacts, read_scores
 
-PER_CELL = 6  # pictures of one concept at one stage
+PER_CELL = 6  # pictures of one concept at one stage, over all runs of the page
 
 
-def describe_run(run: RunFacts, found: Mapping[str, MetricScores], anchor: str) -> dict[str, Any]:
-    """Everything of one run; `anchor` begins the ids of its charts."""
-    stages = [{"index": i, "name": _stage_name(i, run.tasks)} for i in sorted(run.samples)]
+def describe_run(
+    run: RunFacts, found: Mapping[str, MetricScores], anchor: str, runs: int = 1
+) -> dict[str, Any]:
+    """Everything of one run; `anchor` begins the ids of its charts, `runs` stand on the page."""
+    stages = [{"index": i, "name": _stage_name(i, run)} for i in sorted(run.samples)]
     return {
         "label": run.label,
         "tasks": [_describe_task(task) for task in run.tasks],
         "stages": stages,
-        "rows": _sample_rows(run) if stages else [],
+        "rows": _sample_rows(run, max(1, PER_CELL // runs)) if stages else [],
         "heats": [describe_heat_map(metric, f, run.tasks) for metric, f in found.items()],
         "figures": _opposition_figures(run, anchor),
         "losses": _loss_figure(run, anchor),
@@ -41,20 +43,21 @@ def _describe_task(task: TaskFacts) -> dict[str, Any]:
     }
 
 
-def _stage_name(index: int, tasks: Sequence[TaskFacts]) -> str:
+def _stage_name(index: int, run: RunFacts) -> str:
     if index == 0:
         return "the base model, before any task"
-    task = next((t for t in tasks if t.index == index), None)
-    return f"after task {index}" + (f": {task.concept}" if task else "")
+    task = next((t for t in run.tasks if t.index == index), None)
+    name = f"after task {index}" + (f": {task.concept}" if task else "")
+    return f"the start of this run, {name}" if index == run.start else name
 
 
-def _sample_rows(run: RunFacts) -> list[dict[str, Any]]:
+def _sample_rows(run: RunFacts, per_cell: int) -> list[dict[str, Any]]:
     rows = []
     for task in run.tasks:
         cells = []
         for stage in sorted(run.samples):
-            paths = run.samples[stage].get(task.name, ())[:PER_CELL]
-            alt = f"{task.concept}, {_stage_name(stage, run.tasks)}"
+            paths = run.samples[stage].get(task.name, ())[:per_cell]
+            alt = f"{task.concept}, {_stage_name(stage, run)}"
             pictures = [p for p in (embed_picture(path, alt) for path in paths) if p]
             cells.append({"stage": stage, "pictures": pictures})
         if any(cell["pictures"] for cell in cells):

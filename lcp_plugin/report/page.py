@@ -106,7 +106,7 @@ def build_page(runs: Sequence[RunFacts], scores: Sequence[Facts]) -> Page:
         heading=_heading(runs),
         lead=_lead(runs, matrices),
         runs=[
-            describe_run(run, found, f"run{i}")
+            describe_run(run, found, f"run{i}", len(runs))
             for i, (run, found) in enumerate(zip(runs, matrices, strict=True))
         ],
         footer="Written from the run's own files. Opens without a network; nothing is loaded.",

@@ -66,6 +66,7 @@ class RunFacts:
     lineage: tuple[Facts, ...]
     steps: tuple[Facts, ...]  # of logs/*.jsonl
     samples: Mapping[int, Mapping[str, tuple[Path, ...]]] = field(default_factory=dict)
+    start: int = 0  # index of the last task that was known before; 0: it began on the base
 
     @property
     def label(self) -> str:
@@ -102,6 +103,9 @@ def read_run(folder: Path) -> RunFacts:
     strategy = _as_table(last.get("strategy") or run.get("strategy") or options.get("strategy"))
     base = _as_table(last.get("base") or run.get("base"))
     tasks = _read_tasks(run, lineage)
+    parent = _read_json(folder / "parent" / "lineage.json").get("tasks", ())
+    start = max((int(record["index"]) for record in parent), default=0)
+    samples = _read_samples(folder / "samples", tasks)
     return RunFacts(
         folder=folder,
         name=str(run.get("name") or folder.name),
@@ -114,7 +118,8 @@ def read_run(folder: Path) -> RunFacts:
         options=tuple((str(k), _text(v)) for k, v in sorted(options.items()) if v is not None),
         lineage=tuple(lineage),
         steps=tuple(_read_steps(folder / "logs")),
-        samples=_read_samples(folder / "samples", tasks),
+        samples={stage or start: cells for stage, cells in samples.items()},
+        start=start,
     )
 
 
@@ -150,9 +155,9 @@ def _read_task(position: int, record: Facts, sources: Sequence[Any]) -> TaskFact
 
 def _list_images(source: Path) -> list[Path]:
     """A training folder's images (perhaps no longer there), or the image itself."""
-    if source.is_dir():
-        return sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    return [source] if source.is_file() else []
+    if source.is_file():
+        return [source]
+    return sorted(p for p in source.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _read_samples(root: Path, tasks: Sequence[TaskFacts]) -> dict[int, dict[str, tuple[Path, ...]]]:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from lcp_plugin.hooks import Conditioning, Parameters, Weights
 from lcp_plugin.sdxl.layers import AdaptedUNet
+from lcp_plugin.sdxl.noise import add_noise, make_target
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,6 +50,8 @@ class LiveModel:
     dtype: torch.dtype  # of the base's weights
     device: torch.device
     autocast: Callable[[], Any]
+    alphas: Tensor  # cumulative products of the noise schedule, (train timesteps,)
+    prediction_type: str  # epsilon | v_prediction
     wrapped: Any = None  # the module as prepared for several processes; trains through it
     sampler: Callable[[Sequence[str], int], list[Image]] | None = None
     encoder: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = None
@@ -78,6 +81,11 @@ class LiveModel:
                 return run_unet(unet, latents, timesteps, conditioning, self.dtype)
         with torch.no_grad(), self.adapted.using(weights), self.autocast():
             return run_unet(self.adapted, latents, timesteps, conditioning, self.dtype)
+
+    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Noisy latents at the timesteps (b,), and the target that the base's type asks for."""
+        noisy = add_noise(latents, noise, timesteps, self.alphas)
+        return noisy, make_target(latents, noise, timesteps, self.alphas, self.prediction_type)
 
     def sample(self, prompts: Sequence[str], seed: int) -> list[Image]:
         """One image per prompt."""

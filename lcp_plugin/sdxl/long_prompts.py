@@ -55,13 +55,12 @@ def join_pieces(states: Tensor) -> Tensor:
     return torch.cat([states[:, 0, :1], inner, states[:, -1, -1:]], dim=1)
 
 
-@torch.no_grad()
 def encode_long_prompts(
     pipeline: Any, prompts: Sequence[str], max_length: int | None, weighted: bool
 ) -> dict[str, Tensor]:
     """encoder_hidden_states (n, 75 pieces + 2, c1 + c2) and text_embeds (n, d), fp32.
 
-    `max_length`: 75, 150 or 225 (None: 75).
+    `max_length`: 75, 150 or 225 (None: 75). Gradients flow, for text encoders that are trained.
     """
     limit = max_length or PIECE
     joined, pooled = [], None

@@ -99,8 +99,7 @@ def write_single_file(folder: str | Path, path: str | Path) -> None:
     with files.replacing(path) as temporary, temporary.open("wb") as out:
         out.write(files.build_header(layout, {"format": "pt"}))
         for name in names:
-            flat = targets[name].read().reshape(-1).view(torch.uint8)
-            out.write(flat.numpy())  # type: ignore[arg-type]
+            out.write(files.raw_bytes(targets[name].read()))
 
 
 def _check_widths(folder: Path, targets: Mapping[str, Target]) -> None:

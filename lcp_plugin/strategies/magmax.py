@@ -62,7 +62,15 @@ class MagMax(Strategy):
         selected = update.select_by_magnitude(older)
         if self.scale != 1:
             self.selected = selected
-        return carry.after(task, delta=selected.weighted(self.scale))
+        return carry.after(task, delta=self._scaled(selected, carry.total, trained))
+
+    def _scaled(self, selected: Delta, total: Delta, trained: Adapter) -> Delta:
+        """s M on what was trained; modules outside of it stay as they were carried."""
+        if self.scale == 1:
+            return selected
+        scaled = selected.weighted(self.scale)
+        untouched = {name: entry for name, entry in total.items() if name not in trained}
+        return Delta({**scaled, **untouched})
 
     def state_dict(self) -> dict[str, Tensor]:
         """M where s is not 1, T for reference=original."""

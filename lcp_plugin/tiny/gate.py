@@ -43,8 +43,7 @@ SUBJECTS = (*SHAPES, *EMOJI)
 HEADS = {"subject": SUBJECTS, "colour": tuple(COLOURS), "background": BACKGROUNDS}
 UNKNOWN = -1  # label of a colour that a scene does not name
 BATCH = 64
-TRAINING_RENDERS = 16_000
-TRAINING_STEPS = 1_400
+ROUNDS = ((16_000, 1_400), (14_000, 800))  # fresh renders and steps of each round
 HELD_OUT = 1_000  # renders the classifier is examined on
 logger = logging.getLogger(__name__)
 
@@ -95,12 +94,10 @@ def label_scenes(scenes: Sequence[Scene]) -> dict[str, Tensor]:
 
 
 def train_classifier(
-    pictures: NDArray[np.uint8], scenes: Sequence[Scene], steps: int, seed: int
-) -> Classifier:
-    """Train on pictures (n, side, side, 3) that the autoencoder returned."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Classifier()
+    model: Classifier, pictures: NDArray[np.uint8], scenes: Sequence[Scene], steps: int, seed: int
+) -> None:
+    """Train in place on pictures (n, side, side, 3) that the autoencoder returned."""
+    model.train()
     optimiser = MuonAdamW(dict(model.named_parameters()), 0.02, 3e-3, 0.99, adamw_only=("head",))
     labels, criterion = label_scenes(scenes), nn.CrossEntropyLoss(ignore_index=UNKNOWN)
     for step in range(steps):
@@ -119,7 +116,7 @@ def train_classifier(
             logger.info(
                 "classifier step %d %s", step, [round(float(x.detach()), 3) for x in losses]
             )
-    return model.eval()
+    model.eval()
 
 
 @torch.no_grad()
@@ -176,7 +173,7 @@ def measure_samples(
     rng = np.random.default_rng([seed, 6])
     scenes = [plain_scene(rng, held_out=True) for _ in range(count)]
     prompts = [prompt_of(scene, rng) for scene in scenes]
-    pictures = sample_pictures(pipeline, prompts, seed)
+    pictures = sample_pictures(pipeline, prompts, seed, batch=50, half=True)
     facts = {"count": count, "steps": STEPS, "guidance": GUIDANCE}
     return {**score_pictures(model, pictures, scenes), **facts}, pictures, prompts
 
@@ -205,15 +202,20 @@ def measure_rare_words(pipeline: Any, classes: Sequence[str]) -> dict[str, float
 
 
 def prepare_classifier(vae: Any, sprites: Sprites, side: int, file: Path, seed: int) -> Classifier:
-    """The classifier in `file`, trained first if there is none."""
-    model = Classifier()
-    if not file.exists():
-        pictures, scenes = draw_renders(
-            vae, sprites, side, seed + 2_000_003, TRAINING_RENDERS, False
-        )
-        model = train_classifier(pictures, scenes, TRAINING_STEPS, seed)
-        save_checkpoint(file, model.state_dict(), {"renders": TRAINING_RENDERS})
-    model.load_state_dict(load_checkpoint(file)[0])
+    """The classifier in `file`, after whatever rounds of training it still lacks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Classifier()
+    done = 0
+    if file.exists():
+        weights, facts = load_checkpoint(file)
+        model.load_state_dict(weights)
+        done = facts["rounds"]
+    for index, (renders, steps) in enumerate(ROUNDS[done:], start=done):
+        first = seed + 2_000_003 + index
+        drawn = draw_renders(vae, sprites, side, first, renders, held_out=False)
+        train_classifier(model, *drawn, steps, seed + index)
+        save_checkpoint(file, model.state_dict(), {"rounds": index + 1})
     return model.eval()
 
 

@@ -76,20 +76,23 @@ def sample_pictures(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
     batch: int = 24,
+    half: bool = False,
 ) -> NDArray[np.uint8]:
-    """One picture a prompt, (n, side, side, 3); picture i starts from seed + i."""
+    """One picture a prompt, (n, side, side, 3); picture i starts from seed + i. `half` computes in
+    bfloat16 where autocast does: twice as fast on a CPU."""
     pipeline.set_progress_bar_config(disable=True)
     parts = []
     for start in range(0, len(prompts), batch):
         some = list(prompts[start : start + batch])
         noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
-        output = pipeline(
-            prompt=some,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=noise,
-            output_type="np",
-        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            output = pipeline(
+                prompt=some,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=noise,
+                output_type="np",
+            )
         parts.append((output.images * 255).round().astype(np.uint8))
     return np.concatenate(parts)
 

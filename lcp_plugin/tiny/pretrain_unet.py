@@ -2,7 +2,10 @@
 
 v-prediction (arXiv 2202.00512) on SDXL's noise schedule: with a = alpha_bar(t),
 x_t = sqrt(a) z + sqrt(1 - a) e and the target v = sqrt(a) e - sqrt(1 - a) z, squared error,
-timesteps uniform. Outputs of residual branches start at zero. A tenth of the captions is dropped,
+timesteps uniform. From the middle of the training on, half of the scenes with a rare word or from
+the second emoji set give way to plain ones, and half of the timesteps come from a logit-normal
+distribution about the middle (arXiv 2403.03206), where outlines are decided. Outputs of residual
+branches start at zero. A tenth of the captions is dropped,
 half of them to the empty text and half to zeros, because pipelines use either for guidance.
 The size numbers of SDXL's conditioning are random half of the time, so that they mean nothing:
 images of any original size and crop are the same to the base.
@@ -28,12 +31,15 @@ from lcp_plugin.tiny.schedule import (
     load_checkpoint,
     save_checkpoint,
 )
-from lcp_plugin.tiny.world import Scene, describe_scene
+from lcp_plugin.tiny.world import SETS, Scene, describe_scene
 
 LEARNING_RATES = (5e-3, 2e-3)  # Muon, AdamW
-AVERAGE_DECAY = 0.998
+AVERAGE_DECAY = 0.996
 BATCH = 32
 DROPPED = 0.1  # share of captions
+FOCUS_FROM = 0.48  # progress from which plain scenes and middle timesteps are preferred
+FOCUS = 0.5  # share of special scenes replaced, and of timesteps from the middle
+MIDDLE = (-0.2, 0.8)  # mean and deviation of the logit of t / 1000
 ADAMW_ONLY = ("token_embedding", "position_embedding", "conv_in", "conv_out")
 TRAINED = ("unet", "text_encoder", "text_encoder_2")
 logger = logging.getLogger(__name__)
@@ -97,7 +103,7 @@ def train_unet(
     saved = time.monotonic()
     while (progress := budget.progress(optimiser.steps)) < 1:
         step = optimiser.steps
-        batch = draw_batch(latents, scenes, seed, step)
+        batch = draw_batch(latents, scenes, seed, step, focused=progress >= FOCUS_FROM)
         loss = prediction_loss(pipeline, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step(learning_rate_share(progress, step, warmup=100, decay_from=0.55))
@@ -118,11 +124,17 @@ def train_unet(
     return {"steps": optimiser.steps, "seconds": budget.seconds, "loss": smooth}
 
 
-def draw_batch(latents: Tensor, scenes: Sequence[Scene], seed: int, step: int) -> Batch:
+def draw_batch(
+    latents: Tensor, scenes: Sequence[Scene], seed: int, step: int, focused: bool = False
+) -> Batch:
     """The batch of one step. Once through the pool in a new order, then again."""
     rng = np.random.default_rng([seed, step, 2])
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     indices = _shuffled_indices(len(scenes), seed, step)
+    timesteps = torch.randint(0, 1000, (BATCH,), generator=generator)
+    if focused:
+        indices = _prefer_plain(indices, scenes, rng)
+        timesteps = _prefer_middle(timesteps, generator)
     captions = [describe_scene(scenes[index], rng) for index in indices]
     dropped = rng.random(BATCH) < DROPPED
     to_zeros = dropped & (rng.random(BATCH) < 0.5)
@@ -134,7 +146,7 @@ def draw_batch(latents: Tensor, scenes: Sequence[Scene], seed: int, step: int) -
         zeroed=torch.from_numpy(~to_zeros).float()[:, None],
         time_ids=torch.from_numpy(_draw_time_ids(rng, side)),
         noise=torch.randn(picked.shape, generator=generator),
-        timesteps=torch.randint(0, 1000, (BATCH,), generator=generator),
+        timesteps=timesteps,
     )
 
 
@@ -182,6 +194,30 @@ def _shuffled_indices(count: int, seed: int, step: int) -> np.ndarray[Any, np.dt
     passes, place = divmod(step, per_pass)
     order = np.random.default_rng([seed, passes, 3]).permutation(count)
     return order[place * BATCH : (place + 1) * BATCH]
+
+
+def _prefer_plain(
+    indices: np.ndarray[Any, np.dtype[np.int64]], scenes: Sequence[Scene], rng: np.random.Generator
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Replace half of the scenes with a rare word or of the second set by any that have neither."""
+    chosen = indices.copy()
+    for place in range(len(chosen)):
+        replaced = rng.random() < FOCUS
+        while replaced and not _is_plain(scenes[chosen[place]]):
+            chosen[place] = rng.integers(len(scenes))
+    return chosen
+
+
+def _is_plain(scene: Scene) -> bool:
+    return scene.word is None and scene.sprite_set == SETS[0]
+
+
+def _prefer_middle(timesteps: Tensor, generator: torch.Generator) -> Tensor:
+    mean, deviation = MIDDLE
+    normal = torch.randn(timesteps.shape, generator=generator)
+    middle = (1000 * torch.sigmoid(mean + deviation * normal)).long().clamp(0, 999)
+    replaced = torch.rand(timesteps.shape, generator=generator) < FOCUS
+    return torch.where(replaced, middle, timesteps)
 
 
 def _draw_time_ids(rng: np.random.Generator, side: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -1,0 +1,1 @@
+"""What `tools/bench.py` measures: every figure beside a baseline that runs here too."""

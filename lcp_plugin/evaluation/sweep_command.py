@@ -1,0 +1,89 @@
+"""The command lines of tools/compare.py and tools/sweep.py: train, score, report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lcp_plugin.evaluation.chains import CEILINGS, read_chain
+from lcp_plugin.evaluation.command import evaluate_chains, fill_references, read_tasks
+from lcp_plugin.evaluation.sweep import create_executor, execute_plan, plan_runs
+from lcp_plugin.report import write_report
+
+
+def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+    """What is run: strategies, ceilings, orders, seeds, where."""
+    group = parser.add_argument_group("runs")
+    group.add_argument("--config", type=Path, required="config" not in defaults, help="run's TOML")
+    group.add_argument("--strategies", nargs="+", help="what is compared; the first one leads")
+    group.add_argument("--ceilings", nargs="*", choices=CEILINGS, help="bounds to run as well")
+    group.add_argument(
+        "--orders", nargs="+", type=_order, help="order seeds; `file` keeps the config's order"
+    )
+    group.add_argument("--seeds", nargs="+", type=int, help="training seeds")
+    group.add_argument("--output", type=Path, help="folder of runs and scores")
+    group.add_argument(
+        "--references", type=Path, help="one folder of images per task name (the training images)"
+    )
+    group.add_argument("--executor", choices=("here", "local", "slurm"), default="here")
+    group.add_argument(
+        "--job", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of submitit's jobs"
+    )
+    group.add_argument(
+        "--parallel", type=int, help="runs at a time here (the CPU's cores; 1 with cuda)"
+    )
+    group.add_argument("--plan", action="store_true", help="print the runs and stop")
+    parser.set_defaults(**defaults)
+
+
+def _order(text: str) -> int | None:
+    return None if text == "file" else int(text)
+
+
+def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Runs what the options describe, scores it, and writes tables and one report; its summary.
+
+    Unknown options go to every run's training command.
+    """
+    args, extra = parser.parse_known_args(argv)
+    plan = plan_runs(
+        args.config,
+        args.strategies,
+        args.ceilings,
+        args.orders,
+        args.seeds,
+        args.output.resolve() / "runs",
+        extra,
+    )
+    if args.plan:
+        return "\n".join(" ".join(run.arguments) for run in plan.runs)
+    began = time.monotonic()
+    executor = create_executor(args.executor, args.output.resolve() / "jobs", args.job)
+    execute_plan(plan, executor, args.parallel or choose_parallel())
+    trained = time.monotonic() - began
+    tasks = {task.name: task for task in read_tasks(args.config, args.references)}
+    chains = [
+        fill_references(read_chain(run.store.root, args.references), tasks) for run in plan.runs
+    ]
+    text = evaluate_chains(chains, args, args.output)
+    scored = time.monotonic() - began - trained
+    report = write_report(
+        [Path(c.path) for c in chains if not c.is_ceiling],
+        args.output / "scores.json",
+        args.output / "report.html",
+    )
+    return (
+        f"{text}\ntraining {trained:.0f} s, scoring {scored:.0f} s\n"
+        f"scores   {args.output / 'scores.json'}\nreport   {report}"
+    )
+
+
+def choose_parallel() -> int:
+    """Runs at a time: one on a GPU; small models on a CPU train best with one core each."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
