@@ -76,7 +76,15 @@ setup(
         "xformers": ["xformers>=0.0.28"],
         "slurm": ["submitit>=1.5"],
         "tensorboard": ["tensorboard>=2.16"],
-        "test": [*EVAL, *REPORT, "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6", "mypy>=1.11"],
+        "test": [
+            *EVAL,
+            *REPORT,
+            "pytest>=8.0",
+            "pytest-xdist>=3.5",
+            "submitit>=1.5",
+            "ruff>=0.6",
+            "mypy>=1.11",
+        ],
     },
     entry_points={
         "console_scripts": ["lcp-train=lcp_plugin.cli:main"],

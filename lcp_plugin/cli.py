@@ -4,13 +4,14 @@ checked.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from lcp_plugin.config.load import RunConfig, load_config
-from lcp_plugin.errors import LcpError
+from lcp_plugin.config.logs import configure_messages
+from lcp_plugin.config.write import write_given_options
+from lcp_plugin.errors import ConfigError, LcpError
 
 INTERRUPTED = 130
 OUT_OF_MEMORY = (
@@ -24,10 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Trains, or answers a question about it; returns the exit status."""
     try:
         config = load_config(sys.argv[1:] if argv is None else argv)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        for library in ("httpx", "accelerate", "PIL", "matplotlib"):
-            logging.getLogger(library).setLevel(logging.WARNING)
-        return _answer(config) or _train(config)
+        _open_log(config)
+        return _train(config) if not _answer(config) else 0
     except LcpError as error:
         for line in str(error).split("\n"):
             print(f"error: {line}", file=sys.stderr)
@@ -37,29 +36,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _answer(config: RunConfig) -> int:
-    if config.options.list_strategies:
+def _open_log(config: RunConfig) -> None:
+    try:
+        configure_messages(config.options)
+    except OSError as error:
+        name = config.options.console_log_file
+        raise ConfigError(f"console_log_file = {name!r} cannot be written: {error}.") from error
+
+
+def _answer(config: RunConfig) -> bool:
+    """Answers a question instead of training; whether there was one."""
+    options = config.options
+    if options.list_strategies:
         from lcp_plugin.registry import describe_strategies
 
         print(describe_strategies())
-        raise SystemExit(0)
-    if config.options.dry_run:
+    elif options.output_config:
+        print(f"written to {write_given_options(config)}")
+    elif options.dry_run:
         from lcp_plugin.data.dry_run import describe_run
 
         print(describe_run(config))
-        raise SystemExit(0)
-    return 0
+    return options.list_strategies or options.output_config or options.dry_run
 
 
 def _train(config: RunConfig) -> int:
-    for notice in config.notices:
-        print(notice, file=sys.stderr)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
     from lcp_plugin.closing import close_run
     from lcp_plugin.runner import execute, summarise
-    from lcp_plugin.trainer import Interrupted
+    from lcp_plugin.task_run import Interrupted
 
     try:
         run = execute(config)

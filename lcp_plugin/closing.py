@@ -14,7 +14,12 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.errors import LcpError
 from lcp_plugin.report import write_report
 
-DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {
+    "float": torch.float32,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 log = logging.getLogger(__name__)
 
 

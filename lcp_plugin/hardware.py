@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,7 +65,9 @@ def allow_half_gradients(scaler: Any) -> None:
 
 
 def set_mode(optimizer: Any, mode: str) -> None:
-    """"train" or "eval" for optimizers that keep two sets of weights (schedule-free ones)."""
+    """Tells optimizers that keep two sets of weights (schedule-free ones) which is wanted, train
+    or eval; others are left alone.
+    """
     plain = getattr(optimizer, "optimizer", optimizer)
     if callable(getattr(plain, mode, None)):
         getattr(plain, mode)()
@@ -89,6 +90,16 @@ def use_attention(unet: Any, options: Options) -> str:
         return "sdpa"
 
 
+def compile_unet(unet: nn.Module, backend: str) -> None:
+    """torch_compile, in place. Hooks are watched, which torch leaves out by default: else an
+    adapter that is put on later would not be seen.
+    """
+    import torch._dynamo as dynamo
+
+    dynamo.config.skip_nnmodule_hook_guards = False
+    unet.compile(backend=backend)
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """Peak of the GPU's allocated memory, or of the process on a CPU, in MB."""
     if device.type == "cuda":
@@ -99,12 +110,3 @@ def peak_memory_mb(device: torch.device) -> float:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def bytes_of(module: nn.Module) -> Mapping[torch.dtype, int]:
-    """Bytes that a module's parameters and buffers really take, by dtype."""
-    found: dict[torch.dtype, int] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        size = tensor.untyped_storage().nbytes()
-        found[tensor.dtype] = found.get(tensor.dtype, 0) + size
-    return found

@@ -18,15 +18,19 @@ from typing import Any
 
 from lcp_plugin import __version__
 from lcp_plugin.config.load import RunConfig
+from lcp_plugin.config.logs import SECRETS
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.check import check_images
-from lcp_plugin.errors import LineageError, ResumeError
+from lcp_plugin.errors import ConfigError, LineageError, ResumeError
 from lcp_plugin.hooks import Carry, Strategy
-from lcp_plugin.registry import create_strategy
+from lcp_plugin.registry import create_strategy, describe_arguments, find
+from lcp_plugin.sdxl.base_weights import identify_with
 from lcp_plugin.sdxl.load import BaseId, identify_base
+from lcp_plugin.starting import check_start
 from lcp_plugin.store import Parent, RunStore, hash_carry, read_parent
 from lcp_plugin.tasks import Task, fill_prompt, shuffle_tasks
+from lcp_plugin.trainer_state import read_manifest
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
 
@@ -65,7 +69,7 @@ def make_plan(config: RunConfig) -> Plan:
     options = config.options
     store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
     strategy = create_strategy(options.strategy, options.strategy_args)
-    base = identify_base(options.pretrained_model_name_or_path)
+    base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
     known = store.read_run()
     if options.overwrite and known is not None and known["status"] == "finished":
         shutil.rmtree(store.root)
@@ -78,6 +82,7 @@ def make_plan(config: RunConfig) -> Plan:
     else:
         check_unchanged(known, config, base)
         parent, seed = store.read_parent(), int(known["seed"])
+    check_start(options, parent, is_new=parent.source is None)
     tasks, configs = order_tasks(config, parent, strategy)
     if known is not None and known["status"] == "finished" and len(known["tasks"]) == len(tasks):
         raise ResumeError(
@@ -86,10 +91,45 @@ def make_plan(config: RunConfig) -> Plan:
             "its config; to start over use --overwrite; else choose another --output_name."
         )
     check_images(configs[task.name] for task in tasks[len(store.folders()) :])
+    check_resume(options, tasks[len(store.folders()) :])
     facts = known or {"format": 1, "ended": [], "said": [], "base_sampled": False, "sessions": []}
     plan = Plan(config, store, strategy, base, parent, tasks, configs, seed, facts)
     facts.update(describe_plan(plan))
     return plan
+
+
+def settle_init(config: RunConfig) -> RunConfig:
+    """The config with lora_init among the strategy's arguments, if the strategy takes one and none
+    is given there: so files record it, and replaying finds it again.
+    """
+    options = config.options
+    init = options.lora_init
+    if init is None or any(arg.startswith("init=") for arg in options.strategy_args):
+        return config
+    accepted = describe_arguments(find(Strategy, options.strategy))
+    if "init" not in accepted:
+        text = f"lora_init = {init} has no effect: {options.strategy} starts A its own way."
+        return replace(config, notices=(*config.notices, text))
+    args = (*options.strategy_args, f"init={init}")
+    return replace(config, options=replace(options, strategy_args=args))
+
+
+def without_init(args: Sequence[str]) -> tuple[str, ...]:
+    """A strategy's arguments but for how a fresh A is drawn, which is each task's own matter."""
+    return tuple(arg for arg in args if not arg.startswith("init="))
+
+
+def check_resume(options: Options, tasks: Sequence[Task]) -> None:
+    """Raises ConfigError unless the state that --resume names is of a task still to be learned."""
+    if not options.resume:
+        return
+    manifest = read_manifest(Path(options.resume))
+    if int(manifest["task_index"]) not in [task.index for task in tasks]:
+        raise ConfigError(
+            f"resume = '{options.resume}' is a state of task {manifest['task_index']} "
+            f"({manifest.get('task', 'unnamed')}), which this run does not train any more; leave "
+            "it out, or choose another --output_name."
+        )
 
 
 def follow_plan(config: RunConfig, parent: Parent, seed: int, facts: dict[str, Any]) -> Plan:
@@ -125,7 +165,8 @@ def choose_parent(options: Options, strategy: Strategy, base: BaseId) -> Parent:
             f"{options.prev} was trained on base '{parent.base_name}' ({parent.base_hash[:10]}), "
             f"this run uses {base.short}. Chain runs on one base."
         )
-    same = (parent.strategy, parent.strategy_args) == (strategy.name, options.strategy_args)
+    same = parent.strategy == strategy.name
+    same = same and without_init(parent.strategy_args) == without_init(options.strategy_args)
     if parent.strategy is not None and not same and not options.allow_strategy_change:
         theirs = " ".join([parent.strategy, *parent.strategy_args])
         ours = " ".join([strategy.name, *options.strategy_args])
@@ -255,12 +296,12 @@ def list_image_folders(config: RunConfig) -> dict[str, list[str]]:
 
 
 def describe_options(options: Options) -> dict[str, Any]:
-    """Options that differ from their defaults, JSON-able."""
+    """Options that differ from their defaults, JSON-able; keys and tokens stay out."""
     plain = Options()
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(options).items()
-        if value != getattr(plain, key)
+        if value != getattr(plain, key) and key not in SECRETS
     }
 
 

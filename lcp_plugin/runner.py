@@ -7,6 +7,8 @@ on_task_end is noted as done. A run killed anywhere picks up behind the last who
 
 from __future__ import annotations
 
+import importlib
+import json
 import logging
 import threading
 import time
@@ -18,12 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lcp_plugin.adapter import Adapter
+from lcp_plugin.config.convert import parse_bytes
 from lcp_plugin.config.load import RunConfig
+from lcp_plugin.config.logs import TrackerSettings, tracker_settings
 from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import LcpError, LineageError
 from lcp_plugin.files import cache_folder, require_free_space
-from lcp_plugin.hooks import Carry, Observer
+from lcp_plugin.formats import portable_adapter, write_lora
+from lcp_plugin.hardware import weight_dtype
+from lcp_plugin.heading import describe_data, make_header
+from lcp_plugin.hooks import Carry, Observer, TaskStart
+from lcp_plugin.interim import Interim
 from lcp_plugin.observers import Console, JsonLines, Trackers
 from lcp_plugin.parallel import (
     create_accelerator,
@@ -38,7 +47,9 @@ from lcp_plugin.planning import (
     describe_options,
     follow_plan,
     make_plan,
+    settle_init,
     stamp,
+    text_delta_hash,
     versions,
 )
 from lcp_plugin.registry import create, create_strategy
@@ -48,16 +59,22 @@ from lcp_plugin.sdxl.layers import layer_shape
 from lcp_plugin.sdxl.load import load_pipeline, native_resolution
 from lcp_plugin.sdxl.sample import sample_images, starting_latents
 from lcp_plugin.session import locked, stopping_on_signals
-from lcp_plugin.store import Parent, TaskFolder, deliverable_header, hash_carry
+from lcp_plugin.starting import common_shape, going_on, parent_of, start_from
+from lcp_plugin.store import Parent, TaskFolder, deliverable_adapter, hash_carry
 from lcp_plugin.tasks import Task, TaskRecord
-from lcp_plugin.trainer import Trained, Trainer, weight_dtype
+from lcp_plugin.trainer import Trained, Trainer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {
+    "float": torch.float32,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 @dataclass
@@ -112,20 +129,29 @@ class Run(Plan):
         assert self.trainer is not None
         began = time.time()
         options, data = self.prepare_data(task)
-        spec = self.trainer.spec(task, options)
-        start = share_start(self.accelerator, lambda: self.strategy.begin_task(task, carry, spec))
+        held_out = self.prepare_validation(task)
+        start = share_start(self.accelerator, lambda: self.begin_task(task, carry, options))
         self.tell("on_task_begin", task)
-        trained = self.train(task, options, data, start, carry)
+        interim = self.plan_interim(task, options, data, held_out, start, carry, began)
+        trained = self.train(task, options, data, start, carry, interim)
         after = share_carry(
             self.accelerator, lambda: self.end_task(task, carry, options, data, trained)
         )
         if self.is_main:
-            facts = self.describe_task(options, data, trained, began)
+            facts = self.describe_task(options, data, held_out, trained, began)
             keep = self.options.keep_carries
             self.store.save_task(task, trained.adapter, after, self.strategy, facts, keep)
             self.store.clear_state()
         self.share_strategy()
         return after
+
+    def begin_task(self, task: Task, carry: Carry, options: Options) -> TaskStart:
+        """The strategy's start; for a run's first task with the factors of network_weights."""
+        assert self.trainer is not None
+        spec = self.trainer.spec(task, options)
+        start = self.strategy.begin_task(task, carry, spec)
+        file = self.trainer.file
+        return start_from(start, file, spec) if file and task is self.tasks[0] else start
 
     def restore(self) -> Carry:
         """The carry to go on from, and the strategy's state behind it."""
@@ -144,14 +170,94 @@ class Run(Plan):
         data = TaskData(config, self.seed, task.index, (native, native), cache / "encoded")
         for notice in data.notices:
             self.say(notice)
-        vae_key = f"{self.base.hash}:{config.options.vae or 'own'}:mean"
-        text_key = f"{self.base.hash}:{self.facts['text_delta']}"
-        # trained text encoders are never cached, so the parent's delta on them is all that counts
-        data.prepare(trainer.encode_images, trainer.encode_prompts, vae_key, text_key)
+        self.encode(data)
         return config.options, data
 
+    def prepare_validation(self, task: Task) -> TaskData | None:
+        """The task's held-out images, encoded; None where no data set holds any out."""
+        assert self.trainer is not None
+        config, side = self.configs[task.name], native_resolution(self.trainer.pipeline)
+        if not any(dataset.validation_split > 0 for dataset in config.datasets):
+            return None
+        data = TaskData(config, self.seed, task.index, (side, side), part="validation")
+        if data.num_batches_per_epoch == 0:
+            self.say(f"validation_split of task {task.name} leaves no image to hold out.")
+            return None
+        self.encode(data)
+        return data
+
+    def encode(self, data: TaskData) -> None:
+        """What the options allow to encode once."""
+        assert self.trainer is not None
+        options = data.options
+        vae_key = f"{self.base.hash}:{options.vae or 'own'}:mean"
+        text_key = f"{self.base.hash}:{self.facts['text_delta']}"
+        if options.max_token_length or options.weighted_captions:
+            text_key += f":{options.max_token_length}:{options.weighted_captions}"
+        # trained text encoders are never cached, so the parent's delta on them is all that counts
+        data.prepare(self.trainer.encode_images, self.trainer.encode_prompts, vae_key, text_key)
+
+    def plan_interim(
+        self,
+        task: Task,
+        options: Options,
+        data: TaskData,
+        held_out: TaskData | None,
+        start: TaskStart,
+        carry: Carry,
+        began: float,
+    ) -> Interim:
+        """Intermediate files, samples and validation of a task, under names of its own."""
+
+        def write_file(path: Path, adapter: Adapter, step: int) -> None:
+            after = Carry(start.base, adapter, carry.tasks).after(task, start.base, adapter)
+            rank, alpha = common_shape(adapter)
+            after = after.noting(images=data.num_images, steps=step, rank=rank, alpha=alpha)
+            trained = Trained(adapter, {"steps": step})
+            facts = self.describe_task(options, data, held_out, trained, began)
+            records = [record.to_json() for record in after.tasks]
+            folder = TaskFolder(
+                self.store.root / task.folder, {"task": records[-1], "tasks": records, **facts}
+            )
+            self.write_lora(path, after, [*self.store.folders(), folder])
+
+        alone = len(self.tasks) == 1 and task.index == 1
+        name = self.store.name if alone else f"{self.store.name}-{task.folder}"
+        return Interim(
+            options=options,
+            stem=self.store.output_dir / name,
+            write_file=write_file,
+            tell_validation=lambda step, loss: self.tell_validation(task, step, loss),
+            validation=held_out,
+        )
+
+    def write_lora(self, path: Path, carry: Carry, folders: Sequence[TaskFolder]) -> None:
+        """A carry as a LoRA file, in the deliverable's form and with its header."""
+        assert self.trainer is not None
+        kind = self.trainer.prediction_type
+        adapter = portable_adapter(deliverable_adapter(carry))
+        header = make_header(carry, adapter, folders, path.stem, self.options, kind)
+        write_lora(path, adapter, header, DTYPES[self.options.save_precision or "float"])
+
+    def tell_validation(self, task: Task, step: int, loss: float) -> None:
+        """A validation loss: to the console, to logs/validation.jsonl and to the trackers."""
+        log.info("task %d %s: step %d, validation loss %.4f", task.index, task.name, step, loss)
+        path = self.store.root / "logs" / "validation.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as handle:
+            facts = {"task": task.name, "task_index": task.index, "step": step, "loss": loss}
+            handle.write(json.dumps(facts) + "\n")
+        for tracker in self.accelerator.trackers:
+            tracker.log({f"loss/validation/{task.name}": loss}, step=step)
+
     def train(
-        self, task: Task, options: Options, data: TaskData, start: Any, carry: Carry
+        self,
+        task: Task,
+        options: Options,
+        data: TaskData,
+        start: TaskStart,
+        carry: Carry,
+        interim: Interim,
     ) -> Trained:
         """The task's training, watched by the observers."""
         assert self.trainer is not None
@@ -166,6 +272,7 @@ class Run(Plan):
             on_step=lambda report: self.tell("on_step_end", report),
             sampler=self.draw,
             observer_state=self.observer_states,
+            interim=interim,
         )
 
     def end_task(
@@ -179,12 +286,13 @@ class Run(Plan):
                 f"records "
                 f"after task {task.index}; use carry.after(task, ...), which keeps them."
             )
+        rank, alpha = common_shape(trained.adapter)
         return after.noting(
             images=data.num_images,
             data=data.fingerprint,
             steps=trained.facts["steps"],
-            rank=options.rank,
-            alpha=options.alpha,
+            rank=rank,
+            alpha=alpha,
         )
 
     # ---------------------------------------------------------------------------- boundaries
@@ -207,23 +315,14 @@ class Run(Plan):
 
     def deliver(self, carry: Carry) -> None:
         """The deliverable, unless the one on disk records this very carry."""
-        if self.store.delivered_hash() == hash_carry(carry):
-            return
-        header = deliverable_header(
-            carry,
-            self.strategy.name,
-            self.options.strategy_args,
-            self.base.name,
-            self.base.hash,
-        )
-        dtype = DTYPES[self.options.save_precision or "float"]
-        self.store.write_deliverable(carry, header, dtype)
+        if self.store.delivered_hash() != hash_carry(carry):
+            self.write_lora(self.store.deliverable, carry, self.store.folders())
 
     def show(self, carry: Carry) -> None:
         """Puts the live model on W0 + carry.total, without an adapter."""
         assert self.trainer is not None
         self.trainer.adapted.detach()
-        self.trainer.adapted.set_base(carry.total, self.options.carry_as, measure=False)
+        self.trainer.adapted.set_base(carry.total, self.trainer.carry_as, measure=False)
         self.trainer.adapted.eval()
 
     # ------------------------------------------------------------------------------- samples
@@ -288,7 +387,12 @@ class Run(Plan):
     # --------------------------------------------------------------------------------- facts
 
     def describe_task(
-        self, options: Options, data: TaskData, trained: Trained, began: float
+        self,
+        options: Options,
+        data: TaskData,
+        held_out: TaskData | None,
+        trained: Trained,
+        began: float,
     ) -> dict[str, Any]:
         """The facts of lineage.json besides records and hashes; everything that varies is in
         "session".
@@ -303,7 +407,7 @@ class Run(Plan):
                 "source": folders[-1].path.name if folders else self.parent.source,
             },
             "seed": self.seed,
-            "data": {"fingerprint": data.fingerprint, "images": data.num_images},
+            "data": describe_data(data, held_out, int(self.accelerator.num_processes)),
             "training": trained.facts,
             "options": describe_options(options),
             "versions": versions(),
@@ -363,11 +467,21 @@ def execute(config: RunConfig) -> Run:
     Raises:
         LcpError: one line. Interrupted: a signal came; the state is saved.
     """
+    config = settle_init(config)
     options = config.options
-    accelerator = create_accelerator(options.mixed_precision, options.log_with, options.logging_dir)
+    trackers = tracker_settings(options)
+    folder = trackers.folder if trackers is not None else None
+    accelerator = create_accelerator(
+        options.mixed_precision,
+        usable_trackers(trackers) or None,
+        None if folder is None else str(folder),
+        some_unused=options.trains_text_encoders or bool(options.network_args),
+    )
     run = join_run(config, accelerator)
     lock = locked(run.store.root, run.name) if run.is_main else nullcontext()
     with lock, stopping_on_signals(run.stop):
+        for notice in config.notices:
+            run.say(notice)
         load_model(run)
         run.observers = create_observers(run)
         try:
@@ -407,7 +521,10 @@ def load_model(run: Run) -> None:
         options.pretrained_model_name_or_path, weight_dtype(options), options.vae
     )
     run.trainer = Trainer(options, pipeline, run.accelerator, run.seed, run.stop.is_set)
+    start_chain(run)
     run.trainer.adapted.check_fits(run.parent.carry.total)
+    if run.trainer.prediction_type == "v_prediction" and not options.v_parameterization:
+        run.say("the base predicts v (its own files say so): v_parameterization is on.")
     if run.is_main:
         require_free_space(run.store.output_dir, estimate_disk(run), f"run '{run.name}'")
         if run.parent.source is not None:
@@ -417,15 +534,28 @@ def load_model(run: Run) -> None:
     run.show(run.parent.carry)
 
 
+def start_chain(run: Run) -> None:
+    """Makes the file of network_weights the parent of a run that begins."""
+    assert run.trainer is not None
+    file = run.trainer.file
+    if file is None or run.parent.source is not None:
+        return
+    first = run.tasks[0]
+    spec = run.trainer.spec(first, run.configs[first.name].options)
+    run.parent = parent_of(run.options, file, going_on(file, spec))
+    run.facts["parent"] = {"source": run.parent.source, "hash": run.parent.hash}
+    run.facts["text_delta"] = text_delta_hash(run.parent.carry)
+
+
 def estimate_disk(run: Run) -> int:
     """Bytes that the run writes at most, estimated: adapters, a dense carry, its deliverable, a
     state.
     """
     assert run.trainer is not None
     adapter = dense = 0
-    for name in run.trainer.targets:
+    for name, target in run.trainer.select(run.configs[run.tasks[0].name].options).items():
         out, inputs = layer_shape(run.trainer.adapted.layers[name])
-        adapter += 4 * run.options.rank * (out + inputs)
+        adapter += 4 * target.rank * (out + inputs)
         dense += 4 * out * inputs
     carry = min(dense, adapter * len(run.tasks)) + run.parent.carry.total.nbytes()
     return adapter * (len(run.tasks) + 3) + 3 * carry
@@ -436,8 +566,7 @@ def create_observers(run: Run) -> list[Observer]:
     if not run.is_main:
         return []
     observers: list[Observer] = [Console(), JsonLines()]
-    if run.options.log_with:
-        run.accelerator.init_trackers(run.options.log_tracker_name or "continual_sdxl")
+    if start_trackers(run):
         observers.append(Trackers(run.accelerator))
     observers += [create(Observer, name) for name in run.options.observer]
     for key, state in run.facts.get("observers", {}).items():
@@ -445,6 +574,36 @@ def create_observers(run: Run) -> list[Observer]:
         if index < len(observers):
             observers[index].load_state_dict(state)
     return observers
+
+
+def usable_trackers(settings: TrackerSettings | None) -> Any:
+    """Those of the trackers asked for whose packages are installed, as accelerate takes them."""
+    if settings is None:
+        return []
+    from accelerate.tracking import get_available_trackers
+
+    installed = {str(getattr(kind, "value", kind)) for kind in get_available_trackers()}
+    return [name for name in settings.names if name in installed]
+
+
+def start_trackers(run: Run) -> bool:
+    """Starts what log_with asks for; whether anything is there to log to."""
+    settings = tracker_settings(run.options)
+    if settings is None:
+        return False
+    usable = usable_trackers(settings)
+    if not usable:
+        packages = " or ".join(settings.names)
+        run.say(f"log_with = {run.options.log_with}: nothing is logged; pip install {packages}.")
+        return False
+    if settings.wandb_api_key and "wandb" in usable:
+        importlib.import_module("wandb").login(key=settings.wandb_api_key)
+    if settings.folder is not None:
+        settings.folder.mkdir(parents=True, exist_ok=True)
+    run.accelerator.init_trackers(
+        settings.project, config=dict(settings.config) or None, init_kwargs=dict(settings.start)
+    )
+    return bool(run.accelerator.trackers)
 
 
 def summarise(run: Run) -> str:
@@ -458,6 +617,9 @@ def summarise(run: Run) -> str:
         f"deliverable  {run.store.deliverable}  ({size:.1f} MB, one LoRA with every task)",
         f"task folders {run.store.root}",
     ]
+    limit = run.options.max_file_size
+    if limit and size * 1e6 > parse_bytes(limit):
+        lines.append(f"file size    above {limit}: --export lora:RANK truncates it, with its error")
     if grid.is_file():
         lines.append(f"sample grid  {grid}")
     lines.append(f"chain on it  --prev {folders[-1].path}")

@@ -1,10 +1,5 @@
-"""Training of one task: W_0 + start.base frozen, start.adapter trained, hooks called where DESIGN
-says.
-
-Every draw is derived from (seed, task.index, step, global micro-batch index): with p processes and
-accumulation a,
-micro-batch m of step s on rank r is number (s a + m) p + r, so p processes see what one with
-accumulation a p sees.
+"""The live model of a run, and the training of one task on it: W_0 + start.base frozen,
+start.adapter trained (the loop is task_run's).
 """
 
 from __future__ import annotations
@@ -24,6 +19,7 @@ from lcp_plugin.config.rates import Rates, part_rate
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.delta import Delta
 from lcp_plugin.hardware import (
+    compile_unet,
     factor_dtype,
     keeps_float8,
     shrink_base,
@@ -43,6 +39,7 @@ from lcp_plugin.sdxl.noise import (
     alphas_cumprod,
     zero_terminal_betas,
 )
+from lcp_plugin.sdxl.samplers import create_sampler
 from lcp_plugin.sdxl.targets import (
     Target,
     group_by_rate,
@@ -53,11 +50,13 @@ from lcp_plugin.sdxl.targets import (
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.starting import read_network_weights
 from lcp_plugin.store import RunStore, hash_carry
+from lcp_plugin.task_run import TaskRun
 from lcp_plugin.tasks import Task
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from PIL.Image import Image
+
 
 @dataclass
 class Trained:
@@ -101,11 +100,16 @@ class Trainer:
         self.prediction_type = prediction_type(pipeline)
         if options.v_parameterization:
             self.prediction_type = "v_prediction"
+            pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+        if options.zero_terminal_snr:  # samples must start from pure noise too
+            pipeline.scheduler = create_sampler(
+                "euler", pipeline.scheduler, self.prediction_type, zero_terminal_snr=True
+            )
         if options.gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
         use_attention(pipeline.unet, options)
         if options.torch_compile:
-            pipeline.unet.compile(backend=options.dynamo_backend)
+            compile_unet(pipeline.unet, options.dynamo_backend)
 
     @property
     def carry_as(self) -> str:
@@ -202,7 +206,9 @@ class Trainer:
         self.adapted.attach(start.adapter, start.trainable, factor_dtype(options))
         set_dropout(self.adapted.pair_of.values(), options)
         run = TaskRun(self, task, options, data, strategy, store, on_step, sampler, observer_state)
-        run.start_hash, run.interim = hash_carry(Carry(start.base)), interim
+        run.interim = interim
+        if options.resume or options.save_state or options.save_state_on_train_end:
+            run.start_hash = hash_carry(Carry(start.base))
         try:
             run.prepare()
             run.loop()

@@ -88,7 +88,8 @@ def _check_fits(run: TaskRun, step: int, parts: Parts, facts: Mapping[str, Any])
         )
     wanted = {f"{n}.A": tuple(p.down.shape) for n, p in run.trainer.adapted.pair_of.items()}
     found = {k: tuple(t.shape) for k, t in parts["factors"].items() if k.endswith(".A")}
-    if facts.get("start") != run.start_hash or wanted != found:
+    starts = {facts.get("start"), run.start_hash} - {"", None}  # unset: nobody asked for states
+    if len(starts) > 1 or wanted != found:
         raise ResumeError(
             f"the state was made from another start of task {name} (base, earlier tasks, rank or "
             "modules differ); resume it with the settings that it was made with."

@@ -128,11 +128,11 @@ def measure_fuse(matrices: Matrices, rounds: int = 3) -> list[Row]:
         for label, baseline, bar in _addmm_passes(sites, entries, dtype, matrices.bar(FUSE_BAR)):
             mine, theirs = alternate(partial(_fuse_all, sites, entries), baseline, rounds)
             note = label + (f"; {dense} matrices too small to stack left out" if dense else "")
-            rows.append(
-                row_of(
-                    name, mine, theirs, bar=bar and matrices.bar(bar), note=note, peak_mb=peak_mb()
-                )
-            )
+            rows.append(row_of(name, mine, theirs, bar=bar, note=note, peak_mb=peak_mb()))
+        measured = partial(_fuse_all, sites, entries, True)
+        mine, theirs = alternate(measured, partial(_fuse_all, sites, entries), 1)
+        note = "what a boundary does; the fuse alone"
+        rows.append(row_of(f"{name}, its rounding share measured", mine, theirs, note=note))
     return rows
 
 
@@ -141,9 +141,9 @@ def _site(shape: Shape, dtype: torch.dtype) -> Site:
     return Site("bench", layer)
 
 
-def _fuse_all(sites: Sequence[Site], entries: Sequence[Stacked]) -> None:
+def _fuse_all(sites: Sequence[Site], entries: Sequence[Stacked], measure: bool = False) -> None:
     for site, entry in zip(sites, entries, strict=True):
-        site.fuse(entry, measure=False)
+        site.fuse(entry, measure)
         site.restore()
 
 

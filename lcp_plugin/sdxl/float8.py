@@ -31,7 +31,7 @@ class Float8Linear(nn.Linear):
         return F.linear(input, self.stored.to(self.weight.dtype), self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return _stay_small(self)
 
 
@@ -42,10 +42,12 @@ class Float8Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As nn.Conv2d, with the weight cast up."""
-        return self._conv_forward(input, self.stored.to(self.weight.dtype), self.bias)
+        weight = self.stored.to(self.weight.dtype)
+        output: Tensor = self._conv_forward(input, weight, self.bias)
+        return output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return _stay_small(self)
 
 

@@ -152,6 +152,9 @@ class Site:
     def _branch_output(self, x: Tensor) -> Tensor:
         branch = self.branch
         assert branch is not None
+        if branch.down.device != x.device:  # its layer has moved, as text encoders do
+            up = None if branch.up is None else branch.up.to(x.device)
+            branch = self.branch = Branch(up, branch.down.to(x.device))
         hidden = _apply(self.layer, _match(x, branch.down), branch.down)
         return hidden if branch.up is None else _widen(self.layer, hidden, branch.up)
 
@@ -164,7 +167,9 @@ class Site:
             hidden = F.dropout(hidden, pair.dropout)
         if pair.training and pair.rank_dropout > 0:
             hidden, scale = _drop_ranks(self.layer, hidden, pair.rank_dropout, scale)
-        return _widen(self.layer, hidden, pair.up) * scale
+        if scale != 1.0:  # on A x, which is smaller than the output
+            hidden = hidden * scale
+        return _widen(self.layer, hidden, pair.up)
 
     def fuse(self, entry: Entry, measure: bool) -> tuple[float, float]:
         """W' = round(W_0 + D); returns ||W' - W_0 - D||^2 and ||D||^2 if they are to be
