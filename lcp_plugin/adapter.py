@@ -23,6 +23,14 @@ from lcp_plugin.seeds import derive_seed
 Kernel = tuple[int, int]
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; one pass without a mask (aminmax propagates NaN)."""
+    if tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
 def _frozen(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous()
 
@@ -101,7 +109,7 @@ class Adapter(Mapping[str, Factors]):
     def check_finite(self) -> None:
         """Raises NumericError naming the first module that holds NaN or infinity."""
         for name, factors in self.items():
-            if not (torch.isfinite(factors.up).all() and torch.isfinite(factors.down).all()):
+            if not (is_finite(factors.up) and is_finite(factors.down)):
                 raise NumericError(
                     f"the adapter of {name} holds NaN or infinity; it is not used or saved."
                 )

@@ -18,7 +18,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from lcp_plugin.adapter import Adapter, Factors, Kernel, _frozen
+from lcp_plugin.adapter import Adapter, Factors, Kernel, _frozen, is_finite
 from lcp_plugin.errors import FileFormatError, NumericError
 from lcp_plugin.lora import (
     compute_update,
@@ -217,7 +217,7 @@ class Delta(Mapping[str, Entry]):
         """Raises NumericError naming the first module that holds NaN or infinity."""
         for name, e in self.items():
             tensors = (e.up, e.down) if isinstance(e, Stacked) else (e.weight,)
-            if not all(bool(torch.isfinite(t).all()) for t in tensors):
+            if not all(is_finite(t) for t in tensors):
                 raise NumericError(
                     f"the delta of {name} holds NaN or infinity; it is not used or saved."
                 )
