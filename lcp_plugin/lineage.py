@@ -340,7 +340,7 @@ def _kohya_options(metadata: Mapping[str, str]) -> dict[str, Any]:
     optimizer = metadata.get("ss_optimizer", "None").split("(")[0].rsplit(".", 1)[-1]
     options["optimizer_type"] = _value(optimizer)
     side = metadata.get("ss_resolution", "").strip("()").replace(" ", "")
-    options["resolution"] = side or None
+    options["resolution"] = None if side == "None" else side or None
     options["network_args"] = [
         f"{k}={v}" for k, v in (_as_dict(metadata.get("ss_network_args"))).items()
     ] or None
@@ -353,8 +353,8 @@ def _as_dict(text: str | None) -> dict[str, Any]:
 
 
 def _value(text: str | None) -> Any:
-    """kohya's str() of a value, undone: None, a boolean, a number, or the text."""
-    if text in (None, "None", ""):
+    """kohya's str() of a value, undone: None, a boolean, a number, a list of them, or the text."""
+    if text in (None, "None", "", "()", "[]"):
         return None
     if text in ("True", "False"):
         return text == "True"
@@ -363,6 +363,8 @@ def _value(text: str | None) -> Any:
             return kind(text)
         except ValueError:
             continue
+    if text[0] in "([" and text[-1] in ")]":
+        return [_value(part.strip()) for part in text[1:-1].split(",") if part.strip()]
     return text
 
 

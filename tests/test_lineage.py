@@ -262,3 +262,16 @@ def test_the_tool_prints_trees_and_toml_and_fails_on_a_wrong_hash(
     assert tool.main([str(path)]) == 1
     assert tool.main([str(tmp_path / "missing")]) == 1
     assert "LineageError" in capsys.readouterr().err
+
+
+def test_unset_values_and_lists_of_a_header_are_read_as_what_they_were() -> None:
+    header = {
+        "ss_network_dim": "16",
+        "ss_resolution": "None",
+        "ss_text_encoder_lr": "()",
+        "ss_unet_lr": "0.0001",
+    }
+    options = summarise(header).options
+    assert options == {"network_dim": 16, "unet_lr": 0.0001}
+    options = summarise({**header, "ss_text_encoder_lr": "(1e-05, 2e-05)"}).options
+    assert options["text_encoder_lr"] == [1e-05, 2e-05]
