@@ -27,8 +27,9 @@ def locked(folder: Path, name: str) -> Iterator[None]:
         try:
             import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no flock; two runs of one name are then the user's care
+            # lockf, not flock: data workers that outlive a killed run must not hold its lock
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows has no fcntl; two runs of one name are then the user's care
             pass
         except OSError as error:
             raise DiskError(

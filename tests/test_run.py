@@ -451,15 +451,43 @@ def test_resume_refuses_changed_images(
 def test_two_processes_may_not_train_one_run(
     train: Train, write_config: Callable[..., Path]
 ) -> None:
-    import fcntl
+    from lcp_plugin.session import locked
 
     config = write_config("run")
     root = RunStore(config.parent / "out", "run").root
-    root.mkdir(parents=True)
-    with (root / ".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(DiskError, match="another process"):
-            train("run")
+    ready, done = os.pipe(), os.pipe()
+    other = os.fork()
+    if other == 0:
+        with locked(root, "run"):
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    with pytest.raises(DiskError, match="another process"):
+        train("run")
+    os.write(done[1], b"x")
+    os.waitpid(other, 0)
+    train("run")
+
+
+def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path: Path) -> None:
+    from lcp_plugin.session import locked
+
+    ready, done = os.pipe(), os.pipe()
+    run = os.fork()
+    if run == 0:
+        with locked(tmp_path, "run"):
+            if os.fork() == 0:  # as a data loader's worker
+                os.write(ready[1], b"x")
+                os.read(done[0], 1)
+                os._exit(0)
+            os.read(done[0], 1)
+    os.read(ready[0], 1)
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+    with locked(tmp_path, "run"):
+        os.write(done[1], b"x")  # the worker is still there
+    assert (tmp_path / ".lock").exists()
 
 
 def test_text_encoders_train_chain_and_survive_a_unet_only_continuation(train: Train) -> None:
