@@ -39,7 +39,7 @@ from lcp_plugin.delta import (
     delta_to_tensors,
 )
 from lcp_plugin.errors import FileFormatError, LineageError
-from lcp_plugin.formats import portable_adapter, read_lora, write_lora
+from lcp_plugin.formats import check_lora, portable_adapter, read_lora, write_lora
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.tasks import Task, TaskRecord
 
@@ -429,7 +429,9 @@ class RunStore:
         counts.
         """
         adapter = portable_adapter(deliverable_adapter(carry))
-        write_lora(self.deliverable, adapter, dict(header), dtype)
+        with files.replacing(self.deliverable) as temporary:
+            write_lora(temporary, adapter, dict(header), dtype)
+            check_lora(temporary, adapter, dtype)
         return self.deliverable
 
 
