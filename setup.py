@@ -71,6 +71,7 @@ setup(
         *REPORT,
     ],
     extras_require={
+        "optimizers": ["dadaptation>=3.2", "prodigyopt>=1.1", "schedulefree>=1.4"],
         "eval": EVAL,
         "report": REPORT,
         "xformers": ["xformers>=0.0.28"],

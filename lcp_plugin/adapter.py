@@ -9,6 +9,7 @@ remembers how to fold it back. Values are CPU, fp32, and never changed in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -28,7 +29,7 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.numel() == 0:
         return True
     low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
 def _frozen(tensor: Tensor) -> Tensor:

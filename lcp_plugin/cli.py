@@ -12,6 +12,7 @@ from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.config.logs import configure_messages
 from lcp_plugin.config.write import write_given_options
 from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.session import without_collecting
 
 INTERRUPTED = 130
 OUT_OF_MEMORY = (
@@ -54,19 +55,29 @@ def _answer(config: RunConfig) -> bool:
     elif options.output_config:
         print(f"written to {write_given_options(config)}")
     elif options.dry_run:
-        from lcp_plugin.data.dry_run import describe_run
-
-        print(describe_run(config))
+        print(_describe(config))
     return options.list_strategies or options.output_config or options.dry_run
+
+
+def _describe(config: RunConfig) -> str:
+    """The plan of a dry run, at the base's own size where the base is on disk."""
+    from lcp_plugin.data.dry_run import describe_run
+    from lcp_plugin.sdxl.traits import is_at_hand, read_traits, settle_zero_terminal
+
+    name = config.options.pretrained_model_name_or_path
+    if not is_at_hand(name):
+        return describe_run(config)
+    return describe_run(settle_zero_terminal(config), read_traits(name).native_side)
 
 
 def _train(config: RunConfig) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import torch
+    with without_collecting():
+        import torch
 
-    from lcp_plugin.closing import close_run
-    from lcp_plugin.runner import execute, summarise
-    from lcp_plugin.task_run import Interrupted
+        from lcp_plugin.closing import close_run
+        from lcp_plugin.runner import execute, summarise
+        from lcp_plugin.task_run import Interrupted
 
     try:
         run = execute(config)

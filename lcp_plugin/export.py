@@ -39,6 +39,7 @@ from lcp_plugin.fusing import Fused, check_fused, checkpoint_slots, component_sl
 from lcp_plugin.keys import PREFIXES, kohya_name
 from lcp_plugin.lineage import Lineage, Source
 from lcp_plugin.provenance import header_of_run
+from lcp_plugin.sdxl.base_weights import BaseSource, check_added, source_of, sum_weights
 from lcp_plugin.store import (
     RunStore,
     StrategyMaker,
@@ -93,11 +94,23 @@ class Learned:
     updates: Mapping[str, Delta] = field(default_factory=dict)  # task -> U_t, if D is their sum
     rest: Delta = field(default_factory=Delta)  # what the chain started from, beside the updates
     source: Source | None = None  # the file or folder that was read
+    base: BaseSource | None = None  # what it was trained on, where a lineage tells
 
     @property
     def delta(self) -> Delta:
         """The total."""
         return Delta.of(self.adapter)
+
+    def checkpoint_delta(self) -> Delta:
+        """What a checkpoint gets: the total, and the base_weights that the run's base had.
+
+        Raises:
+            LineageError: a base_weights file is gone or has changed.
+        """
+        if self.base is None:
+            return self.delta
+        check_added(self.base)
+        return self.delta + sum_weights([(Path(path), m) for path, m, _ in self.base.added])
 
     def derived_metadata(self, **facts: object) -> dict[str, str]:
         """The header of what is no longer this very model: its parent is what was read."""
@@ -149,7 +162,9 @@ def _learned_in_run(folder: TaskFolder, make_strategy: StrategyMaker) -> Learned
     if not _is_sum(carry.total, [rest, *updates.values()]):
         updates, rest = {}, Delta()
     source = Source(folder.path.name, folder.lineage["hashes"]["carry"])
-    return Learned(deliverable_adapter(carry), metadata, updates, rest, source)
+    trained_on = source_of(folder.lineage)
+    adapter = deliverable_adapter(carry)
+    return Learned(adapter, metadata, updates, rest, source, trained_on)
 
 
 def _is_sum(total: Delta, parts: list[Delta]) -> bool:
@@ -321,7 +336,7 @@ def export_checkpoint(learned: Learned, base: str | Path, target: str | Path) ->
     if base.is_dir():
         return _export_folder(learned, base, target)
     header = files.read_header(base)
-    delta = learned.delta
+    delta = learned.checkpoint_delta()
     slots = checkpoint_slots(header, delta)
     files.require_free_space(target.parent, base.stat().st_size, f"the checkpoint {target.name}")
     with files.replacing(target) as temporary:
@@ -332,7 +347,7 @@ def export_checkpoint(learned: Learned, base: str | Path, target: str | Path) ->
 
 
 def _export_folder(learned: Learned, base: Path, target: Path) -> Exported:
-    delta, fused, found = learned.delta, Fused(), set[str]()
+    delta, fused, found = learned.checkpoint_delta(), Fused(), set[str]()
     files.require_free_space(target.parent, _size_of(base), f"the model folder {target.name}")
     with _replacing_folder(target) as temporary:
         for file in sorted(p for p in base.rglob("*") if p.is_file()):

@@ -22,7 +22,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -57,7 +58,10 @@ DTYPES: dict[str, tuple[int, torch.dtype]] = {
 }
 _NAME_OF = {dtype: name for name, (_, dtype) in DTYPES.items()}
 _ORDER = {name: position for position, name in enumerate(DTYPES)}
+FileLayout = Mapping[str, tuple[str, tuple[int, ...]]]  # tensor -> (type's name, shape)
 _CHUNK = 1 << 22
+_PIECE = 1 << 20  # bytes of one write: Linux takes several times longer for much larger ones
+_BEHIND = 1 << 24  # bytes after which the disk is told to begin
 _CONVERT = (
     "convert it with safetensors.torch.save_file(torch.load(file, weights_only=True), "
     "'new.safetensors') on a machine where you trust its source, and give the new file"
@@ -401,35 +405,97 @@ def write_tensors(
         FileFormatError: a tensor type that the format does not have, metadata that is not text.
     """
     ordered = _in_file_order(tensors)
-    header = _build_header(ordered, metadata)
+    header = build_header(layout_of(ordered), metadata)
     _write_chunks(path, chain([header], _data_chunks(ordered)))
 
 
 def _write_chunks(path: str | Path, chunks: Iterable[bytes | memoryview]) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, writing(temporary) as write:
         for chunk in chunks:
-            file.write(chunk)
-        file.flush()
+            write(chunk)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
+    """A new file, and what appends to it; the disk writes while the caller makes the next bytes.
+
+    Raises:
+        OSError: no space, ...; it may be told some bytes late, but never after the end.
+    """
+    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
+        since = 0
+        pending: list[Future[None]] = []  # the one that was asked for last
+
+        def write(chunk: bytes | memoryview) -> None:
+            nonlocal since
+            view = memoryview(chunk)
+            for start in range(0, len(view), _PIECE):
+                file.write(view[start : start + _PIECE])
+            since += len(view)
+            if since >= _BEHIND and all(one.done() for one in pending):
+                since = 0
+                for one in pending:
+                    one.result()
+                pending[:] = [pool.submit(os.fsync, file.fileno())]
+
+        yield write
+        for one in pending:
+            one.result()
+
+
+def write_hashed(
+    path: str | Path,
+    layout: FileLayout,
+    make: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+) -> dict[str, str]:
+    """As `write_tensors`, with kohya's two hashes in the metadata, in one pass: a tensor is made,
+    hashed and written while the processor's cache holds it, and only one at a time.
+
+    Args:
+        layout: every tensor's type and shape, in the file's order (`in_file_order`).
+        make: name -> the tensor, contiguous on the CPU; its memory may serve for the next one.
+    Returns:
+        the metadata as written.
+    Raises:
+        DiskError: as `replacing`. What `make` raises; no file is there then.
+    """
+    written = {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
+    whole, legacy = hashlib.sha256(), _LegacyHash(layout, metadata)
+    with replacing(path) as temporary:
+        with writing(temporary) as write:
+            write(build_header(layout, written))
+            for name in layout:
+                tensor = make(name)
+                if tensor.numel():
+                    chunk = raw_bytes(tensor)
+                    whole.update(chunk)
+                    legacy.update(chunk)
+                    write(chunk)
+        written |= {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": legacy.hexdigest()}
+        with temporary.open("r+b") as file:
+            file.write(build_header(layout, written))  # of the same length
+    return written
+
+
+def in_file_order(layout: FileLayout) -> FileLayout:
+    """As safetensors sorts: larger types first, then by name."""
+    return dict(sorted(layout.items(), key=lambda item: (-_ORDER[item[1][0]], item[0].encode())))
 
 
 def _in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name] for name in in_file_order(layout_of(tensors))}
+
+
+def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> type and shape. Raises FileFormatError for a type that no file can hold."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAME_OF:
             raise FileFormatError(f"{name} has the type {tensor.dtype}, which no file can hold.")
-    names = sorted(tensors, key=lambda n: (-_ORDER[_NAME_OF[tensors[n].dtype]], n.encode()))
-    return {name: tensors[name] for name in names}
+    return {name: (_NAME_OF[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-def _build_header(ordered: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
-    layout = {
-        name: (_NAME_OF[tensor.dtype], tuple(tensor.shape)) for name, tensor in ordered.items()
-    }
-    return build_header(layout, metadata)
-
-
-def build_header(
-    layout: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None
-) -> bytes:
+def build_header(layout: FileLayout, metadata: Mapping[str, str] | None) -> bytes:
     """The first bytes of a safetensors file whose data follows in the order of `layout`.
 
     Args:
@@ -493,15 +559,39 @@ def legacy_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | Non
     serialisation with only the `ss_*` entries of `metadata`.
     """
     ordered = _in_file_order(tensors)
-    kept = {k: v for k, v in (metadata or {}).items() if k.startswith("ss_")}
-    digest = hashlib.sha256()
-    position, start, end = 0, 0x100000, 0x110000
-    for chunk in chain([_build_header(ordered, kept)], _data_chunks(ordered)):
-        digest.update(memoryview(chunk)[max(0, start - position) : max(0, end - position)])
-        position += len(chunk)
-        if position >= end:
+    digest = _LegacyHash(layout_of(ordered), metadata or {})
+    for chunk in _data_chunks(ordered):
+        digest.update(chunk)
+        if digest.is_complete:
             break
-    return digest.hexdigest()[:8]
+    return digest.hexdigest()
+
+
+class _LegacyHash:
+    """`legacy_hash` of data that comes piece by piece."""
+
+    START, END = 0x100000, 0x110000
+
+    def __init__(self, layout: FileLayout, metadata: Mapping[str, str]) -> None:
+        self._digest, self._position = hashlib.sha256(), 0
+        self.update(build_header(layout, {k: v for k, v in metadata.items() if k[:3] == "ss_"}))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether what follows does not count."""
+        return self._position >= self.END
+
+    def update(self, chunk: bytes | memoryview) -> None:
+        """The next bytes of the serialisation."""
+        if self.is_complete:
+            return
+        first, last = (max(0, place - self._position) for place in (self.START, self.END))
+        self._digest.update(memoryview(chunk)[first:last])
+        self._position += len(chunk)
+
+    def hexdigest(self) -> str:
+        """Its first 8 hex digits."""
+        return self._digest.hexdigest()[:8]
 
 
 def file_model_hash(path: str | Path) -> str:

@@ -17,20 +17,23 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lcp_plugin.adapter import Adapter, Factors
+from lcp_plugin.adapter import Adapter, Factors, is_finite
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import FileFormatError, NumericError
 from lcp_plugin.files import (
     hash_tensors,
+    in_file_order,
+    layout_of,
     legacy_hash,
     read_header,
     read_json,
     read_tensors,
+    write_hashed,
     write_json,
     write_tensors,
 )
@@ -44,6 +47,7 @@ LAYOUTS: dict[str, Layout] = {
     "peft": "peft",
 }
 FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+Part = Literal["down", "up", "alpha"]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of ||D||
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's configuration
 
@@ -242,17 +246,45 @@ def write_lora(
     """
     if layout not in LAYOUTS:
         raise FileFormatError(f"layout '{layout}' is not known; use one of {', '.join(LAYOUTS)}.")
-    adapter.check_finite()
     written = dict(metadata or {})
-    tensors = lora_tensors(adapter, dtype, layout)
     if layout.startswith("kohya"):
-        written.update(hashes_of(tensors, written))
-    else:
-        written[DIFFUSERS_METADATA] = json.dumps(_peft_metadata(adapter), sort_keys=True)
-    write_tensors(path, tensors, written)
+        return _write_rounded(path, adapter, written, dtype, layout)
+    adapter.check_finite()
+    written[DIFFUSERS_METADATA] = json.dumps(_peft_metadata(adapter), sort_keys=True)
+    write_tensors(path, lora_tensors(adapter, dtype, layout), written)
     if layout == "peft" and Path(path).name == FOLDER_FILES[0]:
         write_json(Path(path).parent / "adapter_config.json", peft_config(adapter))
     return written
+
+
+def _write_rounded(
+    path: str | Path,
+    adapter: Adapter,
+    metadata: Mapping[str, str],
+    dtype: torch.dtype,
+    layout: str,
+) -> dict[str, str]:
+    """One pass over the factors: each is checked, rounded, hashed and written."""
+    parts = {
+        write_key(module, part, LAYOUTS[layout]): (module, tensor)
+        for module, factors in adapter.items()
+        for part, tensor in _parts_of(factors, with_alpha=True).items()
+    }
+    kinds = {k: t.dtype if k.endswith(".alpha") else dtype for k, (_, t) in parts.items()}
+    shapes = {key: tensor.to("meta", kinds[key]) for key, (_, tensor) in parts.items()}
+    buffer = torch.empty(max((t.numel() for _, t in parts.values()), default=0), dtype=dtype)
+
+    def make(key: str) -> Tensor:
+        module, tensor = parts[key]
+        if tensor.dim() == 0:  # an alpha, as it is
+            return tensor
+        if not is_finite(tensor):
+            raise NumericError(
+                f"the adapter of {module} holds NaN or infinity; it is not used or saved."
+            )
+        return tensor if dtype is tensor.dtype else buffer[: tensor.numel()].copy_(tensor.view(-1))
+
+    return write_hashed(path, in_file_order(layout_of(shapes)), make, metadata)
 
 
 def portable_adapter(adapter: Adapter) -> Adapter:
@@ -291,18 +323,23 @@ def lora_tensors(
     naming = LAYOUTS[layout]
     if layout == "peft":
         _one_model(adapter)
-    tensors: dict[str, Tensor] = {}
-    for module, factors in adapter.items():
-        down, up = factors.down, factors.up
-        if factors.kernel:
-            height, width = factors.kernel
-            down = down.reshape(factors.rank, -1, height, width)
-            up = up[:, :, None, None]
-        tensors[write_key(module, "down", naming)] = down.to(dtype).contiguous()
-        tensors[write_key(module, "up", naming)] = up.to(dtype).contiguous()
-        if layout.startswith("kohya"):
-            tensors[write_key(module, "alpha", naming)] = _alpha_tensor(factors.alpha)
-    return tensors
+    return {
+        write_key(module, part, naming): tensor if part == "alpha" else tensor.to(dtype)
+        for module, factors in adapter.items()
+        for part, tensor in _parts_of(factors, layout.startswith("kohya")).items()
+    }
+
+
+def _parts_of(factors: Factors, with_alpha: bool) -> dict[Part, Tensor]:
+    """down, up and alpha as files have them: in fp32, of a convolution in four dimensions."""
+    down, up = factors.down, factors.up
+    if factors.kernel:
+        down = down.reshape(factors.rank, -1, *factors.kernel)
+        up = up[:, :, None, None]
+    parts: dict[Part, Tensor] = {"down": down.contiguous(), "up": up.contiguous()}
+    if with_alpha:
+        parts["alpha"] = _alpha_tensor(factors.alpha)
+    return parts
 
 
 def _alpha_tensor(alpha: float) -> Tensor:

@@ -15,11 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lcp_plugin.adapter import is_finite
 from lcp_plugin.delta import Delta, Entry
 from lcp_plugin.errors import BaseModelError, FileFormatError
-from lcp_plugin.files import Header, TensorInfo, TensorReader, build_header, raw_bytes
+from lcp_plugin.files import Header, TensorInfo, TensorReader, build_header, raw_bytes, writing
 from lcp_plugin.keys import canonical, checkpoint_slot
 from lcp_plugin.sdxl.layers import add_delta, rounding_loss
+
+ROWS = 128  # looked at at once
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,16 @@ def fuse_file(source: Path, target: Path, slots: Slots, delta: Delta) -> Fused:
         _check_fits(source, name, ordered[name], parts, delta)
     fused = Fused()
     layout = {name: (info.dtype, info.shape) for name, info in ordered.items()}
-    with target.open("wb") as out:
-        out.write(build_header(layout, reader.header.metadata))
+    with writing(target) as write:
+        write(build_header(layout, reader.header.metadata))
         for name in ordered:
             if name in slots:
                 changed, found = _fuse_tensor(reader, name, slots[name], delta)
                 fused = fused + found
-                out.write(raw_bytes(changed.contiguous()))
+                write(raw_bytes(changed.contiguous()))
             else:
-                out.writelines(reader.chunks(name))
+                for chunk in reader.chunks(name):
+                    write(chunk)
     return fused
 
 
@@ -143,7 +147,7 @@ def _fuse_tensor(
             rows = slice(part.third * entry.shape[0], (part.third + 1) * entry.shape[0])
         before = changed[rows].float().reshape(entry.shape)
         rounded = add_delta(before, entry).to(changed.dtype)
-        if not bool(torch.isfinite(rounded.float()).all()):
+        if not all(is_finite(block.float()) for block in torch.split(rounded, ROWS)):
             raise BaseModelError(
                 f"{name} overflows {changed.dtype} with the adapter added; use a bf16 or fp32 base."
             )

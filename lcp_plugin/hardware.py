@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lcp_plugin.config.options import Options
-from lcp_plugin.sdxl.float8 import names_of_stored, store_in_float8
+from lcp_plugin.sdxl.stored import FLOAT8, is_native, names_of_stored, store_weights
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -18,34 +18,58 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def compute_dtype(options: Options) -> torch.dtype:
+    """What the frozen base is computed in."""
+    return HALVES.get(options.mixed_precision, torch.float32)
+
+
 def weight_dtype(options: Options) -> torch.dtype:
-    """The dtype of the frozen base."""
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(
-        options.mixed_precision, torch.float32
-    )
+    """What the frozen base is loaded in."""
+    return HALVES.get(options.base_dtype, compute_dtype(options))
 
 
 def factor_dtype(options: Options) -> torch.dtype:
     """The dtype of the trained factors: fp32, or the base's with full_fp16 and full_bf16."""
-    return weight_dtype(options) if options.full_fp16 or options.full_bf16 else torch.float32
+    return compute_dtype(options) if options.full_fp16 or options.full_bf16 else torch.float32
 
 
-def keeps_float8(options: Options) -> bool:
-    """Whether any frozen weight is stored in float8."""
-    return options.fp8_base or options.fp8_base_unet
+def keeps_small(options: Options) -> bool:
+    """Whether frozen weights are stored in a smaller type than they are computed in."""
+    differs = weight_dtype(options) is not compute_dtype(options)
+    return options.fp8_base or options.fp8_base_unet or differs
 
 
 def shrink_base(pipeline: StableDiffusionXLPipeline, options: Options) -> None:
-    """Frozen weights into float8: the UNet's, with fp8_base the text encoders' too."""
-    if keeps_float8(options):
-        store_in_float8(pipeline.unet.modules())
-    if options.fp8_base:
-        store_in_float8(pipeline.text_encoder.modules())
-        store_in_float8(pipeline.text_encoder_2.modules())
+    """Frozen weights into what they are stored in: float8 for the UNet, with fp8_base for the text
+    encoders too; base_dtype for whatever is not in float8.
+    """
+    wanted, computed = weight_dtype(options), compute_dtype(options)
+    texts = (pipeline.text_encoder, pipeline.text_encoder_2)
+    eight = (options.fp8_base or options.fp8_base_unet, *[options.fp8_base] * len(texts))
+    for model, in_float8 in zip((pipeline.unet, *texts), eight, strict=True):
+        if in_float8 or wanted is not computed:
+            store_weights(model.modules(), FLOAT8 if in_float8 else wanted)
+            model.to(computed)
+
+
+def warn_of_slow_half(options: Options, device: torch.device) -> None:
+    """One line where the arithmetic asked for is emulated."""
+    dtype = compute_dtype(options)
+    if device.type == "cpu" and not is_native(dtype):
+        name = options.mixed_precision
+        log.warning(
+            "this CPU cannot multiply %s itself: a step takes dozens of times longer than in fp32. "
+            "--mixed_precision no --base_dtype %s keeps the base as small and computes in fp32.",
+            name,
+            name,
+        )
 
 
 def spare_from_sharing(model: nn.Module) -> None:
-    """Float8 weights are alike in every process and have no gradient: nothing to broadcast."""
+    """Stored weights are alike in every process and have no gradient: nothing to broadcast."""
     names = names_of_stored(model)
     if names:
         setattr(model, "_ddp_params_and_buffers_to_ignore", names)  # noqa: B010
@@ -64,19 +88,30 @@ def allow_half_gradients(scaler: Any) -> None:
     scaler._unscale_grads_ = unscale_half
 
 
+def has_modes(optimizer: Any) -> bool:
+    """Whether an optimizer keeps two sets of weights (schedule-free ones), one of them shown."""
+    return callable(getattr(getattr(optimizer, "optimizer", optimizer), "eval", None))
+
+
 def set_mode(optimizer: Any, mode: str) -> None:
     """Tells optimizers that keep two sets of weights (schedule-free ones) which is wanted, train
     or eval; others are left alone.
     """
-    plain = getattr(optimizer, "optimizer", optimizer)
-    if callable(getattr(plain, mode, None)):
-        getattr(plain, mode)()
+    if has_modes(optimizer):
+        getattr(getattr(optimizer, "optimizer", optimizer), mode)()
 
 
 def use_attention(unet: Any, options: Options) -> str:
-    """xformers if asked for and usable here, else torch's SDPA (one warning)."""
+    """xformers if asked for and usable here, else torch's SDPA (one warning); plain matrix
+    products where sdpa is off and nothing else is asked for. Returns which of the three.
+    """
     if not options.xformers:
-        return "sdpa"
+        if options.sdpa or options.mem_eff_attn:
+            return "sdpa"
+        from diffusers.models.attention_processor import AttnProcessor
+
+        unet.set_attn_processor(AttnProcessor())
+        return "plain"
     try:
         import xformers.ops
 

@@ -54,6 +54,7 @@ def describe_data(data: TaskData, validation: TaskData | None, processes: int) -
     """What lineage.json and the header say of a task's images."""
     return {
         "fingerprint": data.fingerprint,
+        "resolution": list(data.resolution),
         "images": data.num_images,
         "reg_images": data.num_reg_images,
         "validation_images": 0 if validation is None else validation.num_images,
@@ -74,6 +75,7 @@ def _facts_of_data(folders: Sequence[TaskFolder]) -> dict[str, str]:
         for i, (size, count) in enumerate(dict(newest.get("buckets", {})).items())
     }
     return {
+        **_sizes(newest.get("resolution")),
         "ss_num_reg_images": str(sum(int(d.get("reg_images", 0)) for d in every)),
         "ss_num_validation_images": str(sum(int(d.get("validation_images", 0)) for d in every)),
         "ss_num_batches_per_epoch": str(newest.get("batches_per_epoch", 0)),
@@ -81,6 +83,14 @@ def _facts_of_data(folders: Sequence[TaskFolder]) -> dict[str, str]:
         "ss_epoch": str(epochs),
         "ss_bucket_info": json.dumps({"buckets": buckets}),
     }
+
+
+def _sizes(used: Sequence[int] | None) -> dict[str, str]:
+    """The size that was trained at; the option may leave it to the base or to data sets."""
+    if not used:
+        return {}
+    width, height = used
+    return {"modelspec.resolution": f"{width}x{height}", "ss_resolution": f"({width}, {height})"}
 
 
 def _facts_of_vae(options: Options) -> dict[str, str]:

@@ -214,6 +214,9 @@ class Observer:
     def on_step_end(self, run: RunView, step: StepReport) -> None:
         """After each optimizer step."""
 
+    def on_validation(self, run: RunView, task: Task, step: int, loss: float) -> None:
+        """The mean loss on the task's held-out images after `step` optimizer steps (0: before)."""
+
     def on_sample(
         self, run: RunView, task: Task | None, images: Mapping[str, Sequence[Image]]
     ) -> None:

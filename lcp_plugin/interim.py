@@ -25,7 +25,7 @@ from lcp_plugin.config.milestones import SavePoint, list_save_points, samples_at
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.prompts import SamplePrompt, read_prompts
 from lcp_plugin.data.dataset import TaskData
-from lcp_plugin.hardware import set_mode
+from lcp_plugin.hardware import has_modes, set_mode
 from lcp_plugin.samples import save_image
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.sdxl.load import native_resolution
@@ -163,7 +163,11 @@ class Interim:
 
 @contextmanager
 def showing(run: TaskRun) -> Iterator[None]:
-    """The model as it would be delivered, without dropout, while the block lasts."""
+    """The model as it would be delivered, without dropout, while the block lasts.
+
+    Optimizers that exchange two sets of weights get theirs back to the last bit.
+    """
+    kept = [p.detach().clone() for p in run.parameters] if has_modes(run.optimizer) else []
     run.trainer.adapted.eval()
     set_mode(run.optimizer, "eval")
     try:
@@ -171,6 +175,9 @@ def showing(run: TaskRun) -> Iterator[None]:
     finally:
         set_mode(run.optimizer, "train")
         run.trainer.adapted.train()
+        with torch.no_grad():
+            for parameter, value in zip(run.parameters, kept, strict=False):
+                parameter.copy_(value)
 
 
 @contextmanager

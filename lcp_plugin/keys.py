@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Literal
 
@@ -122,6 +123,7 @@ def _fits(dotted: str, template: str) -> bool:
     return all(wanted in ("N", got) for got, wanted in pairs)
 
 
+@lru_cache(maxsize=8192)
 def is_module(name: str) -> bool:
     """Whether `name` is a module of SDXL in our spelling, e.g. `unet.conv_in`."""
     prefix = prefix_of(name)
@@ -333,6 +335,7 @@ def write_key(
     return f"base_model.model.{module[len(prefix) :]}.{ending}"
 
 
+@lru_cache(maxsize=8192)
 def kohya_name(module: str, layout: Layout = "sgm", layers_per_block: int = 2) -> str:
     """kohya's flattened name of a module: `lora_unet_...`, `lora_te1_...`, `lora_te2_...`."""
     prefix = prefix_of(module)

@@ -13,6 +13,7 @@ import ast
 import difflib
 import importlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -43,10 +44,12 @@ UNQUANTISED = {
     "sgdnesterov8bit": "torch.optim.SGD",
 }
 PACKAGES = {  # kohya's names of optimizers in packages of their own
-    "dadaptation": "dadaptation.DAdaptAdam",
+    "dadaptation": "dadaptation.experimental.DAdaptAdamPreprint",
+    "dadaptadampreprint": "dadaptation.experimental.DAdaptAdamPreprint",
     "dadaptadam": "dadaptation.DAdaptAdam",
     "dadaptadagrad": "dadaptation.DAdaptAdaGrad",
     "dadaptadan": "dadaptation.DAdaptAdan",
+    "dadaptadanip": "dadaptation.experimental.DAdaptAdanIP",
     "dadaptlion": "dadaptation.DAdaptLion",
     "dadaptsgd": "dadaptation.DAdaptSGD",
     "prodigy": "prodigyopt.Prodigy",
@@ -93,7 +96,19 @@ def create_optimizer(
     if wanted in BITSANDBYTES:
         return _create_bitsandbytes(wanted, values, groups, learning_rate)
     path = PACKAGES.get(wanted) or _torch_path(name or "AdamW")
+    if path.startswith(("dadaptation.", "prodigyopt.")):
+        _check_one_rate(name, groups)
     return _build(_load_class(path, name), path, values, groups, learning_rate)
+
+
+def _check_one_rate(name: str, groups: Sequence[dict[str, Any]]) -> None:
+    """Optimizers that find their rate find one for all groups."""
+    rates = sorted({float(group["lr"]) for group in groups if group.get("lr")})
+    if len(rates) > 1:
+        raise ConfigError(
+            f"optimizer_type = '{name}' takes one rate for all, got "
+            f"{' and '.join(map(str, rates))}; leave out rates of parts and blocks, and LoRA+."
+        )
 
 
 def _torch_path(name: str) -> str:
@@ -222,6 +237,8 @@ def flatten_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str
         if isinstance(value, list | tuple):
             kind = "list" if isinstance(value, list) else "tuple"
             return {kind: [walk(item, f"{path}/{i}") for i, item in enumerate(value)]}
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"number": repr(value)}  # JSON has no words for inf and nan
         if value is None or isinstance(value, bool | int | float | str):
             return {"value": value}
         if isinstance(value, torch.dtype):
@@ -244,6 +261,8 @@ def unflatten_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> A
     if kind in ("list", "tuple"):
         items = [unflatten_state(tensors, item) for item in value]
         return items if kind == "list" else tuple(items)
+    if kind == "number":
+        return float(value)
     if kind == "dtype":
         return getattr(torch, value)
     return value

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lcp_plugin.config.options import Options
 from lcp_plugin.delta import (
     adapter_from_tensors,
     adapter_to_tensors,
@@ -28,12 +30,14 @@ def create_accelerator(
     log_with: str | None = None,
     logging_dir: str | None = None,
     some_unused: bool = False,
+    options: Options | None = None,
 ) -> Any:
     """accelerate's Accelerator; accumulation is ours, so that draws stay derived from indices.
 
     `some_unused`: parameters without a gradient exist (SDXL skips text encoder 1's last layer).
+    `options`: those that start with ddp_ are looked at.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator
 
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     no_device = not torch.accelerator.is_available()
@@ -43,8 +47,33 @@ def create_accelerator(
         log_with=log_with,
         project_dir=logging_dir,
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_unused)],
+        kwargs_handlers=describe_processes(options or Options(), some_unused),
     )
+
+
+def describe_processes(options: Options, some_unused: bool = False) -> list[Any]:
+    """How processes share gradients and wait for each other, in accelerate's terms."""
+    from accelerate import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    handlers: list[Any] = [
+        DistributedDataParallelKwargs(
+            find_unused_parameters=some_unused,
+            gradient_as_bucket_view=options.ddp_gradient_as_bucket_view,
+            static_graph=options.ddp_static_graph,
+        )
+    ]
+    if options.ddp_timeout is not None:
+        wait = timedelta(minutes=options.ddp_timeout)
+        handlers.append(InitProcessGroupKwargs(timeout=wait))
+    return handlers
+
+
+def meets_always(accelerator: Any) -> bool:
+    """Whether processes must share gradients after every micro-batch: torch's static graph learns
+    what is shared from the very first one. (The sum over a step is the same.)
+    """
+    handler = accelerator.ddp_handler
+    return handler is not None and bool(handler.static_graph)
 
 
 def share_tensors(accelerator: Any, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ on_task_end is noted as done. A run killed anywhere picks up behind the last who
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import threading
 import time
@@ -58,7 +57,8 @@ from lcp_plugin.sdxl.conditioning import PromptBank
 from lcp_plugin.sdxl.layers import layer_shape
 from lcp_plugin.sdxl.load import load_pipeline, native_resolution
 from lcp_plugin.sdxl.sample import sample_images, starting_latents
-from lcp_plugin.session import locked, stopping_on_signals
+from lcp_plugin.sdxl.traits import settle_zero_terminal
+from lcp_plugin.session import locked, stopping_on_signals, thawing, without_collecting
 from lcp_plugin.starting import common_shape, going_on, parent_of, start_from
 from lcp_plugin.store import Parent, TaskFolder, deliverable_adapter, hash_carry
 from lcp_plugin.tasks import Task, TaskRecord
@@ -227,7 +227,7 @@ class Run(Plan):
             options=options,
             stem=self.store.output_dir / name,
             write_file=write_file,
-            tell_validation=lambda step, loss: self.tell_validation(task, step, loss),
+            tell_validation=lambda step, loss: self.tell("on_validation", task, step, loss),
             validation=held_out,
         )
 
@@ -238,17 +238,6 @@ class Run(Plan):
         adapter = portable_adapter(deliverable_adapter(carry))
         header = make_header(carry, adapter, folders, path.stem, self.options, kind)
         write_lora(path, adapter, header, DTYPES[self.options.save_precision or "float"])
-
-    def tell_validation(self, task: Task, step: int, loss: float) -> None:
-        """A validation loss: to the console, to logs/validation.jsonl and to the trackers."""
-        log.info("task %d %s: step %d, validation loss %.4f", task.index, task.name, step, loss)
-        path = self.store.root / "logs" / "validation.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as handle:
-            facts = {"task": task.name, "task_index": task.index, "step": step, "loss": loss}
-            handle.write(json.dumps(facts) + "\n")
-        for tracker in self.accelerator.trackers:
-            tracker.log({f"loss/validation/{task.name}": loss}, step=step)
 
     def train(
         self,
@@ -461,22 +450,25 @@ class Run(Plan):
 # ---------------------------------------------------------------------------------- execution
 
 
+@thawing()
 def execute(config: RunConfig) -> Run:
     """Runs a configuration to its end.
 
     Raises:
         LcpError: one line. Interrupted: a signal came; the state is saved.
     """
-    config = settle_init(config)
+    config = settle_zero_terminal(settle_init(config))
     options = config.options
     trackers = tracker_settings(options)
     folder = trackers.folder if trackers is not None else None
-    accelerator = create_accelerator(
-        options.mixed_precision,
-        usable_trackers(trackers) or None,
-        None if folder is None else str(folder),
-        some_unused=options.trains_text_encoders or bool(options.network_args),
-    )
+    with without_collecting():
+        accelerator = create_accelerator(
+            options.mixed_precision,
+            usable_trackers(trackers) or None,
+            None if folder is None else str(folder),
+            some_unused=options.trains_text_encoders or bool(options.network_args),
+            options=options,
+        )
     run = join_run(config, accelerator)
     lock = locked(run.store.root, run.name) if run.is_main else nullcontext()
     with lock, stopping_on_signals(run.stop):
@@ -517,9 +509,10 @@ def join_run(config: RunConfig, accelerator: Any) -> Run:
 def load_model(run: Run) -> None:
     """The base on the device, its parent's delta on it, and room on the disk for what will come."""
     options = run.options
-    pipeline = load_pipeline(
-        options.pretrained_model_name_or_path, weight_dtype(options), options.vae
-    )
+    with without_collecting():
+        pipeline = load_pipeline(
+            options.pretrained_model_name_or_path, weight_dtype(options), options.vae
+        )
     run.trainer = Trainer(options, pipeline, run.accelerator, run.seed, run.stop.is_set)
     start_chain(run)
     run.trainer.adapted.check_fits(run.parent.carry.total)

@@ -26,7 +26,14 @@ from lcp_plugin.delta import (
     delta_to_tensors,
 )
 from lcp_plugin.errors import FileFormatError, NumericError
-from lcp_plugin.files import TensorInfo, build_header, read_header, replacing, require_free_space
+from lcp_plugin.files import (
+    TensorInfo,
+    build_header,
+    read_header,
+    replacing,
+    require_free_space,
+    writing,
+)
 from lcp_plugin.formats import read_lora
 
 BLOCK = 128 * 1280  # entries selected at once: 0.7 MB, which a core's own cache holds
@@ -155,8 +162,8 @@ def select_files(
     buffers = torch.empty(largest), torch.empty(largest)
     total = len(head) + sum(math.prod(s) * (8 if t == "I64" else 4) for t, s in layout.values())
     require_free_space(Path(target).parent, total, str(target))
-    with replacing(target) as temporary, temporary.open("wb") as file:
-        file.write(head)
+    with replacing(target) as temporary, writing(temporary) as write:
+        write(head)
         for key in layout:
             name, _, part = key.removeprefix("delta/").rpartition(".")
             if name in alone:
@@ -166,7 +173,7 @@ def select_files(
             else:
                 tensor = first.form(name, buffers[0])
                 _keep_larger(name, tensor, second.form(name, buffers[1]))
-            file.write(_bytes_of(tensor.reshape(-1)))
+            write(_bytes_of(tensor.reshape(-1)))
     return Selection(len(alone) + len(sizes), len(sizes), total)
 
 
@@ -201,16 +208,19 @@ def _tensors_of(name: str, file: UpdateFile) -> dict[str, Tensor]:
 def _keep_larger(name: str, newest: Tensor, older: Tensor) -> None:
     """newest <- entry by entry the larger one, in place; both flat, fp32."""
     one, two = torch.empty(min(BLOCK, newest.numel())), torch.empty(min(BLOCK, newest.numel()))
-    mask = torch.empty(one.shape, dtype=torch.bool)
     for start in range(0, newest.numel(), BLOCK):
         a, b = newest[start : start + BLOCK], older[start : start + BLOCK]
-        size_a, size_b, larger = one[: len(a)], two[: len(a)], mask[: len(a)]
-        torch.abs(a, out=size_a)
-        torch.abs(b, out=size_b)
-        torch.ge(size_a, size_b, out=larger)
-        torch.where(larger, a, b, out=a)
-        if not math.isfinite(float(size_a.amax() + size_b.amax())):  # amax hands NaN on
+        size, other = one[: len(a)], two[: len(a)]
+        torch.abs(a, out=size)
+        torch.abs(b, out=other)
+        torch.maximum(size, other, out=size)
+        if not math.isfinite(float(size.amax())):  # amax hands NaN on
             raise NumericError(f"the update of {name} holds NaN or infinity; nothing is written.")
+        total = torch.add(a, b, out=other)  # has the sign of the larger one, unless it is 0
+        if float(total.abs().amin()) > 0:
+            torch.copysign(size, total, out=a)
+        else:  # of equal size and opposite signs, or both 0
+            torch.where(a.abs() >= b.abs(), a, b, out=a)
 
 
 def _bytes_of(flat: Tensor) -> Any:

@@ -25,7 +25,7 @@ from lcp_plugin.hooks import StepReport, Strategy
 from lcp_plugin.interim import Interim
 from lcp_plugin.norms import limit_update_norm, update_norm
 from lcp_plugin.optim import create_optimizer
-from lcp_plugin.parallel import share_object, share_state
+from lcp_plugin.parallel import meets_always, share_object, share_state
 from lcp_plugin.rates_course import make_course
 from lcp_plugin.sdxl.conditioning import make_time_ids
 from lcp_plugin.sdxl.layers import LoraPair
@@ -170,7 +170,8 @@ class TaskRun:
         live: LiveStep | None = None
         for micro in range(self.accumulation):
             last = micro == self.accumulation - 1
-            waits = nullcontext() if last else self.accelerator.no_sync(self.model.wrapped)
+            meets = last or meets_always(self.accelerator)
+            waits = nullcontext() if meets else self.accelerator.no_sync(self.model.wrapped)
             with waits, self._own_randomness(micro):
                 loss, live = self._forward(next(batches), micro)
                 objective = self.strategy.before_backward(live, loss)

@@ -20,19 +20,20 @@ from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.delta import Delta
 from lcp_plugin.hardware import (
     compile_unet,
+    compute_dtype,
     factor_dtype,
-    keeps_float8,
+    keeps_small,
     shrink_base,
     spare_from_sharing,
     use_attention,
-    weight_dtype,
+    warn_of_slow_half,
 )
 from lcp_plugin.hooks import Carry, StepReport, Strategy, TaskStart
 from lcp_plugin.interim import Interim
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import encode_prompts
 from lcp_plugin.sdxl.layers import AdaptedUNet, LoraPair, layer_kernel, layer_shape
-from lcp_plugin.sdxl.load import prediction_type
+from lcp_plugin.sdxl.load import prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
 from lcp_plugin.sdxl.loss import compute_loss
 from lcp_plugin.sdxl.noise import (
@@ -80,7 +81,8 @@ class Trainer:
         self.options, self.pipeline, self.accelerator = options, pipeline, accelerator
         self.seed, self.stop_requested = seed, stop_requested
         self.device: torch.device = accelerator.device
-        self.dtype = weight_dtype(options)
+        self.dtype = compute_dtype(options)
+        warn_of_slow_half(options, self.device)
         pipeline.unet.to(self.device)
         self.adapted = AdaptedUNet(
             {
@@ -90,10 +92,11 @@ class Trainer:
             }
         )
         self.file = read_network_weights(options)
-        exact = self.dtype is torch.float32 and not keeps_float8(options)
+        exact = self.dtype is torch.float32 and not keeps_small(options)
         add_to_base(self.adapted.layers, read_base_weights(options), fuse=exact)
         shrink_base(pipeline, options)
         spare_from_sharing(self.adapted)
+        without_zero_terminal(pipeline)  # the option decides; betas are rescaled once
         betas = torch.as_tensor(pipeline.scheduler.betas).float()
         betas = zero_terminal_betas(betas) if options.zero_terminal_snr else betas
         self.alphas = alphas_cumprod(betas).to(self.device)  # (train timesteps,)
@@ -113,8 +116,8 @@ class Trainer:
 
     @property
     def carry_as(self) -> str:
-        """How a delta sits in the base: weights that are rounded to float8 take none."""
-        return "branch" if keeps_float8(self.options) else self.options.carry_as
+        """How a delta sits in the base: weights stored smaller than computed take none."""
+        return "branch" if keeps_small(self.options) else self.options.carry_as
 
     # ------------------------------------------------------------------------------- the task
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcp_plugin.bench import boundaries, steps
+from lcp_plugin.bench import boundaries, carries, steps
 from lcp_plugin.bench.command import run_command
 from lcp_plugin.bench.measure import (
     CPU,
@@ -78,6 +78,35 @@ def test_a_row_says_whether_its_bar_is_met() -> None:
     assert ("<= 0.5" in lines[1], "missed" in lines[2]) == (True, True)
 
 
+def test_boundaries_at_topo_size_have_sdxls_own_shapes() -> None:
+    matrices = boundaries.matrices_of("topo")
+    assert set(matrices.shapes) <= set(boundaries.matrices_of("sdxl").shapes)
+    assert (len(matrices.shapes), matrices.rank, matrices.label) == (35, 64, "SDXL shapes (1/16)")
+    assert matrices.bar(0.5) == 0.5
+    assert boundaries.matrices_of("tiny").bar(0.5) is None
+
+
+def test_every_strategys_carry_keeps_99_percent_on_a_half_precision_base(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = boundaries.Matrices("tiny", ((96, 80),) * 3)
+    monkeypatch.setattr(carries, "matrices_of", lambda size: small)
+    rows = carries.measure_rounding("tiny")
+    assert len(rows) == 4
+    assert all(row.ratio < row.bar for row in rows if row.bar)
+    fused = [int(row.note.rsplit(" ", 1)[1].removesuffix("%")) for row in rows]
+    assert min(fused) > 1, "fusing them into bf16 would lose more than the bar"
+
+
+def test_a_run_of_ten_tasks_holds_its_last_carry_and_ten_adapters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = boundaries.Matrices("tiny", ((640, 640),) * 3)
+    monkeypatch.setattr(carries, "matrices_of", lambda size: small)
+    (row,) = carries.measure_disk("tiny", tasks=3)
+    assert 1.0 <= row.ratio < 1.1, row
+
+
 def test_a_process_has_a_peak_of_its_own() -> None:
     held = torch.ones(50_000_000)  # 200 MB here are none of the child's
     child = run_part("torch_alone")
@@ -105,8 +134,11 @@ def test_the_command_writes_its_rows(tmp_path: Path) -> None:
     assert [row["name"] for row in facts["rows"]] == [
         "exact merge of two rank 16, tiny",
         "save an adapter, tiny",
+        "save an adapter, tiny, beside raw bytes",
         "load an adapter, tiny",
     ]
+    assert all({"bar", "met"} <= row.keys() for row in facts["rows"])
+    assert torch.backends.cpu.get_cpu_capability() in facts["machine"]["instructions"]
     assert all(row["ratio"] == row["ours"] / row["baseline"] for row in facts["rows"])
     assert "exact merge" in table
 

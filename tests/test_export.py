@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,27 @@ def test_a_fused_folder_gives_the_images_of_the_fused_model(
     loaded = StableDiffusionXLPipeline.from_pretrained(str(done.path))
     assert (image(loaded) - image(fused(pipeline, learned.delta))).abs().max() < 1e-4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fused"]
+
+
+def test_a_checkpoint_holds_the_base_weights_that_the_run_was_trained_on(
+    tmp_path: Path, toy_base: Path, train: Callable[..., Any]
+) -> None:
+    style = Adapter({Q: factors((32, 32), 2, 2.0, 5, size=0.1)})
+    write_lora(tmp_path / "style.safetensors", style)
+    given = {"base_weights": [str(tmp_path / "style.safetensors")], "base_weights_multiplier": 0.5}
+    run = train("run", tasks=(0,), **given)
+    learned = read_learned(run.store.root, create_strategy)
+    export_checkpoint(learned, toy_base, tmp_path / "fused")
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    before, after = (read_tensors(p / weights) for p in (toy_base, tmp_path / "fused"))
+    name = Q.removeprefix("unet.") + ".weight"
+    own = learned.delta[Q].dense() if Q in learned.delta else torch.zeros(32, 32)
+    wanted = before[name].float() + 0.5 * style[Q].update() + own
+    assert torch.allclose(after[name].float(), wanted, atol=2e-3)  # the base is in fp16
+    assert not torch.allclose(after[name].float(), before[name].float() + own, atol=2e-3)
+    (tmp_path / "style.safetensors").unlink()
+    with pytest.raises(LineageError, match="base_weights .* are gone"):
+        export_checkpoint(learned, toy_base, tmp_path / "again")
 
 
 def test_names_order_types_metadata_and_all_other_tensors_of_a_checkpoint_stay(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,9 +14,18 @@ import torch
 
 from lcp_plugin.evaluation import extras
 from lcp_plugin.evaluation.chains import Chain, EvalTask
+from lcp_plugin.evaluation.command import add_scoring_options
 from lcp_plugin.evaluation.encoders import Metric
-from lcp_plugin.evaluation.generate import Stage
-from lcp_plugin.evaluation.losses import NOISES, TIMESTEPS, make_bank, measure_losses, self_drift
+from lcp_plugin.evaluation.generate import Sampling, Stage, Studio
+from lcp_plugin.evaluation.losses import (
+    NOISES,
+    TIMESTEPS,
+    Bank,
+    Prober,
+    make_bank,
+    measure_losses,
+    self_drift,
+)
 from lcp_plugin.report.numbers import describe_extras, extra_values
 
 METRIC = Metric("colour", "colour", "Colour")
@@ -60,20 +72,75 @@ def two_tasks():
     return Chain("mine", "out/mine", "naive", "tiny", "f" * 64, tasks, stages)
 
 
+class Told(Prober):
+    """A model whose predictions are known by the state it stands on; the target is 1."""
+
+    said: ClassVar[dict[str, float]] = {}
+
+    def bank(self, task):
+        return Bank(torch.zeros(2), torch.ones(2), torch.zeros(2), "")
+
+    def _run(self, stage, bank):
+        return torch.full((2,), self.said[stage.weights.split("-")[0]])
+
+
+def told(said, file=None):
+    """A prober without a model."""
+    studio = Studio("tiny", Sampling())
+    prober = Told(studio, file=file)
+    prober.said = said
+    return prober
+
+
 def test_the_loss_matrix_is_nan_before_a_task_is_learned():
     said = {"base": 0.0, "w1": 1.0, "w2": 3.0}
 
-    class Said:
-        def predict(self, stage, task):
-            return torch.full((2,), said[stage.weights.split("-")[0]])
-
-        def loss(self, prediction, task):
-            return float((prediction - 1).square().mean())
-
-    found = measure_losses(Said(), two_tasks())
+    prober = told(said)
+    found = measure_losses(prober, two_tasks())
     np.testing.assert_allclose(found["losses"], [[0.0, 4.0], [math.nan, 4.0]])
     np.testing.assert_allclose(found["self_drift"], [[0.0, 4.0], [math.nan, 0.0]])
     np.testing.assert_allclose(found["base"], [1.0, 1.0])
+    # two tasks under the base, two states on the first, one on the second
+    assert prober.predicted == 5
+
+
+def test_what_was_predicted_once_is_not_predicted_again(tmp_path):
+    said, chain = {"base": 0.0, "w1": 1.0, "w2": 3.0, "w3": 4.0}, two_tasks()
+    prober = told(said, tmp_path / "losses.json")
+    first = measure_losses(prober, chain)
+    other = replace(chain, stages=(chain.stages[0], Stage("after b", "w3")))
+    measure_losses(prober, other)  # its first task and the base are shared
+    assert prober.predicted == 7
+    prober.save()
+    again = told(said, tmp_path / "losses.json")
+    second = measure_losses(again, chain)
+    assert again.predicted == 0
+    for key, values in first.items():
+        np.testing.assert_array_equal(second[key], values)
+
+
+def test_numbers_of_other_pictures_or_prompts_are_not_taken_for_these(tmp_path):
+    prober, task = told({}), two_tasks().tasks[0]
+    pictures = [tmp_path / "a.png", tmp_path / "b.png"]
+    for i, path in enumerate(pictures):
+        path.write_bytes(bytes([i]))
+    others = [
+        replace(task, train_prompt="a sketch of a"),
+        replace(task, references=(pictures[0],)),
+        replace(task, references=(pictures[1],)),
+    ]
+    keys = [prober.key(t) for t in (task, *others)]
+    keys.append(Prober(Studio("tiny", Sampling(), vae="another"), prober.seed).key(task))
+    keys.append(Prober(prober.studio, seed=1).key(task))
+    assert len(set(keys)) == 6
+
+
+def test_predictions_that_had_to_leave_memory_are_made_again():
+    prober, chain = told({"base": 0.0, "w1": 1.0, "w2": 3.0}), two_tasks()
+    prober.room = 0
+    found = measure_losses(prober, chain)
+    np.testing.assert_allclose(found["self_drift"], [[0.0, 4.0], [math.nan, 0.0]])
+    assert prober.predicted > 5
 
 
 class Known:
@@ -107,8 +174,6 @@ X, Y = [1.0, 0.0], [0.0, 1.0]
 
 
 def test_bleed_scores_every_prompt_against_every_concept():
-    from dataclasses import replace
-
     chain = two_tasks()
     tasks = tuple(replace(t, references=r) for t, r in zip(chain.tasks, "xy", strict=True))
     chain = replace(chain, tasks=tasks)
@@ -121,8 +186,6 @@ def test_bleed_scores_every_prompt_against_every_concept():
 
 
 def test_leakage_asks_without_the_rare_token_and_takes_the_base_off():
-    from dataclasses import replace
-
     chain = two_tasks()
     chain = replace(chain, tasks=tuple(replace(t, references="x") for t in chain.tasks))
     rows = {("w2", "a.class"): [X, Y], ("w2", "b.class"): [X, X]}
@@ -148,7 +211,11 @@ def test_diversity_is_taken_within_prompts():
 
 
 def test_every_measure_has_its_sentence_and_a_row_in_the_report():
-    assert set(extras.ABOUT) == {"bleed", "leakage", "drift", "diversity", "multi", "losses"}
+    parser = argparse.ArgumentParser()
+    add_scoring_options(parser)
+    offered = next(action for action in parser._actions if action.dest == "extras").choices
+    assert set(extras.ABOUT) == set(offered)
+    assert set(offered) > {"bleed", "leakage", "drift", "diversity", "multi", "losses"}
     measured = {
         "drift": {"after": [0.1, 0.2]},
         "losses": {

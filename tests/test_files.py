@@ -349,3 +349,43 @@ def test_a_huge_declared_size_allocates_next_to_nothing(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2 * len(content) + 200_000
+
+
+def test_one_pass_writes_what_hashing_first_would_have_written(tmp_path: Path) -> None:
+    tensors = {
+        "b": torch.randn(700, 900),
+        "a": torch.randn(5, 3).to(torch.bfloat16),
+        "c": torch.tensor(4.0),
+        "none": torch.zeros(0, 3),
+    }
+    metadata = {"ss_network_dim": "4", "about": "x"}
+    hashes = {
+        "sshs_model_hash": files.hash_tensors(tensors),
+        "sshs_legacy_hash": files.legacy_hash(tensors, metadata),
+    }
+    files.write_tensors(tmp_path / "two", tensors, {**metadata, **hashes})
+    layout = files.in_file_order(files.layout_of(tensors))
+    written = files.write_hashed(tmp_path / "one", layout, tensors.__getitem__, metadata)
+    assert written == {**metadata, **hashes}
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_tensor_that_cannot_be_made_leaves_no_file(tmp_path: Path) -> None:
+    def make(name: str) -> torch.Tensor:
+        raise NumericError(name)
+
+    with pytest.raises(NumericError, match="a"):
+        files.write_hashed(tmp_path / "file", {"a": ("F32", (2,))}, make, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fails_behind_the_writer_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lcp_plugin.files._BEHIND", 10)
+    monkeypatch.setattr("lcp_plugin.files.os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"), files.writing(tmp_path / "file") as write:
+        write(b"0123456789")

@@ -23,7 +23,7 @@ from lcp_plugin.adapter import Adapter, Factors
 from lcp_plugin.cli import main
 from lcp_plugin.errors import ConfigError, LcpError, LineageError, ResumeError
 from lcp_plugin.formats import read_lora, write_lora
-from lcp_plugin.observers.jsonl import read_steps
+from lcp_plugin.observers.jsonl import read_steps, read_validation
 
 Train = Callable[..., Any]
 WriteConfig = Callable[..., Path]
@@ -441,9 +441,8 @@ def test_held_out_images_are_measured_and_survive_a_resume(train: Train, tmp_pat
     facts = run.store.folders()[0].lineage
     assert [step for step, _ in facts["training"]["validation"]] == [2, 4]
     assert (facts["data"]["images"], facts["data"]["validation_images"]) == (2, 1)
-    lines = (run.store.root / "logs" / "validation.jsonl").read_text().splitlines()
-    logged = [json.loads(line)["loss"] for line in lines]
-    assert logged == [loss for _, loss in facts["training"]["validation"]]
+    logged = read_validation(run.store.root / "logs" / "steps.jsonl")
+    assert [[line["step"], line["loss"]] for line in logged] == facts["training"]["validation"]
     fewer = train("fewer", tasks=(0,), max_train_steps=2, save_state_on_train_end=True, **options)
     state = str(fewer.store.output_dir / "fewer-state")
     again = train("again", tasks=(0,), max_train_steps=4, resume=state, **options)
@@ -679,7 +678,7 @@ def test_a_tracker_gets_options_losses_and_the_validation_loss(
 def test_fp8_base_stores_a_byte_a_weight_and_predicts_alike(
     trainer: Callable[..., Any], precision: str
 ) -> None:
-    from lcp_plugin.sdxl.float8 import FLOAT8
+    from lcp_plugin.sdxl.stored import FLOAT8
 
     plain = trainer(mixed_precision=precision)
     before = predict(plain)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_strategies import VARIANTS, make
 from torch import Tensor, nn
 from toy_values import make_task, pretend_training, seeded
@@ -18,6 +19,7 @@ from lcp_plugin.delta import Delta, Dense, Stacked
 from lcp_plugin.errors import LineageError
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.sdxl.layers import (
+    AdaptedLinear,
     AdaptedUNet,
     Site,
     add_delta,
@@ -548,3 +550,40 @@ def test_a_strategys_base_delta_is_the_frozen_one(adapted: AdaptedUNet, unet: nn
         assert got is not None
         assert torch.equal(got, entry.dense())
     assert adapted.base_delta("unet.conv_in") is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_joined_layer_has_the_value_and_the_gradients_of_its_parts(
+    scale: float, with_bias: bool
+) -> None:
+    x, weight, bias, down, up = (
+        torch.randn(*shape, generator=seeded(n), dtype=torch.float64)
+        for n, shape in enumerate(((2, 3, 5), (4, 5), (4,), (2, 5), (4, 2)))
+    )
+    trained = [tensor.requires_grad_() for tensor in (x, down, up)]
+    frozen = bias if with_bias else None
+
+    def joined(x: Tensor, down: Tensor, up: Tensor) -> Any:
+        return AdaptedLinear.apply(x, weight, frozen, down, up, scale)  # type: ignore[no-untyped-call]
+
+    parts = F.linear(x, weight, frozen) + scale * F.linear(F.linear(x, down), up)
+    torch.testing.assert_close(joined(*trained), parts)
+    assert torch.autograd.gradcheck(joined, trained)
+    up.requires_grad_(False)
+    joined(*trained).sum().backward()
+    assert up.grad is None
+    assert down.grad is not None
+
+
+def test_a_layer_in_training_is_one_node_of_the_graph(adapted: AdaptedUNet, unet: Any) -> None:
+    name, layer = next(iter(targets_of(unet).items()))
+    adapted.attach(pretend_training(spec_of(unet, 1).gaussian(), 1))
+    x = torch.randn(1, 3, layer.in_features, generator=seeded(1))
+    plain = layer(x)
+    adapted.train()
+    joined = layer(x)
+    torch.testing.assert_close(joined, plain)
+    assert type(joined.grad_fn).__name__ == "AdaptedLinearBackward"
+    adapted.pair_of[name].dropout = 0.5
+    assert type(layer(x).grad_fn).__name__ != "AdaptedLinearBackward"

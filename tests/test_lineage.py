@@ -152,7 +152,11 @@ def test_onetrainer_and_ai_toolkit_headers_are_summarised() -> None:
 @pytest.mark.parametrize("text", ["[", "[1]", "{}", '{"a": 1}', '{"a": {"b": "c"}}', "null"])
 def test_no_header_makes_the_summary_fail(text: str) -> None:
     keys = ("ss_tag_frequency", "ss_dataset_dirs", "ss_network_args", "ot_config", "software")
-    summarise({**dict.fromkeys(keys, text), "ss_lcp_format": text, "ss_lcp_tasks": text})
+    keys = (*keys, "ss_lcp_format", "ss_lcp_tasks")
+    found = summarise({**KOHYA, **dict.fromkeys(keys, text)})
+    assert (found.tool, found.base) == ("lcp_plugin", "juggernaut.safetensors")
+    assert found.options["network_alpha"] == 16.0  # what is whole is still read
+    assert "sks dog" not in found.triggers  # what is damaged is left out
 
 
 # --------------------------------------------------------------------------------- trees of files

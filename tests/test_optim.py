@@ -280,3 +280,10 @@ def test_an_optimizer_of_two_groups_keeps_their_rates() -> None:
     optimizer, _ = create_optimizer("AdamW", (), groups, 1e-3)
     assert [g["lr"] for g in optimizer.param_groups] == [1e-3, 1e-2]
     assert isinstance(first, Tensor)
+
+
+def test_infinite_numbers_of_a_state_survive_json() -> None:
+    state = {"param_groups": [{"growth_rate": float("inf"), "d": -float("inf"), "lr": 1.0}]}
+    tensors, rest = flatten_state(state)
+    text = json.dumps(rest, allow_nan=False)
+    assert unflatten_state(tensors, json.loads(text)) == state

@@ -2,7 +2,8 @@
 
 Every case is (flags of both runs, flags of the second run only). Three things are looked at: the
 batches of a task, the loss of a training step, and the course of a task (rates, steps, files,
-samples). An option that none of them can see is named in ELSEWHERE with the file that tests it.
+samples). test_kohya_contract names the test of every option that none of them can see, and has all
+options of kohya's trainer.
 """
 
 from __future__ import annotations
@@ -159,16 +160,6 @@ COURSE: dict[str, tuple[str, str]] = {
     "validate_every_n_steps": (SPLIT, "--validate_every_n_steps 2"),
     "validate_every_n_epochs": (SPLIT, "--validate_every_n_epochs 2"),
 }  # fmt: skip
-ELSEWHERE = {  # option -> the file that tests it, and a word to be found there
-    "cache_dir": ("test_dataset.py", "cache_dir"),
-    "weighted_captions": ("test_long_prompts.py", "weighted=True"),
-    "max_token_length": ("test_long_prompts.py", "150"),
-    "optimizer_type": ("test_optim.py", "AdamW8bit"),
-    "optimizer_args": ("test_optim.py", "weight_decay"),
-    "use_8bit_adam": ("test_config_load.py", "use_8bit_adam"),
-    "use_lion_optimizer": ("test_config_load.py", "use_lion_optimizer"),
-}
-WHOLE_GROUPS = ("Dataset", "Captions", "Images and buckets", "Caches", "Noise and loss")
 
 
 @pytest.fixture
@@ -290,24 +281,6 @@ def test_an_option_changes_what_it_should(
     assert f"--{name}" in second
     assert see(both, folder) == see(both, folder), "what is looked at must be repeatable"
     assert see(both, folder) != see(f"{both} {second}", folder)
-
-
-@pytest.mark.parametrize("group", WHOLE_GROUPS)
-def test_no_option_of_a_group_is_left_out(group: str) -> None:
-    missing = [
-        name
-        for name, field in option_fields().items()
-        if field.metadata["group"] == group
-        and not field.metadata["no_effect"]
-        and name not in {**DATA, **LOSS, **COURSE, **ELSEWHERE}
-    ]
-    assert missing == []
-
-
-@pytest.mark.parametrize("name", ELSEWHERE)
-def test_what_is_tested_elsewhere_is_named_there(name: str) -> None:
-    file, word = ELSEWHERE[name]
-    assert word in (Path(__file__).parent / file).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", [n for n, f in option_fields().items() if f.metadata["no_effect"]])

@@ -230,6 +230,28 @@ def test_strategies_stand_side_by_side(tmp_path):
     assert len(outline.ids) == len(set(outline.ids))
 
 
+def test_a_bound_has_a_report_though_it_has_no_matrix(tmp_path):
+    run = make_run(tmp_path / "a", "independent")
+    file = run / "evaluation" / "scores.json"
+    scores = json.loads(file.read_text())
+    for found in scores["runs"][0]["metrics"].values():
+        found.pop("matrix")
+        found |= {"final": [0.5, 0.6, 0.7], "average_score": 0.6}
+    file.write_text(json.dumps(scores))
+    assert scores_of(scores, read_run(run)) == {}
+    assert "independent" in write_report(run).read_text("utf-8")
+
+
+def test_a_band_is_spoken_of_only_where_a_strategy_has_several_runs(tmp_path):
+    one, two = make_run(tmp_path / "a", "naive"), make_run(tmp_path / "b", "magmax")
+    again = make_run(tmp_path / "c", "naive", seed=1)
+    said = [
+        "the band is one" in write_report(runs, output=tmp_path / "r.html").read_text("utf-8")
+        for runs in ([one, two], [one, again, two])
+    ]
+    assert said == [False, True]
+
+
 def test_differences_between_strategies_are_printed_with_their_interval(tmp_path):
     run = make_run(tmp_path / "a")
     file = run / "evaluation" / "scores.json"

@@ -60,6 +60,13 @@ def test_every_number_of_a_run_equals_the_hand_worked_example():
     assert summary.worst_task == 0.5
 
 
+def test_of_nothing_gained_no_share_is_left():
+    matrix = [[0.2, 0.1], [np.nan, 0.3]]  # S .2, peak .25
+    assert scores.summarise(matrix, base=0.1).retention == pytest.approx(0.1 / 0.15)
+    for base in (0.25, 0.4):
+        assert math.isnan(scores.summarise(matrix, base=base).retention)
+
+
 def test_a_single_task_forgets_nothing_and_has_no_chaudhry_forgetting():
     summary = scores.summarise([[0.4]])
     assert summary.forgetting == 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import subprocess
+import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from lcp_plugin.evaluation.aggregate import (
 )
 from lcp_plugin.evaluation.encoders import METRICS
 from lcp_plugin.evaluation.sweep import PlannedRun, adopt_tasks, execute_plan, plan_runs
+from lcp_plugin.evaluation.sweep_command import add_sweep_options
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.store import RunStore
 
@@ -126,18 +129,77 @@ def planned(tmp_path, name, code, leader=""):
 def test_a_finished_run_is_left_alone_and_a_failed_one_shows_its_log(tmp_path, monkeypatch):
     calls = []
 
-    def run(command, **options):
-        calls.append(command)
-        options["stdout"].write(b"first line\nthe reason\n")
-        return subprocess.CompletedProcess(command, 3)
+    def train(arguments, log, threads):
+        calls.append(arguments)
+        log.write_text("first line\nthe reason\n")
+        return 3
 
-    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setattr(sweep, "train", train)
     files.write_json(tmp_path / "done" / "run.json", {"status": "finished"})
     assert sweep.execute_planned(planned(tmp_path, "done", "")) == "done"
     assert not calls
     with pytest.raises(LcpError, match="the reason"):
         sweep.execute_planned(planned(tmp_path, "fails", ""))
-    assert calls[0][:3] == [sys.executable, "-m", "lcp_plugin.cli"]
+    assert calls == [("-c", "")]
+
+
+def test_a_forked_run_ends_with_the_tensors_of_one_in_this_process(
+    train, write_config, tmp_path, monkeypatch
+):
+    """And so does one that is started anew, where a system cannot fork."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    wanted = every_tensor(train("here", tasks=(0,)).store)
+    log = tmp_path / "run.log"
+    for name in ("forked", "anew"):
+        path = write_config(name, (0,))
+        if name == "anew":
+            monkeypatch.setattr(sweep.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+        assert sweep.train(["--config", str(path)], log, threads=1) == 0, log.read_text()
+        got = every_tensor(RunStore(tmp_path / "out", name))
+        assert got.keys() == wanted.keys()
+        assert not [key for key in got if not torch.equal(got[key], wanted[key])]
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    printed = log.read_text("utf-8")
+    assert "learned      disc0" in printed
+    assert printed.index("forked [") < printed.index("anew [")
+
+
+def test_a_forked_run_that_fails_tells_its_status_and_reason(tmp_path):
+    log = tmp_path / "run.log"
+    assert sweep.train(["--config", str(tmp_path / "missing.toml")], log, threads=1) == 2
+    assert "missing.toml" in log.read_text("utf-8")
+
+
+def test_runs_at_a_time_are_a_number_from_one(capsys):
+    parser = argparse.ArgumentParser()
+    add_sweep_options(parser, {"config": Path("c.toml")})
+    assert parser.parse_args(["--jobs", "3"]).parallel == 3
+    assert parser.parse_args(["--parallel", "2"]).parallel == 2
+    for text in ("0", "-1", "two"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--jobs", text])
+    assert "wanted 1 or more" in capsys.readouterr().err
+
+
+def test_only_as_many_runs_as_asked_for_run_at_once_on_their_share_of_the_cores(
+    tmp_path, monkeypatch
+):
+    now, most, threads = [], [], []
+
+    def execute(run, share):
+        now.append(run.name)
+        most.append(len(now))
+        threads.append(share)
+        barrier.wait(timeout=60)  # passes only if two runs are here
+        now.remove(run.name)
+
+    barrier = threading.Barrier(2)
+    monkeypatch.setattr(sweep, "execute_planned", execute)
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 4)
+    wave = tuple(planned(tmp_path, name, "") for name in "abcd")
+    execute_plan(sweep.Plan((wave,)), parallel=2)
+    assert max(most) == 2
+    assert threads == [2] * 4
 
 
 def test_jobs_run_through_submitits_local_executor(tmp_path):
@@ -242,11 +304,18 @@ def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypat
 
     from lcp_plugin import cli
 
-    def in_this_process(command, **_):
-        return subprocess.CompletedProcess(command, cli.main(list(command[3:])))
+    trained = []
+
+    def in_this_process(arguments, log, threads):
+        log.write_text("")
+        before = len(list((tmp_path / "comparison" / "runs").glob("*/*/lineage.json")))
+        status = cli.main(list(arguments))
+        after = len(list((tmp_path / "comparison" / "runs").glob("*/*/lineage.json")))
+        trained.append(after - before)
+        return status
 
     monkeypatch.setattr(evaluate, "load_encoder", lambda *_: Thumbnail())
-    monkeypatch.setattr(sweep.subprocess, "run", in_this_process)
+    monkeypatch.setattr(sweep, "train", in_this_process)
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         import compare
@@ -274,8 +343,14 @@ def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypat
     assert losses["losses"][1][0] is None
     assert set(found["leakage"]["per_task"]) == {"disc0", "disc1"}
     assert len(found["multi"]["pairs"]) == 1
-    assert "<html" in (output / "report.html").read_text("utf-8")
+    page = (output / "report.html").read_text("utf-8")
+    assert "Figure 1:" in page
+    assert "Figure 2:" in page
+    figures = {path.parent.name for path in (output / "runs").glob("*/conflicts.json")}
+    assert figures == {"naive_seed3", "merge_init_seed3"}
+    assert len(json.loads((output / "losses.json").read_text("utf-8"))) > 4
     steps = [
         len(RunStore(output / "runs", f"{s}_seed3").folders()) for s in ("naive", "merge_init")
     ]
     assert steps == [2, 2]
+    assert trained == [2, 1, 1]  # the first task by the leader alone

@@ -6,12 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from lcp_plugin.tiny.architecture import SCALING_FACTOR, TOY, build_toy
+from lcp_plugin.errors import DataError
+from lcp_plugin.tiny.architecture import (
+    SCALING_FACTOR,
+    TINY,
+    TOY,
+    build_pipeline,
+    build_toy,
+    save_pipeline,
+)
 from lcp_plugin.tiny.muon import orthogonalise
-from lcp_plugin.tiny.pretrain_unet import train_unet, zero_outputs
+from lcp_plugin.tiny.pretrain_unet import train_unet, word_loss, zero_outputs
 from lcp_plugin.tiny.pretrain_vae import to_tensor, train_vae, whiten_latents
 from lcp_plugin.tiny.render import draw_scene
 from lcp_plugin.tiny.schedule import Budget, learning_rate_share
+from lcp_plugin.tiny.stages import load_start
 from lcp_plugin.tiny.world import Scene, sample_scene
 
 
@@ -69,6 +78,38 @@ def test_a_killed_unet_training_ends_with_the_weights_of_an_unbroken_one(tmp_pat
         train(build_toy(), file, save_every=0, report=_kill_at(3))
     again = train(build_toy(seed=9), file)
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+def test_training_goes_on_from_an_exported_models_weights(tmp_path):
+    exported = build_toy(seed=3)
+    save_pipeline(exported, tmp_path / "model")
+    fresh = build_toy(seed=9)
+    load_start(fresh, tmp_path / "model")
+    for part in ("unet", "text_encoder", "text_encoder_2", "vae"):
+        shipped = getattr(exported, part).state_dict()
+        for name, tensor in getattr(fresh, part).state_dict().items():
+            assert torch.equal(tensor, shipped[name].half().float()), name
+
+
+def test_a_model_of_another_size_is_refused_in_one_line(tmp_path):
+    save_pipeline(build_toy(), tmp_path / "model")
+    with pytest.raises(DataError, match="its vae has other sizes") as caught:
+        load_start(build_pipeline(TINY), tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_word_loss_asks_rare_words_of_one_class_apart():
+    pipeline = build_toy()
+    parameters = list(pipeline.text_encoder_2.parameters())
+    optimiser = torch.optim.Adam(parameters, lr=0.01)
+    first = float(word_loss(pipeline, np.random.default_rng(0)).detach())
+    assert first > 0
+    for step in range(30):
+        optimiser.zero_grad()
+        word_loss(pipeline, np.random.default_rng(step)).backward()
+        optimiser.step()
+    later = float(word_loss(pipeline, np.random.default_rng(99)).detach())
+    assert later < first / 4
 
 
 def test_whitening_keeps_reconstructions_and_makes_latents_white(pictures):

@@ -11,7 +11,15 @@ import torch
 from PIL import Image
 
 from lcp_plugin.errors import DataError
-from lcp_plugin.tiny.gate import SUBJECTS, Classifier, label_scenes, plain_scene, score_pictures
+from lcp_plugin.tiny.gate import (
+    SUBJECTS,
+    Classifier,
+    label_scenes,
+    most_frequent_mistakes,
+    plain_scene,
+    score_pictures,
+    write_confusion,
+)
 from lcp_plugin.tiny.grid import GRID_PROMPTS, draw_grid
 from lcp_plugin.tiny.novel import OBJECTS, draw_object
 from lcp_plugin.tiny.render import Sprites, draw_scene, shape_mask
@@ -156,3 +164,27 @@ def test_the_gate_counts_what_the_classifier_says():
     wanted = np.mean([scene.subject == scenes[0].subject for scene in scenes])
     assert scores["subject"] == pytest.approx(wanted)
     assert label_scenes(scenes)["colour"].min() >= -1
+    said = scores["confusion"]["subject"]
+    assert sum(said.values()) == 6
+    assert {found for _, found in said} == {scenes[0].subject}
+    named = sum(scene.colour is not None for scene in scenes)
+    assert sum(scores["confusion"]["colour"].values()) == named
+
+
+def test_confusion_matrices_are_written_pair_by_pair(tmp_path):
+    nothing = {"colour": {}, "background": {}}
+    shown = {"subject": {("dog", "dog"): 3, ("dog", "cat"): 2, ("fox", "cat"): 4}, **nothing}
+    sampled = {"subject": {("dog", "fox"): 1}, "background": {}, "colour": {("red", "red"): 5}}
+    write_confusion({"renders": shown, "samples": sampled}, tmp_path / "confusion.csv")
+    assert (tmp_path / "confusion.csv").read_text().splitlines() == [
+        "head,wanted,found,renders,samples",
+        "subject,dog,dog,3,0",
+        "subject,dog,cat,2,0",
+        "subject,dog,fox,0,1",
+        "subject,fox,cat,4,0",
+        "colour,red,red,0,5",
+    ]
+    assert most_frequent_mistakes(shown["subject"]) == [
+        "fox read as cat (4)",
+        "dog read as cat (2)",
+    ]

@@ -15,7 +15,8 @@ Never the Apple or Facebook sets: they are not free. Stages, each resumable with
 and the same seed, libraries and thread count give the same weights bit for bit; with minutes it
 follows the clock and does as many steps as fit.
 
-    --gate                  the quality figures as JSON (classifier on samples, PSNR, rare words)
+    --gate                  the quality figures as JSON (classifier on samples, PSNR, rare words);
+                            the classifier's confusion matrices into confusion.csv of the model
     --grid FILE             the grid of 48 prompts
     --render_quickstart DIR the objects and styles of configs/quickstart
 """
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sprites", type=Path, help="folder with the two unpacked npm packages")
     add("--work", type=Path, help="folder for pictures, latents and checkpoints (about 900 MB)")
     add("--model", type=Path, default=model_dir(), help="model folder to export to or measure")
+    add("--start_from", type=Path, metavar="DIR", help="go on from an exported model's weights")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1, help="torch threads")
     for part, minutes in (("vae", 15.0), ("unet", 84.0)):
@@ -81,7 +83,7 @@ def train(args: argparse.Namespace, stage: str) -> None:
     if stage == "world":
         stages.run_world(plan)
     if stage in ("unet", "all"):
-        stages.run_unet(plan, budget("unet"))
+        stages.run_unet(plan, budget("unet"), args.start_from)
     if stage in ("export", "all"):
         stages.export_model(plan, args.model)
 
@@ -91,11 +93,12 @@ def load_model(folder: Path) -> Any:
     import torch
     from diffusers import StableDiffusionXLPipeline
 
-    return StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    return StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Figures of the model in --model; its samples as a grid beside the checkpoints."""
+    """Figures of the model in --model; its samples as a grid beside the checkpoints, and the
+    classifier's confusion matrices into the model's folder."""
     from lcp_plugin.tiny import gate, grid, stages
     from lcp_plugin.tiny.render import Sprites
 
@@ -104,6 +107,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     sprites, file = Sprites(args.sprites), args.work / "classifier.safetensors"
     figures, shown, prompts = gate.run_gate(pipeline, sprites, file, args.seed, args.samples)
     grid.draw_grid(shown[:96], prompts[:96], args.work / "gate_samples.png")
+    parts = {"renders": "classifier_on_held_out_renders", "samples": "samples"}
+    confusions = {part: figures[key].pop("confusion") for part, key in parts.items()}
+    gate.write_confusion(confusions, args.model / "confusion.csv")
+    for part, key in parts.items():
+        figures[key]["mistakes"] = {
+            head: gate.most_frequent_mistakes(counts) for head, counts in confusions[part].items()
+        }
     return {**figures, "vae": stages.measure_vae(pipeline.vae, plan)}
 
 

@@ -17,14 +17,14 @@ from lcp_plugin.errors import ConfigError
 
 SIZES = {
     "tiny": "the embedded base, 48 px",
-    "topo": "SDXL's topology at widths 64, 128, 256, random weights",
+    "topo": "SDXL's topology at widths 64, 128, 256; boundaries on 1/16 of SDXL's own matrices",
     "sdxl": "SDXL's own shapes (560 matrices, 955,187,200 weights), synthetic weights",
 }
 
 
 def measurements() -> Mapping[str, tuple[Callable[[str], list[Row]], tuple[str, ...]]]:
     """Name -> (what measures it, the sizes that it knows)."""
-    from lcp_plugin.bench import boundaries, images, on_disk, startup, steps
+    from lcp_plugin.bench import boundaries, carries, images, on_disk, startup, steps
 
     def at(measure: Callable[[Any], list[Row]]) -> Callable[[str], list[Row]]:
         return lambda size: measure(boundaries.matrices_of(size))
@@ -32,7 +32,7 @@ def measurements() -> Mapping[str, tuple[Callable[[str], list[Row]], tuple[str, 
     small, every = ("tiny", "topo"), tuple(SIZES)
     return {
         "step": (steps.measure_steps, small),
-        "startup": (lambda size: startup.measure_startup(), ("tiny",)),
+        "startup": (lambda size: startup.measure_startup(), small),
         "orthogonal": (at(boundaries.measure_orthogonal), every),
         "fuse": (at(boundaries.measure_fuse), every),
         "merge": (at(boundaries.measure_merge), every),
@@ -40,6 +40,8 @@ def measurements() -> Mapping[str, tuple[Callable[[str], list[Row]], tuple[str, 
         "magmax": (on_disk.measure_magmax, every),
         "save": (on_disk.measure_save, every),
         "checkpoint": (on_disk.measure_checkpoint, every),
+        "rounding": (carries.measure_rounding, every),
+        "disk": (carries.measure_disk, every),
         "images": (images.measure_images, small),
     }
 
@@ -97,6 +99,7 @@ def describe_machine() -> dict[str, str]:
 
     return {
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "cores": str(os.cpu_count()),
         "torch": torch.__version__,

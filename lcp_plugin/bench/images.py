@@ -17,13 +17,15 @@ from lcp_plugin.evaluation.generate import Sampling, Stage, Studio, plan_picture
 from lcp_plugin.sdxl.load import load_pipeline, native_resolution
 from lcp_plugin.sdxl.sample import starting_latents
 
+AMOUNTS = {"tiny": (8, 10), "topo": (4, 4)}  # images a prompt, steps
 PROMPTS = ("a sks robot in a jail", "a sks robot wearing a santa hat")
 
 
-def measure_images(size: str, rounds: int = 3, images: int = 8, steps: int = 10) -> list[Row]:
+def measure_images(size: str, rounds: int = 2) -> list[Row]:
     """Row: seconds for all images of two prompts; none at SDXL's size, which needs real weights."""
     if size == "sdxl":
         return []
+    images, steps = AMOUNTS[size]
     sampling = Sampling(images=images, steps=steps)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -71,6 +71,7 @@ class Row:
             "peak_mb": self.peak_mb,
             "wall_ratio": self.wall_ratio,
             "bar": self.bar,
+            "met": None if self.bar is None else self.ratio <= self.bar,
             "note": self.note,
         }
 

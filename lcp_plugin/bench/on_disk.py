@@ -29,7 +29,7 @@ from lcp_plugin.bench.measure import (
 from lcp_plugin.config.plan import UNET_PARAMETERS
 from lcp_plugin.delta import Delta, Dense, delta_to_tensors
 from lcp_plugin.files import sync, write_tensors
-from lcp_plugin.formats import read_lora, write_lora
+from lcp_plugin.formats import lora_tensors, read_lora, write_lora
 
 MAGMAX_MEMORY_BAR, MAGMAX_TIME_BAR = 1 / 10, 1 / 5
 RESIDENT_BAR_MB = 1000.0
@@ -46,16 +46,17 @@ def measure_magmax(size: str, rounds: int = 2) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sample = Matrices(size, matrices.shapes[::parts])
-        write_magmax_inputs(folder, sample, _others(matrices) // parts)
+        sample = Matrices(size, matrices.shapes[::parts], parts * matrices.parts)
+        write_magmax_inputs(folder, sample, _others(size) // sample.parts)
         ours, theirs = alternate_children(
             lambda: run_part("magmax_ours", name), lambda: run_part("magmax_baseline", name), rounds
         )
         note = "whole models loaded, subtracted, selected, saved (bf16)"
-        if parts > 1:
-            note += f"; both on 1/{parts} of the model"
+        if sample.parts > 1:
+            note += f"; both on 1/{sample.parts} of the model"
         base = run_part("torch_alone").peak_mb
-        rows.append(_time_row(f"MagMax, {size}", ours, theirs, MAGMAX_TIME_BAR, note, size))
+        bar = matrices.bar(MAGMAX_TIME_BAR)
+        rows.append(_time_row(f"MagMax, {sample.label}", ours, theirs, bar, note))
         if parts > 1:
             whole = Matrices(size, matrices.shapes)
             for file in folder.iterdir():
@@ -64,24 +65,37 @@ def measure_magmax(size: str, rounds: int = 2) -> list[Row]:
             alone = [run_part("magmax_ours", name) for _ in range(rounds)]
             rows += _whole_rows(size, alone, theirs, parts, base)
         else:
-            rows.append(_memory_row(f"MagMax, {size}, peak memory", ours, theirs, None, note))
+            rows.append(_scaled_memory_row(sample, ours, theirs, base))
     return rows
 
 
-def _others(matrices: Matrices) -> int:
+def _others(size: str) -> int:
     """Weights of the UNet that no adapter changes; whole-model subtraction handles them too."""
-    if matrices.size != "sdxl":
+    if size == "tiny":
         return 0
-    return UNET_PARAMETERS - sum(out * inputs for out, inputs in matrices.shapes)
+    return UNET_PARAMETERS - sum(out * inputs for out, inputs in matrices_of("sdxl").shapes)
+
+
+def _scaled_memory_row(
+    sample: Matrices, ours: list[Child], theirs: list[Child], base: float
+) -> Row:
+    """Peaks of both sides scaled up to the whole model, but for what a process costs anyway."""
+    peaks = [max(c.peak_mb for c in side) for side in (ours, theirs)]
+    scaled = [base + sample.parts * (peak - base) for peak in peaks]
+    note = f"beyond torch itself times {sample.parts}, extrapolated" if sample.parts > 1 else ""
+    bar = sample.bar(MAGMAX_MEMORY_BAR)
+    name = f"MagMax, {sample.label}, peak memory"
+    return Row(name, scaled[0], scaled[1], MB, peaks[0], bar, note)
 
 
 def _time_row(
-    name: str, ours: list[Child], theirs: list[Child], bar: float, note: str, size: str
+    name: str, ours: list[Child], theirs: list[Child], bar: float | None, note: str
 ) -> Row:
     seconds = [statistics.median(c.facts["wall"] for c in side) for side in (ours, theirs)]
+    cpu = [statistics.median(c.facts["cpu"] for c in side) for side in (ours, theirs)]
+    note += f"; CPU {cpu[0]:.3g} s against {cpu[1]:.3g} s"
     peak = max(c.peak_mb for c in ours)
-    limit = bar if size == "sdxl" else None
-    return Row(name, seconds[0], seconds[1], WALL, bar=limit, note=note, peak_mb=peak)
+    return Row(name, seconds[0], seconds[1], WALL, bar=bar, note=note, peak_mb=peak)
 
 
 def _memory_row(
@@ -149,6 +163,8 @@ def write_magmax_inputs(folder: Path, matrices: Matrices, others: int) -> None:
 
 def measure_save(size: str, rounds: int = 3) -> list[Row]:
     """Rows: an adapter written and read, against as many bytes."""
+    from safetensors.torch import save_file
+
     matrices = matrices_of(size)
     adapter = matrices.adapter(matrices.rank, 8)
     with tempfile.TemporaryDirectory() as name:
@@ -162,28 +178,25 @@ def measure_save(size: str, rounds: int = 3) -> list[Row]:
             plain.write_bytes(data)
             sync(plain)
 
-        saved = alternate(
-            lambda: write_lora(path, adapter, {}, torch.bfloat16), write_plain, rounds
-        )
+        def save_plain() -> None:
+            save_file(lora_tensors(adapter, torch.bfloat16), plain)
+            sync(plain)
+
+        def save() -> None:
+            write_lora(path, adapter, {}, torch.bfloat16)
+
+        saved, written = alternate(save, save_plain, rounds), alternate(save, write_plain, rounds)
         read = alternate(lambda: read_lora(path), plain.read_bytes, rounds)
-    note = f"{megabytes:.0f} MB in bf16"
-    bar = SAVE_BAR if size == "sdxl" else None
+    note, of = f"{megabytes:.0f} MB in bf16", f"an adapter, {matrices.label}"
+    ours = f"{note}, ours checked and hashed; both synced"
+    timings = (
+        (f"save {of}", saved, f"{ours}; safetensors' save_file", matrices.bar(SAVE_BAR)),
+        (f"save {of}, beside raw bytes", written, f"{ours}; bytes at hand written", None),
+        (f"load {of}", read, f"{note}, checked, as fp32; as many bytes read", None),
+    )
     return [
-        row_of(
-            f"save an adapter, {size}",
-            *saved,
-            WALL,
-            bar=bar,
-            note=f"{note}, hashed and synced; as many bytes written and synced",
-            peak_mb=peak_mb(),
-        ),
-        row_of(
-            f"load an adapter, {size}",
-            *read,
-            WALL,
-            note=f"{note}, checked, as fp32; as many bytes read",
-            peak_mb=peak_mb(),
-        ),
+        row_of(name, *pair, WALL, bar=bar, note=words, peak_mb=peak_mb())
+        for name, pair, words, bar in timings
     ]
 
 
@@ -201,10 +214,10 @@ def measure_checkpoint(size: str, rounds: int = 2) -> list[Row]:
             lambda: run_part("checkpoint_baseline", name),
             rounds,
         )
-    note = "the file loaded whole, dense updates added, saved"
-    label = f"fuse into a file, {size}, bf16"
+    note = "the file loaded whole, dense updates added, saved; ours is synced and measures rounding"
+    label = f"fuse into a file, {matrices.label}, bf16"
     return [
-        _time_row(label, ours, theirs, 0.0, note, ""),
+        _time_row(label, ours, theirs, None, note),
         _memory_row(f"{label}, peak memory", ours, theirs, None, note),
     ]
 

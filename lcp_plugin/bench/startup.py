@@ -21,6 +21,14 @@ from lcp_plugin.tiny import model_dir
 SIDE = 48
 START_BAR, ANSWER_BAR = 0.6, 0.1
 HERE = Path(__file__).parent
+LIBRARIES = """
+import gc, json, os, time
+gc.disable()
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+from diffusers import StableDiffusionXLPipeline
+StableDiffusionXLPipeline
+print(json.dumps({"cpu": time.process_time(), "ended": time.time()}))
+"""  # what no run can do without, in the cheapest way
 SCRIPT = HERE.parents[1] / "train_continual_sdxl.py"
 
 
@@ -41,6 +49,7 @@ def measure_startup(rank: int = 16, rounds: int = 3) -> list[Row]:
 
         start(), start_baseline()  # files come into the system's cache
         ours, theirs = alternate_children(start, start_baseline, rounds)
+        alone = [_run(folder, [sys.executable, "-c", LIBRARIES]) for _ in range(rounds)]
         helped = [_run(folder, [*_ours(), "--help"]) for _ in range(rounds)]
         wrong = [*_ours(), "--config", str(config), "--learning_rte", "1"]
         refused = [_run(folder, wrong, check=False) for _ in range(rounds)]
@@ -56,7 +65,14 @@ def measure_startup(rank: int = 16, rounds: int = 3) -> list[Row]:
             bar=START_BAR,
             note=describe_imports(ours[0]),
             wall_ratio=_median_wall(ours) / _median_wall(theirs),
-        )
+        ),
+        Row(
+            "of that: torch, diffusers' SDXL and what it imports",
+            _median_cpu(alone),
+            _median_cpu(theirs),
+            CPU,
+            note="the least that a start on these libraries can cost",
+        ),
     ]
     for name, children in (("--help", helped), ("a config error", refused)):
         cost = statistics.median(c.cpu for c in children)

@@ -22,7 +22,13 @@ from lcp_plugin.errors import ConfigError
 
 _EXPORT = re.compile(r"^(lora(:[1-9]\d*)?|diff|diffusers|peft|checkpoint)$")
 _PICKLED = ("optimizer.bin", "scheduler.bin", "scaler.pt", "random_states_*.pkl")
-_FROM_PURE_NOISE = ("ddim", "euler", "euler_a", "k_euler", "k_euler_a", "dpmsolver++")
+FROM_PURE_NOISE = ("ddim", "euler", "euler_a", "k_euler", "k_euler_a", "dpmsolver++")
+_OPTIMIZER_PACKAGES = {  # part of an optimizer's name -> the package that it comes in
+    "dadapt": "dadaptation",
+    "prodigy": "prodigyopt",
+    "schedulefree": "schedulefree",
+}
+_FINDS_ITS_RATE = ("dadapt", "prodigy")
 OPTIMIZERS = (
     "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit",
     "PagedLion8bit", "SGDNesterov", "SGDNesterov8bit", "DAdaptation", "DAdaptAdamPreprint",
@@ -52,9 +58,15 @@ def settle_options(
         implied["samples_per_task"] = (0, "implied: no [[tasks]]")
     if (options.xformers and "sdpa" not in given) and options.sdpa:
         implied["sdpa"] = (False, "implied by xformers")
+    if options.ddp_static_graph and any(
+        a.startswith("module_dropout") for a in options.network_args
+    ):
+        implied["ddp_static_graph"] = (False, "set aside: module_dropout")
+        findings.notice("ddp_static_graph is set aside: module_dropout changes the graph.")
     if options.save_model_as != "safetensors":
         implied["save_model_as"] = ("safetensors", "pickles are not written")
         findings.notice(f"save_model_as = {options.save_model_as}: a pickle; saved as safetensors.")
+    _tell_overruled(options, findings)
     _tell_no_effect(options, given, findings)
     _tell_unfit_defaults(options, given, findings)
     settled = replace(options, **{name: value for name, (value, _) in implied.items()})
@@ -122,6 +134,22 @@ def _settle_caches(options: Options, findings: Findings) -> dict[str, tuple[Any,
     return implied
 
 
+def _tell_overruled(options: Options, findings: Findings) -> None:
+    """What another option overrules, or costs more than its user may know."""
+    smaller = options.base_dtype not in ("auto", options.mixed_precision)
+    if (options.fp8_base or options.fp8_base_unet or smaller) and options.carry_as == "fuse":
+        name = "base_dtype" if smaller else "fp8_base"
+        findings.notice(
+            f"carry_as = fuse does not hold with {name}: storing the weights would round the "
+            "carried delta away, so it rides along unfused."
+        )
+    if not (options.sdpa or options.xformers or options.mem_eff_attn):
+        findings.notice(
+            "sdpa = false: attention by plain matrix products, slower and with more memory; leave "
+            "sdpa out for PyTorch's own."
+        )
+
+
 def _tell_no_effect(options: Options, given: frozenset[str], findings: Findings) -> None:
     reasons: dict[str, list[str]] = {}
     for name, field in option_fields().items():
@@ -131,6 +159,43 @@ def _tell_no_effect(options: Options, given: frozenset[str], findings: Findings)
     for reason, names in reasons.items():
         verb = "has" if len(names) == 1 else "have"
         findings.notice(f"{', '.join(names)} {verb} no effect here: {reason}.")
+
+
+def _check_optimizer(options: Options, findings: Findings, problem: Any) -> None:
+    """Known, installed, and with rates that it can take."""
+    kind = options.optimizer_type
+    if "." not in kind and kind.lower() not in {o.lower() for o in OPTIMIZERS}:
+        hint = did_you_mean(kind, OPTIMIZERS)
+        problem("optimizer_type", f"= {kind!r} is no optimizer known here.{hint}")
+    for word, package in _OPTIMIZER_PACKAGES.items():
+        if word in kind.lower() and "." not in kind and importlib.util.find_spec(package) is None:
+            problem(
+                "optimizer_type",
+                f"= {kind!r} needs the package {package}; pip install {package}, or use AdamW8bit.",
+            )
+    if kind.lower().startswith(_FINDS_ITS_RATE):
+        rates = _rates_of_parts(options)
+        if len(rates) > 1:
+            problem(
+                "optimizer_type",
+                f"= {kind!r} takes one rate for all parts, got {' and '.join(map(str, rates))}; "
+                "leave out unet_lr and text_encoder_lr and set learning_rate = 1.",
+            )
+        elif rates[0] <= 0.1:
+            findings.notice(
+                f"{kind} finds its rate itself and multiplies it by learning_rate = {rates[0]}; "
+                "1 is usual."
+            )
+
+
+def _rates_of_parts(options: Options) -> list[float]:
+    """The distinct rates of what is trained, as far as options say; 0 trains nothing."""
+    general, rates = options.learning_rate, []
+    if options.trains_unet:
+        rates.append(general if options.unet_lr is None else options.unet_lr)
+    if options.trains_text_encoders:
+        rates += options.text_encoder_lr or (general,)
+    return sorted({rate for rate in rates if rate > 0}) or [general]
 
 
 def _tell_unfit_defaults(options: Options, given: frozenset[str], findings: Findings) -> None:
@@ -160,10 +225,7 @@ def check_options(
         source = provenance.get(key, "")
         findings.problem(source, f"{where}.{key} {text}" if where else f"{key} {text}")
 
-    kind = options.optimizer_type
-    if "." not in kind and kind.lower() not in {o.lower() for o in OPTIMIZERS}:
-        hint = did_you_mean(kind, OPTIMIZERS)
-        problem("optimizer_type", f"= {kind!r} is no optimizer known here.{hint}")
+    _check_optimizer(options, findings, problem)
     if options.adaptive_noise_scale and options.noise_offset is None:
         problem("adaptive_noise_scale", "needs noise_offset; give both or none.")
     try:
@@ -243,11 +305,11 @@ def _check_sampler(options: Options, problem: Any) -> None:
     name = options.sample_sampler
     if name.endswith("lms") and importlib.util.find_spec("scipy") is None:
         problem("sample_sampler", f"= {name!r} needs the package scipy; install it or use euler.")
-    if options.zero_terminal_snr and name not in _FROM_PURE_NOISE:
+    if options.zero_terminal_snr and name not in FROM_PURE_NOISE:
         problem(
             "sample_sampler",
             f"= {name!r} cannot start from pure noise, as zero_terminal_snr needs; "
-            f"use {', '.join(_FROM_PURE_NOISE)}.",
+            f"use {', '.join(FROM_PURE_NOISE)}.",
         )
 
 

@@ -73,7 +73,11 @@ _RENAMED = {"batch_size": "train_batch_size"}
 DATASET_KEYS = tuple(f.name for f in fields(DatasetConfig) if f.name != "subsets")
 SUBSET_KEYS = tuple(f.name for f in fields(SubsetConfig))
 _ONLY_SUBSET = ("image_dir", "is_reg", "metadata_file")
-_NO_EFFECT = ("cache_info", "face_crop_aug_range", "network_multiplier")
+_NO_EFFECT = {  # key -> why; "": as the option of this name
+    "cache_info": "",
+    "face_crop_aug_range": "",
+    "network_multiplier": "a task's factors have one strength",
+}
 _EXTRA_TYPES: dict[str, Any] = {
     "image_dir": str,
     "is_reg": bool,
@@ -271,7 +275,8 @@ class DatasetReader:
             if key == "subsets" and key in allowed:
                 continue
             if key in _NO_EFFECT:
-                self.findings.notice(f"{key} in {self.source}: has no effect here.")
+                why = _NO_EFFECT[key] or option_fields()[key].metadata["no_effect"]
+                self.findings.notice(f"{key} in {self.source} has no effect here: {why}.")
             elif key not in known:
                 hint = did_you_mean(key, known)
                 self.findings.problem(self.source, f"{where}: unknown key {key!r}.{hint}")

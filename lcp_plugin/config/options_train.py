@@ -12,7 +12,6 @@ _optimizer = group("Optimizer and learning rate", per_task=True)
 _memory = group("Precision and memory")
 _noise = group("Noise and loss", per_task=True)
 
-_FEW_GRADIENTS = "a LoRA's gradients are few; there is nothing to gain"
 _FULL_FINETUNE = "only full fine-tuning scripts use it, in kohya's tools too"
 
 
@@ -29,7 +28,7 @@ class ModelOptions:
         False,
         "run the VAE in fp32",
         fixed=False,
-        differs="a VAE that gives NaN in half precision is switched to fp32 by itself",
+        differs="always so, given or not: SDXL's VAE overflows in fp16",
     )
     v_parameterization: bool = _model(
         False,
@@ -232,12 +231,22 @@ class MemoryOptions:
     full_bf16: bool = _memory(False, "factors and gradients in bf16 too", grade="S")
     fp8_base: bool = _memory(False, "frozen weights stored in float8 e4m3", grade="S")
     fp8_base_unet: bool = _memory(False, "the UNet's frozen weights in float8 e4m3", grade="S")
+    base_dtype: str = _memory(
+        "auto",
+        "what the frozen weights are stored in; auto: mixed_precision's type. bf16 with "
+        "mixed_precision = no halves the base on a CPU that cannot multiply bf16 itself",
+        grade="ours",
+        choices=("auto", "fp16", "bf16"),
+    )
     gradient_checkpointing: bool = _memory(
         False, "recompute activations: less memory, slower", fixed=False
     )
     xformers: bool = _memory(False, "attention by xformers; SDPA where it is unusable", fixed=False)
     sdpa: bool = _memory(
-        True, "attention by PyTorch", fixed=False, differs="on unless another is asked for"
+        True,
+        "attention by PyTorch; off: by plain matrix products, slower and larger",
+        fixed=False,
+        differs="on unless another is asked for",
     )
     mem_eff_attn: bool = _memory(
         False, "old memory-saving attention", grade="R", no_effect="SDPA saves as much and is exact"
@@ -247,7 +256,7 @@ class MemoryOptions:
         "processes that read images",
         minimum=0,
         fixed=False,
-        differs="none are started where all is cached",
+        differs="never more than cores; none are started where all is cached",
     )
     persistent_data_loader_workers: bool = _memory(
         False,
@@ -284,10 +293,10 @@ class MemoryOptions:
         None, "minutes that processes wait for each other", grade="R", fixed=False, minimum=1
     )
     ddp_gradient_as_bucket_view: bool = _memory(
-        False, "of distributed training", grade="R", no_effect=_FEW_GRADIENTS
+        False, "processes share gradients without a copy", grade="R", fixed=False
     )
     ddp_static_graph: bool = _memory(
-        False, "of distributed training", grade="R", no_effect=_FEW_GRADIENTS
+        False, "every step uses the same factors: processes wait less", grade="R", fixed=False
     )
 
 
@@ -333,7 +342,8 @@ class NoiseOptions:
         "rescale betas so that the last step is pure noise (arXiv 2305.08891)",
         grade="S",
         per_task=False,
-        differs="holds for loss weights and sampling too (kohya forgets both)",
+        differs="holds for loss weights and sampling too (kohya forgets both); unset: as the "
+        "checkpoint says (key ztsnr, or its scheduler's settings)",
     )
     min_timestep: int | None = _noise(
         None, "lowest timestep (0 to 999)", grade="S", minimum=0, maximum=999

@@ -99,12 +99,13 @@ def estimate_run(options: Options, steps: int, tasks: int, pixels: int) -> Estim
 def _estimate_vram(options: Options, factors: int, pixels: int, carry: float) -> float:
     half = options.mixed_precision != "no"
     width = 2 if half else 4
-    unet = 1 if options.fp8_base or options.fp8_base_unet else width
+    stored = width if options.base_dtype == "auto" else 2
+    unet = 1 if options.fp8_base or options.fp8_base_unet else stored
     weights = UNET_PARAMETERS * unet / GB
     if not options.cache_text_encoder_outputs or options.trains_text_encoders:
-        weights += TEXT_PARAMETERS * width / GB
+        weights += TEXT_PARAMETERS * stored / GB
     if not options.cache_latents or options.random_crop or options.color_aug:
-        weights += VAE_PARAMETERS * (4 if options.no_half_vae else width) / GB
+        weights += VAE_PARAMETERS * 4 / GB  # always in fp32
     eight_bit = "8bit" in options.optimizer_type.lower()
     factor_width = 2 if options.full_bf16 or options.full_fp16 else 4
     trained = factors * (2 * factor_width + (2 if eight_bit else 8)) / GB
@@ -145,7 +146,7 @@ def describe_plan(
         f"  one adapter     {estimate.adapter_gb:.2f} GB",
         f"  output folder   {estimate.disk_gb:.1f} GB",
         f"  GPU memory      {estimate.vram_gb:.1f} GB",
-        f"  time            {estimate.hours:.1f} h on a GPU like an RTX 3090",
+        f"  time            {_hours(estimate.hours)} on a GPU like an RTX 3090",
     ]
     notices = [*config.notices, *(n for _, data in tasks for n in data.notices)]
     if notices:
@@ -163,6 +164,10 @@ def _option_lines(config: RunConfig) -> list[str]:
             shown = "(hidden)" if secret else _shown(value)
             lines.append(f"  {name:<{width}}  {shown:<24}  {config.provenance[name]}")
     return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 0.1 else "below 0.1 h"
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:

@@ -57,6 +57,8 @@ class TaskData:
         self.options = task.options
         self.seed = seed
         self.task_index = task_index
+        used = [d.resolution or resolution for d in task.datasets]
+        self.resolution = max(used, key=math.prod, default=resolution)  # the largest of all
         sets = [collect_examples(d, resolution, part, seed) for d in task.datasets]
         self._sets = [s for s in sets if s.examples]
         if not self._sets and part == "train":
@@ -254,7 +256,7 @@ class TaskData:
         Worker processes are started only where images must be read in every step.
         """
         indices = range(start + offset, stop, stride)
-        workers = min(workers, len(indices), os.cpu_count() or 1) if self.needs_vae else 0
+        workers = min(workers, len(indices), count_cores()) if self.needs_vae else 0
         if workers <= 0:
             return (self.batch(k) for k in indices)
         loader: DataLoader[dict[str, Any]] = DataLoader(
@@ -265,6 +267,13 @@ class TaskData:
             generator=torch.Generator(),  # else it would draw from the global one
         )
         return iter(loader)
+
+
+def count_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Batches(Dataset[dict[str, Any]]):

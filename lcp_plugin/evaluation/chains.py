@@ -17,10 +17,12 @@ from lcp_plugin.delta import Delta
 from lcp_plugin.errors import DataError, LineageError
 from lcp_plugin.evaluation.generate import BASE, Stage, name_weights
 from lcp_plugin.evaluation.images import SUFFIXES
-from lcp_plugin.files import hash_file, read_json
+from lcp_plugin.files import hash_file, read_header, read_json
 from lcp_plugin.formats import read_lora
 from lcp_plugin.hooks import Carry, Strategy
+from lcp_plugin.lineage import Lineage
 from lcp_plugin.registry import create_strategy
+from lcp_plugin.sdxl.base_weights import BaseSource, source_of
 from lcp_plugin.store import RunStore, TaskFolder, hash_carry, read_folder, task_of
 from lcp_plugin.tasks import TaskRecord
 
@@ -59,7 +61,7 @@ class Chain:
     name: str
     path: str
     strategy: str
-    base: str
+    base: BaseSource
     base_hash: str
     tasks: tuple[EvalTask, ...]
     stages: tuple[Stage, ...]
@@ -177,7 +179,7 @@ def _own_chain(
         path=store.root.as_posix(),
         strategy=str(newest["strategy"]["name"]),
         strategy_args=tuple(newest["strategy"]["args"]),
-        base=str(newest["base"]["name"]),
+        base=source_of(newest),
         base_hash=base_hash,
         tasks=tuple(_eval_task(r, sources.get(r.name, ()), references) for r in records),
         stages=stages,
@@ -248,20 +250,37 @@ def find_images(source: Path) -> list[Path]:
     return []
 
 
-def chain_of_adapters(
-    files: Sequence[Path], tasks: Sequence[EvalTask], base: str, base_hash: str
-) -> Chain:
+def chain_of_adapters(files: Sequence[Path], tasks: Sequence[EvalTask], base: BaseSource) -> Chain:
     """LoRA files of any kind as a chain: file j holds the model after task j."""
     if len(files) != len(tasks):
         raise DataError(
             f"{len(files)} adapters for {len(tasks)} tasks: wanted one file per task, in order."
         )
+    for file in files:
+        _warn_of_another_base(file, base)
     stages = tuple(
-        Stage(f"after {file.name}", name_weights(base_hash, hash_file(file)), _reader(file))
+        Stage(f"after {file.name}", name_weights(base.hash, hash_file(file)), _reader(file))
         for file in files
     )
     name = files[-1].stem
-    return Chain(name, files[-1].as_posix(), "adapters", base, base_hash, tuple(tasks), stages)
+    return Chain(name, files[-1].as_posix(), "adapters", base, base.hash, tuple(tasks), stages)
+
+
+def _warn_of_another_base(file: Path, base: BaseSource) -> None:
+    """A LoRA runs on any SDXL base, but its scores are those of the base that it was trained on."""
+    try:
+        lineage = Lineage.from_metadata(read_header(file).metadata)
+    except LineageError:
+        return
+    if lineage is not None and lineage.base_hash not in ("", base.hash):
+        logger.warning(
+            "%s was trained on base '%s' (%s), not on '%s' (%s).",
+            file.name,
+            lineage.base,
+            lineage.base_hash[:10],
+            base.name,
+            base.hash[:10],
+        )
 
 
 def _reader(file: Path) -> Callable[[], Delta]:

@@ -29,6 +29,10 @@ from lcp_plugin.evaluation.images import list_images
 from lcp_plugin.evaluation.protocols import Protocol, read_dreambooth_prompts, read_protocol, settle
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.files import write_json
+from lcp_plugin.formats import find_lora
+from lcp_plugin.sdxl.base_weights import BaseSource, identify_sum, pair_multipliers
+from lcp_plugin.sdxl.load import identify_base
+from lcp_plugin.session import locked
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +64,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
         "--extras",
         nargs="*",
         default=[],
-        choices=("bleed", "leakage", "drift", "diversity", "multi", "losses"),
+        choices=("bleed", "leakage", "drift", "diversity", "multi", "recognition", "losses"),
         help="more than the paper; see the report",
     )
 
@@ -81,7 +85,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", help="with --generated: the prompt of every image, for clip_t")
     parser.add_argument("--adapters", nargs="+", type=Path, help="LoRA files, one per task")
     parser.add_argument("--tasks", type=Path, help="config whose [[tasks]] were learned")
-    parser.add_argument("--base", help="base model of the adapters; alone: score the base itself")
+    parser.add_argument(
+        "--base",
+        help="base model of the adapters; alone: score the base itself; with runs: where their "
+        "base lies now",
+    )
+    parser.add_argument(
+        "--base_weights", nargs="+", default=[], help="LoRA files that belong to the base"
+    )
+    parser.add_argument(
+        "--base_weights_multiplier", nargs="+", type=float, default=[], help="of each (1)"
+    )
     parser.add_argument("--output", type=Path, help="folder of the scores (RUN/evaluation)")
     add_scoring_options(parser)
     return parser
@@ -141,19 +155,41 @@ def collect_chains(args: argparse.Namespace) -> list[Chain]:
     if args.runs:
         chains = [read_chain(run.resolve(), args.references) for run in args.runs]
         known = {t.name: t for t in read_tasks(args.tasks, None)} if args.tasks else {}
-        return [fill_references(chain, known) for chain in chains]
+        return [move_base(fill_references(chain, known), args) for chain in chains]
     if args.tasks is None or (args.adapters is None and args.base is None):
         raise ConfigError(
             "nothing to score: give runs' folders, or --adapters with --base and --tasks, or "
             "--base with --tasks, or --generated with --references."
         )
-    from lcp_plugin.sdxl.load import identify_base
-
-    tasks = read_tasks(args.tasks, args.references)
-    base = identify_base(args.base)
+    tasks, base = read_tasks(args.tasks, args.references), choose_base(args)
     if args.adapters is None:
-        return [Chain(base.name, base.name, "base", base.name, base.hash, tuple(tasks), ())]
-    return [chain_of_adapters(args.adapters, tasks, base.name, base.hash)]
+        return [Chain(base.name, base.name, "base", base, base.hash, tuple(tasks), ())]
+    return [chain_of_adapters(args.adapters, tasks, base)]
+
+
+def choose_base(args: argparse.Namespace) -> BaseSource:
+    """What --base and --base_weights name."""
+    parts = pair_multipliers(args.base_weights, args.base_weights_multiplier)
+    found = identify_sum(identify_base(args.base), parts)
+    added = tuple((p["path"], p["weight"], p["hash"]) for p in found.added)
+    return BaseSource(found.name, found.hash, found.origin, added)
+
+
+def move_base(chain: Chain, args: argparse.Namespace) -> Chain:
+    """The chain with its base and base_weights where --base and --base_weights say they lie now;
+    hashes still decide whether they are the same.
+    """
+    base = replace(chain.base, origin=args.base) if args.base else chain.base
+    if args.base_weights:
+        if len(args.base_weights) != len(base.added):
+            raise ConfigError(
+                f"--base_weights names {len(args.base_weights)} files, but {chain.name} was "
+                f"trained on {len(base.added)}."
+            )
+        paths = [str(find_lora(path)) for path in args.base_weights]
+        added = tuple((p, w, h) for p, (_, w, h) in zip(paths, base.added, strict=True))
+        base = replace(base, added=added)
+    return replace(chain, base=base)
 
 
 def read_tasks(config: Path, references: Path | None) -> list[EvalTask]:
@@ -172,7 +208,17 @@ def read_tasks(config: Path, references: Path | None) -> list[EvalTask]:
 
 
 def evaluate_chains(chains: Sequence[Chain], args: argparse.Namespace, folder: Path) -> str:
-    """Scores chains as the options say, writes everything into `folder`; what is to be printed."""
+    """Scores chains as the options say, writes everything into `folder`; what is to be printed.
+
+    Raises:
+        DiskError: another evaluation writes there.
+    """
+    busy = f"another evaluation writes into {folder}; wait for it, or choose another --output."
+    with locked(folder, folder.name, busy):
+        return _evaluate_alone(chains, args, folder)
+
+
+def _evaluate_alone(chains: Sequence[Chain], args: argparse.Namespace, folder: Path) -> str:
     evaluation = create_evaluation(args, folder)
     chains = [
         replace(chain, tasks=tuple(evaluation.protocol.apply(t) for t in chain.tasks))

@@ -22,6 +22,7 @@ from lcp_plugin.evaluation.encoders import Metric, load_encoder
 from lcp_plugin.evaluation.generate import Picture, Stage, Studio, plan_pictures
 from lcp_plugin.evaluation.protocols import Protocol
 from lcp_plugin.evaluation.scores import none_if_nan, summarise
+from lcp_plugin.sdxl.base_weights import BaseSource
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -41,10 +42,10 @@ class Evaluation:
     batch_size: int = 8
     vae: str | None = None
     encoder_device: str | None = None
-    studios: dict[str, Studio] = field(default_factory=dict)
+    studios: dict[BaseSource, Studio] = field(default_factory=dict)
     caches: dict[str, EmbeddingCache] = field(default_factory=dict)
 
-    def studio(self, base: str) -> Studio:
+    def studio(self, base: BaseSource) -> Studio:
         """The image maker of a base."""
         if base not in self.studios:
             self.studios[base] = Studio(
@@ -135,7 +136,7 @@ def _describe_chain(chain: Chain) -> dict[str, Any]:
         "label": chain.label,
         "seed": chain.seed,
         "order_seed": chain.order_seed,
-        "base": {"name": chain.base, "hash": chain.base_hash},
+        "base": {"name": chain.base.name, "hash": chain.base_hash},
         "tasks": [task.name for task in chain.tasks],
         "stages": [{"name": s.name, "weights": s.weights} for s in chain.stages],
         "ceiling": chain.is_ceiling or not chain.stages,

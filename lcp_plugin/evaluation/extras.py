@@ -19,7 +19,9 @@ from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.evaluate import Evaluation
 from lcp_plugin.evaluation.generate import Stage
 from lcp_plugin.evaluation.losses import Prober, losses_alone, measure_losses
+from lcp_plugin.evaluation.recognition import measure_recognition
 from lcp_plugin.evaluation.scores import mean_cosine, none_if_nan, normalise_losses
+from lcp_plugin.sdxl.base_weights import BaseSource
 
 ABOUT: Mapping[str, str] = {
     "bleed": "Images of one concept's prompts against the pictures of every other: off the "
@@ -32,10 +34,14 @@ ABOUT: Mapping[str, str] = {
     "over and over.",
     "multi": "Two concepts in one prompt, scored against each one's pictures; the weaker of the "
     "two counts.",
+    "recognition": "Share of a concept's images whose nearest picture, among those of all "
+    "concepts, is its own; and how much of the way from the base's score to that of its pictures "
+    "as the VAE returns them was covered by learning it.",
     "losses": "The error of the prediction on fixed noise over the tasks' own pictures, 0 as the "
     "base, 1 as a model that learned this task alone; and how far predictions moved since "
     "learning, in units of what learning moved.",
 }
+OF_CEILINGS = frozenset({"recognition"})  # what has a meaning without a sequence of tasks
 GENERIC = (
     "a photo of a dog on the grass",
     "a red car in front of a house",
@@ -60,18 +66,24 @@ def measure_extras(
         "drift": lambda chain, metric: measure_drift(evaluation, chain, metric),
         "diversity": lambda chain, metric: measure_diversity(evaluation, chain, metric),
         "multi": lambda chain, metric: measure_multi(evaluation, chain, metric),
+        "recognition": lambda chain, metric: measure_recognition(evaluation, chain, metric),
     }
     alone = [c for c in chains if c.strategy == "independent"]
+    probers: dict[BaseSource, Prober] = {}
     runs: dict[str, Any] = {}
     for chain, entry in zip(chains, entries, strict=True):
-        if chain.is_ceiling or not chain.stages or not usable:
+        if not chain.stages or not usable:
             continue
-        found: dict[str, Any] = {n: measured[n](chain, usable[0]) for n in names if n in measured}
-        if "losses" in names:
-            found["losses"] = describe_losses(
-                _prober(evaluation, chain), chain, entry, alone, usable[0]
-            )
-        runs[chain.name] = found
+        possible = [n for n in names if not chain.is_ceiling or n in OF_CEILINGS]
+        found: dict[str, Any] = {
+            n: measured[n](chain, usable[0]) for n in possible if n in measured
+        }
+        if "losses" in possible:
+            prober = probers.setdefault(chain.base, _prober(evaluation, chain))
+            found["losses"] = describe_losses(prober, chain, entry, alone, usable[0])
+            prober.save()
+        if found:
+            runs[chain.name] = found
     for cache in evaluation.caches.values():
         cache.save()
     metric_name = usable[0].name if usable else ""
@@ -196,7 +208,8 @@ def describe_losses(
 
 
 def _prober(evaluation: Evaluation, chain: Chain) -> Prober:
-    return Prober(evaluation.studio(chain.base), evaluation.protocol.sampling.seed)
+    seed, file = evaluation.protocol.sampling.seed, evaluation.folder / "losses.json"
+    return Prober(evaluation.studio(chain.base), seed, file)
 
 
 def _draw(

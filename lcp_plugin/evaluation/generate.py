@@ -21,7 +21,8 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from lcp_plugin.delta import Delta, Stacked
-from lcp_plugin.files import hash_tensors, replacing
+from lcp_plugin.files import hash_tensors, remove_temporary_files, replacing
+from lcp_plugin.sdxl.base_weights import BaseSource, add_to_base, check_source, sum_weights
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -112,7 +113,7 @@ def is_made(picture: Picture, facts: Mapping[str, str]) -> bool:
         with Image.open(picture.path) as image:
             image.load()
             text: Mapping[str, Any] = getattr(image, "text", {})
-            return all(text.get(key) == value for key, value in facts.items())
+            return all(text.get(key, "") == value for key, value in facts.items())
     except (OSError, ValueError, SyntaxError):
         return False
 
@@ -121,10 +122,27 @@ def save_picture(path: Path, image: Image.Image, facts: Mapping[str, str]) -> No
     """A PNG with its facts, whole or not at all."""
     info = PngImagePlugin.PngInfo()
     for key, value in facts.items():
-        info.add_itxt(key, value)
+        if value:
+            info.add_itxt(key, value)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
+
+
+def set_schedule(pipeline: StableDiffusionXLPipeline, base: BaseSource) -> None:
+    """The noise schedule that the run trained under, where it is not the base's own."""
+    from lcp_plugin.sdxl.load import prediction_type, without_zero_terminal
+    from lcp_plugin.sdxl.samplers import create_sampler
+
+    if base.v_prediction:
+        pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    if base.zero_terminal_snr:
+        kind = prediction_type(pipeline)
+        pipeline.scheduler = create_sampler(
+            "euler", pipeline.scheduler, kind, zero_terminal_snr=True
+        )
+    elif base.zero_terminal_snr is False:
+        without_zero_terminal(pipeline)
 
 
 class Studio:
@@ -132,15 +150,16 @@ class Studio:
 
     def __init__(
         self,
-        base: str,
+        base: BaseSource | str,
         sampling: Sampling,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int = 8,
         vae: str | None = None,
     ) -> None:
-        self.base, self.sampling, self.device, self.dtype = base, sampling, device, dtype
-        self.batch_size, self.vae, self.made = batch_size, vae, 0
+        self.base = BaseSource(base) if isinstance(base, str) else base
+        self.sampling, self.device, self.dtype = sampling, device, dtype
+        self.batch_size, self.vae, self.made = batch_size, vae or self.base.vae, 0
         self._pipeline: StableDiffusionXLPipeline | None = None
         self._model: AdaptedUNet | None = None
         self._standing = BASE  # weights that the model stands on
@@ -148,30 +167,56 @@ class Studio:
 
     def missing(self, stage: Stage, pictures: Sequence[Picture]) -> list[Picture]:
         """Those that are not on disk as they should be."""
-        return [p for p in pictures if not is_made(p, describe_picture(p, stage, self.sampling))]
+        return [p for p in pictures if not is_made(p, self.describe(p, stage))]
+
+    def describe(self, picture: Picture, stage: Stage) -> dict[str, str]:
+        """The PNG's text: `describe_picture`, and what of the model is not the base's own."""
+        unusual = {
+            "dtype": None if self.dtype is torch.float32 else str(self.dtype),
+            "vae": self.vae or None,
+            "v_prediction": self.base.v_prediction or None,
+            "zero_terminal_snr": self.base.zero_terminal_snr,
+        }
+        told = {key: value for key, value in unusual.items() if value is not None}
+        facts = describe_picture(picture, stage, self.sampling)
+        return facts | {"model": json.dumps(told, sort_keys=True) if told else ""}
 
     def make(self, stage: Stage, pictures: Sequence[Picture]) -> int:
-        """Makes what is missing, a batch at a time, each image saved at once; how many."""
-        missing = self.missing(stage, pictures)
+        """Makes what is missing, a batch at a time, each image saved at once; how many.
+
+        The batches are those of all `pictures`, made or not: the last bit of an image depends on
+        its place in a batch, so that an evaluation that was stopped inside one draws that batch
+        again, saves what is missing, and ends with the images of an unbroken one.
+        """
+        missing = set(self.missing(stage, pictures))
         if not missing:
             return 0
+        for folder in {picture.path.parent for picture in missing}:
+            remove_temporary_files(folder)
         pipeline, bank = self.stand_on(stage)
-        prompts = sorted({p.prompt for p in missing})
-        bank.add(pipeline, [*prompts, self.sampling.negative])
+        batches = [
+            pictures[start : start + self.batch_size]
+            for start in range(0, len(pictures), self.batch_size)
+        ]
         latents = self._starting_latents()
-        for start in range(0, len(missing), self.batch_size):
-            self._make_batch(stage, missing[start : start + self.batch_size], bank, latents)
+        for batch in batches:
+            if missing.isdisjoint(batch):
+                continue
+            for prompt in (*(p.prompt for p in batch), self.sampling.negative):
+                bank.add(pipeline, [prompt])  # alone: its last bit depends on its company
+            for picture, image in zip(batch, self._draw(batch, bank, latents), strict=True):
+                if picture in missing:
+                    save_picture(picture.path, image, self.describe(picture, stage))
         self.made += len(missing)
         return len(missing)
 
-    def _make_batch(
-        self, stage: Stage, batch: Sequence[Picture], bank: PromptBank, latents: torch.Tensor
-    ) -> None:
+    def _draw(
+        self, batch: Sequence[Picture], bank: PromptBank, latents: torch.Tensor
+    ) -> list[Image.Image]:
         from lcp_plugin.sdxl.sample import sample_images
 
-        pipeline = self.pipeline()
-        images = sample_images(
-            pipeline,
+        return sample_images(
+            self.pipeline(),
             bank([p.prompt for p in batch]),
             bank([self.sampling.negative]),
             latents[[p.number for p in batch]],
@@ -179,9 +224,6 @@ class Studio:
             guidance=self.sampling.guidance,
             batch_size=self.batch_size,
         )
-        for picture, image in zip(batch, images, strict=True):
-            facts = describe_picture(picture, stage, self.sampling)
-            save_picture(picture.path, image, facts)
 
     def pipeline(self) -> StableDiffusionXLPipeline:
         """The base model, loaded at the first call."""
@@ -190,8 +232,10 @@ class Studio:
             from lcp_plugin.sdxl.layers import AdaptedUNet
             from lcp_plugin.sdxl.load import load_pipeline
 
-            logger.info("loading %s", self.base)
-            self._pipeline = load_pipeline(self.base, self.dtype, self.vae)
+            check_source(self.base)
+            logger.info("loading %s", self.base.name)
+            self._pipeline = load_pipeline(self.base.model, self.dtype, self.vae)
+            set_schedule(self._pipeline, self.base)
             self._pipeline.to(self.device)
             self._model = AdaptedUNet(
                 {
@@ -200,6 +244,9 @@ class Studio:
                     "text_encoder_2": self._pipeline.text_encoder_2,
                 }
             )
+            parts = [(Path(path), weight) for path, weight, _ in self.base.added]
+            fuse = self.dtype is torch.float32
+            add_to_base(self._model.layers, sum_weights(parts), fuse)
             self._bank = PromptBank()
         return self._pipeline
 

@@ -11,7 +11,11 @@ the same for every state of the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +25,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lcp_plugin.errors import FileFormatError
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
 from lcp_plugin.evaluation.generate import Stage, Studio
 from lcp_plugin.evaluation.images import Preprocessing, open_rgb, preprocess
+from lcp_plugin.evaluation.scores import none_if_nan
+from lcp_plugin.files import hash_file, read_json, write_json
 from lcp_plugin.sdxl.conditioning import make_time_ids
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.sdxl.load import native_resolution, prediction_type
@@ -32,7 +39,7 @@ from lcp_plugin.seeds import derive_seed
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
-TIMESTEPS, NOISES, IMAGES, BATCH = 16, 2, 5, 16
+TIMESTEPS, NOISES, IMAGES = 16, 2, 5
 
 
 @dataclass(frozen=True)
@@ -47,30 +54,87 @@ class Bank:
 
 @dataclass
 class Prober:
-    """Predictions of any state of the model on any task's bank."""
+    """Predictions of any state of the model on any task's bank, and what is read off them.
+
+    Nothing is predicted twice: numbers are kept in `file` under the hashes of bank and weights, so
+    that the base, a shared first task and the `independent` run count once for all runs, and once
+    for all evaluations; predictions are kept in memory up to `room` bytes.
+    """
 
     studio: Studio
     seed: int = 42
+    file: Path | None = None
+    room: int = 2**31  # bytes
     banks: dict[str, Bank] = field(default_factory=dict)
+    predicted: int = 0  # banks that the model was run on
+
+    def __post_init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._numbers: dict[str, float | None] = {}
+        if self.file is not None and self.file.is_file():
+            self._numbers = _read_numbers(self.file)
+
+    def loss(self, stage: Stage, task: EvalTask) -> float:
+        """Mean squared error of a state of the model on the task's bank."""
+
+        def measure() -> float:
+            error = self.predict(stage, task).double() - self.bank(task).target.double()
+            return float(error.square().mean())
+
+        return self._remember(measure, task, stage)
+
+    def drift(self, now: Stage, learned: Stage, base: Stage, task: EvalTask) -> float:
+        """`self_drift` of three states of the model on the task's bank."""
+        stages = (now, learned, base)
+        return self._remember(
+            lambda: self_drift(*(self.predict(stage, task) for stage in stages)), task, *stages
+        )
 
     def predict(self, stage: Stage, task: EvalTask) -> Tensor:
         """The model's output on the task's bank   # (n, c, h, w), fp32 on the CPU."""
-        return self._run(stage, self.bank(task))
+        key = (self.key(task), stage.weights)
+        if key not in self._kept:
+            self._kept[key] = self._run(stage, self.bank(task))
+            self.predicted += 1
+        self._kept.move_to_end(key)
+        while len(self._kept) > 3 and sum(t.nbytes for t in self._kept.values()) > self.room:
+            self._kept.popitem(last=False)
+        return self._kept[key]
 
-    def loss(self, prediction: Tensor, task: EvalTask) -> float:
-        """Mean squared error of a prediction on the task's bank."""
-        error = prediction.double() - self.bank(task).target.double()
-        return float(error.square().mean())
+    def key(self, task: EvalTask) -> str:
+        """What the numbers of a bank are kept under: all that decides it, besides the base, which
+        the weights of a stage name.
+        """
+        studio = self.studio
+        facts = [
+            *(hash_file(file) for file in task.references[:IMAGES]),
+            *(TIMESTEPS, NOISES, self.seed, task.name, _prompt_of(task)),
+            *(str(studio.dtype), studio.vae, studio.base.v_prediction),
+            studio.base.zero_terminal_snr,
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def bank(self, task: EvalTask) -> Bank:
         """The task's bank, made at the first call."""
-        if task.name not in self.banks:
+        key = self.key(task)
+        if key not in self.banks:
             pipeline = self.studio.pipeline()
             clean = encode_images(pipeline, task.references[:IMAGES])
             seed = derive_seed(self.seed, "bank", task.name)
-            prompt = task.train_prompt.replace("{class_name}", "a house") or task.concept
-            self.banks[task.name] = make_bank(pipeline, clean, prompt, seed)
-        return self.banks[task.name]
+            self.banks[key] = make_bank(pipeline, clean, _prompt_of(task), seed)
+        return self.banks[key]
+
+    def save(self) -> None:
+        """Writes the numbers, if a file was given."""
+        if self.file is not None and self._numbers:
+            write_json(self.file, self._numbers)
+
+    def _remember(self, measure: Callable[[], float], task: EvalTask, *stages: Stage) -> float:
+        key = "/".join([self.key(task), *(stage.weights for stage in stages)])
+        if key not in self._numbers:
+            self._numbers[key] = none_if_nan(measure())
+        value = self._numbers[key]
+        return math.nan if value is None else value
 
     @torch.no_grad()
     def _run(self, stage: Stage, bank: Bank) -> Tensor:
@@ -82,13 +146,27 @@ class Prober:
             "time_ids": make_time_ids((side, side), (0, 0), (side, side)),
         }
         device, dtype = pipeline.unet.device, pipeline.unet.dtype
+        fixed = {key: value.to(device) for key, value in fixed.items()}
+        rows_at_once = 2 * self.studio.batch_size  # as many as guidance makes of a batch of images
         parts = []
-        for start in range(0, len(bank.noisy), BATCH):
-            noisy = bank.noisy[start : start + BATCH].to(device)
-            steps = bank.timesteps[start : start + BATCH].to(device)
-            rows = {k: v.expand(len(noisy), *v.shape[1:]).to(device) for k, v in fixed.items()}
+        for start in range(0, len(bank.noisy), rows_at_once):
+            noisy = bank.noisy[start : start + rows_at_once].to(device)
+            steps = bank.timesteps[start : start + rows_at_once].to(device)
+            rows = {k: v.expand(len(noisy), *v.shape[1:]) for k, v in fixed.items()}
             parts.append(run_unet(pipeline.unet, noisy, steps, rows, dtype).cpu())
         return torch.cat(parts)
+
+
+def _prompt_of(task: EvalTask) -> str:
+    return task.train_prompt.replace("{class_name}", "a house") or task.concept
+
+
+def _read_numbers(file: Path) -> dict[str, float | None]:
+    """A damaged cache is only a cache: its numbers are measured again."""
+    try:
+        return dict(read_json(file))
+    except (OSError, ValueError, FileFormatError):
+        return {}
 
 
 @torch.no_grad()
@@ -124,18 +202,14 @@ def make_bank(pipeline: StableDiffusionXLPipeline, clean: Tensor, prompt: str, s
 
 def measure_losses(prober: Prober, chain: Chain) -> dict[str, Any]:
     """L and self-drift over (task, state), NaN before a task is learned, and the base's L."""
-    count = len(chain.tasks)
+    count, untouched = len(chain.tasks), base_stage(chain.base_hash)
     losses, drift = np.full((count, count), np.nan), np.full((count, count), np.nan)
-    base = [prober.predict(base_stage(chain.base_hash), task) for task in chain.tasks]
-    learned: dict[int, Tensor] = {}
+    base = [prober.loss(untouched, task) for task in chain.tasks]
     for i, j in chain.cells():  # oldest state first: (i, i) comes before (i, j > i)
-        task = chain.tasks[i]
-        now = prober.predict(chain.stages[j], task)
-        learned.setdefault(i, now)
+        now, task = chain.stages[j], chain.tasks[i]
         losses[i, j] = prober.loss(now, task)
-        drift[i, j] = self_drift(now, learned[i], base[i])
-    at_base = [prober.loss(p, task) for p, task in zip(base, chain.tasks, strict=True)]
-    return {"losses": losses, "self_drift": drift, "base": np.array(at_base)}
+        drift[i, j] = prober.drift(now, chain.stages[i], untouched, task)
+    return {"losses": losses, "self_drift": drift, "base": np.array(base)}
 
 
 def self_drift(now: Tensor, learned: Tensor, base: Tensor) -> float:
@@ -148,7 +222,5 @@ def self_drift(now: Tensor, learned: Tensor, base: Tensor) -> float:
 
 def losses_alone(prober: Prober, chain: Chain) -> Mapping[str, float]:
     """Of an `independent` run: every task's loss under its own adapter alone."""
-    return {
-        task.name: prober.loss(prober.predict(stage, task), task)
-        for task, stage in zip(chain.tasks, chain.stages, strict=True)
-    }
+    pairs = zip(chain.tasks, chain.stages, strict=True)
+    return {task.name: prober.loss(stage, task) for task, stage in pairs}

@@ -117,9 +117,12 @@ def peak(matrix: Matrix) -> float:
 
 
 def retention(matrix: Matrix, base: float) -> float:
-    """(S - base) / (peak - base); `base` is the base model's mean score on the same tasks."""
+    """(S - base) / (peak - base); `base` is the base model's mean score on the same tasks.
+
+    NaN where nothing was gained over the base, of which no share can be left.
+    """
     gained = peak(matrix) - base
-    return (average_score(matrix) - base) / gained if gained else math.nan
+    return (average_score(matrix) - base) / gained if gained > 0 else math.nan
 
 
 def learning_score(matrix: Matrix) -> float:

@@ -4,18 +4,23 @@ A lane is one (order, seed): the same tasks in the same order from the same seed
 leads; the others take over the leader's first task, because a first task is trained alike under
 every strategy that starts it alike (checked on a small specification), so only its carry is formed
 anew. `merge_at_end` takes over all tasks of `independent`. Every run is the ordinary command in a
-process of its own, so it resumes as that does; finished runs are left alone.
+process of its own, so it resumes as that does; the libraries are loaded once for all of them.
+Finished runs are left alone.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +39,9 @@ from lcp_plugin.tasks import Task
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 FOUR = ("naive", "merge_init", "merge_ortho_init", "magmax")
+_COMMAND = "lcp_plugin.cli"
+_PRELOADED = ("lcp_plugin.evaluation.warm", "lcp_plugin.runner", "lcp_plugin.closing")
+_FORKING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -157,22 +165,67 @@ def execute_planned(run: PlannedRun, threads: int | None = None) -> str:
         adopt_tasks(RunStore(Path(run.output_dir), run.leader), run.arguments, run.shared)
     log = Path(run.output_dir) / f"{run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    with log.open("ab") as out:
-        done = subprocess.run(
-            [sys.executable, "-m", "lcp_plugin.cli", *run.arguments],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            check=False,
-        )
-    if done.returncode:
+    status = train(run.arguments, log, threads)
+    if status:
         tail = log.read_text("utf-8", errors="replace").strip().splitlines()[-4:]
-        raise LcpError(f"run {run.name} failed ({done.returncode}), see {log}: " + " | ".join(tail))
+        raise LcpError(f"run {run.name} failed ({status}), see {log}: " + " | ".join(tail))
     return run.name
+
+
+def train(arguments: Sequence[str], log: Path, threads: int | None = None) -> int:
+    """The training command in a process of its own, forked from one that has its libraries loaded
+    where the system can; its exit status. What it prints is added to `log`.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return _start_anew(arguments, log, threads)
+    context = multiprocessing.get_context("forkserver")
+    with _FORKING, _environment(threads):  # the server takes its environment from the first start
+        context.set_forkserver_preload([*_PRELOADED])
+        process = context.Process(
+            target=_become_training, args=(tuple(arguments), str(log), threads)
+        )
+        process.start()
+    process.join()
+    return int(process.exitcode or 0)
+
+
+def _become_training(arguments: Sequence[str], log: str, threads: int | None) -> None:
+    """`python -m lcp_plugin.cli ...` in this process, its output in `log`."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    sys.argv = [_COMMAND, *arguments]
+    runpy.run_module(_COMMAND, run_name="__main__")
+
+
+def _start_anew(arguments: Sequence[str], log: Path, threads: int | None) -> int:
+    with log.open("ab") as out, _environment(threads) as environment:
+        command = [sys.executable, "-m", _COMMAND, *arguments]
+        done = subprocess.run(
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+    return done.returncode
+
+
+@contextmanager
+def _environment(threads: int | None) -> Iterator[dict[str, str]]:
+    """The variables of a run's process: this package is found, and `threads` are used."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    wanted = {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
+    wanted |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield dict(os.environ)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def adopt_tasks(source: RunStore, arguments: Sequence[str], count: int = 1) -> int:

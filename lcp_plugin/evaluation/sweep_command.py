@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lcp_plugin.conflicts import compare_boundaries, figure_two, open_boundaries
 from lcp_plugin.evaluation.chains import CEILINGS, read_chain
 from lcp_plugin.evaluation.command import evaluate_chains, fill_references, read_tasks
 from lcp_plugin.evaluation.sweep import create_executor, execute_plan, plan_runs
+from lcp_plugin.files import write_json
+from lcp_plugin.registry import create_strategy
 from lcp_plugin.report import write_report
 
 
@@ -34,10 +37,24 @@ def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
         "--job", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of submitit's jobs"
     )
     group.add_argument(
-        "--parallel", type=int, help="runs at a time here (the CPU's cores; 1 with cuda)"
+        "--parallel",
+        "--jobs",
+        type=_count,
+        metavar="N",
+        help="runs at a time here, each on its share of the cores (the CPU's cores, at most 4; 1 "
+        "with cuda)",
+    )
+    group.add_argument(
+        "--no_conflicts", action="store_true", help="leave out Figure 2 (tools/conflicts.py)"
     )
     group.add_argument("--plan", action="store_true", help="print the runs and stop")
     parser.set_defaults(**defaults)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of runs; wanted 1 or more")
+    return int(text)
 
 
 def _order(text: str) -> int | None:
@@ -70,6 +87,9 @@ def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
         fill_references(read_chain(run.store.root, args.references), tasks) for run in plan.runs
     ]
     text = evaluate_chains(chains, args, args.output)
+    for chain in chains:
+        if not chain.is_ceiling and not args.no_conflicts:
+            save_conflicts(Path(chain.path))
     scored = time.monotonic() - began - trained
     report = write_report(
         [Path(c.path) for c in chains if not c.is_ceiling],
@@ -80,6 +100,17 @@ def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
         f"{text}\ntraining {trained:.0f} s, scoring {scored:.0f} s\n"
         f"scores   {args.output / 'scores.json'}\nreport   {report}"
     )
+
+
+def save_conflicts(run: Path) -> None:
+    """conflicts.json of a run's folder, where the report finds Figure 2; once."""
+    file, newest = run / "conflicts.json", max(run.glob("*/lineage.json"), key=os.path.getmtime)
+    if file.is_file() and file.stat().st_mtime >= newest.stat().st_mtime:
+        return
+    with open_boundaries(run.absolute(), create_strategy) as (names, at, modules):
+        pairs = compare_boundaries(names, at, modules)
+    facts = {"after": figure_two(names, pairs), "pairs": [pair.to_json() for pair in pairs]}
+    write_json(file, facts)
 
 
 def choose_parallel() -> int:

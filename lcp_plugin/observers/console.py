@@ -64,6 +64,10 @@ class Console(Observer):
                 f"{self._facts(step)}, {self._pace:.2f} s/step, {left:.0f} s left"
             )
 
+    def on_validation(self, run: RunView, task: Task, step: int, loss: float) -> None:
+        """One line that stays."""
+        self._say(f"task {task.index} {task.name}: step {step}, validation loss {loss:.4f}")
+
     def on_task_end(self, run: RunView, task: Task, carry: Carry) -> None:
         """One line that stays: what the task cost."""
         self._close_bar()

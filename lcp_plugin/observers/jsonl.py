@@ -15,7 +15,7 @@ from lcp_plugin.tasks import Task
 
 
 class JsonLines(Observer):
-    """Writes logs/steps.jsonl: every step's loss, rate, seconds and memory, and the tasks' ends."""
+    """Writes logs/steps.jsonl: loss, rate, seconds and memory by step, validation, ends."""
 
     name = "jsonl"
 
@@ -43,6 +43,10 @@ class JsonLines(Observer):
             seconds=round(step.seconds, 4),
             peak_memory_mb=round(step.peak_memory_mb, 1),
         )
+
+    def on_validation(self, run: RunView, task: Task, step: int, loss: float) -> None:
+        """One line per measurement."""
+        self._write(event="validation", task=task.name, task_index=task.index, step=step, loss=loss)
 
     def on_task_end(self, run: RunView, task: Task, carry: Carry) -> None:
         """One line per task; the file is flushed."""
@@ -74,6 +78,15 @@ class JsonLines(Observer):
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
     """The step lines of a log; of a step that was repeated after a kill, the last one counts."""
+    return _read_events(path, "step")
+
+
+def read_validation(path: Path) -> list[dict[str, Any]]:
+    """The validation lines of a log, the last of each step."""
+    return _read_events(path, "validation")
+
+
+def _read_events(path: Path, event: str) -> list[dict[str, Any]]:
     steps: dict[tuple[int, int], dict[str, Any]] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -81,6 +94,6 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
                 fact = json.loads(line)
             except json.JSONDecodeError:
                 continue  # a line cut off by a kill
-            if fact.get("event") == "step":
+            if fact.get("event") == event:
                 steps[fact["task_index"], fact["step"]] = fact
     return [steps[key] for key in sorted(steps)]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Trackers(Observer):
-    """Logs loss/<task>, lr/<task> and samples to the accelerator's trackers."""
+    """Logs losses, validation losses, rates and samples to the accelerator's trackers."""
 
     name = "trackers"
 
@@ -36,6 +36,11 @@ class Trackers(Observer):
                 },
                 step=self._steps,
             )
+
+    def on_validation(self, run: RunView, task: Task, step: int, loss: float) -> None:
+        """On the same axis."""
+        if self._accelerator is not None:
+            self._accelerator.log({f"loss/validation/{task.name}": loss}, step=self._steps)
 
     def on_sample(
         self, run: RunView, task: Task | None, images: Mapping[str, Sequence[Image]]

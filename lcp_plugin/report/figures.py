@@ -137,7 +137,8 @@ def draw_opposition(
                       markersize=4, linestyle=DASHES[i % len(DASHES)], label=name)  # fmt: skip
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlabel("after task")
-        axes.set_ylabel("opposed share")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("opposed-parameter ratio")
         _legend(axes)
         return _to_svg(figure, "Opposed parameters against tasks learned", anchor)
 

@@ -21,6 +21,7 @@ TITLES = {
 EXTRA_TITLES = {
     "bleed": "Bleeding", "leakage": "Class-word leakage", "drift": "Drift of everything else",
     "diversity": "Diversity", "multi": "Two concepts at once", "losses": "Without images",
+    "recognition": "Recognised",
 }  # fmt: skip
 SHOWN = {
     "average_score": "S",
@@ -98,9 +99,10 @@ def draw_figure_one(
             groups.setdefault(run.strategy, []).append(found[metric].matrix)
             bases.append(found[metric].base[0])
     curves = {name: measures.tasks_since(group) for name, group in groups.items()}
+    has_band = any(len(group) > 1 for group in groups.values())
     caption = (
         f"Figure 1: {title} on the first task while further tasks are learned"
-        + ("; the band is one standard deviation over runs" if len(runs) > 1 else "")
+        + ("; the band is one standard deviation over runs" if has_band else "")
         + ". The dotted line is the base model, which never learned it."
     )
     svg = draw_tasks_since(curves, measures.spread(bases), title, f"since-{metric}")
@@ -140,6 +142,10 @@ def extra_values(name: str, facts: Facts) -> list[tuple[str, str]]:
     elif name == "diversity":
         means = {key: mean_of([v for v in facts[key].values() if v is not None]) for key in facts}
         numbers = [(key, means[key]) for key in ("final", "base")]
+    elif name == "recognition":
+        means = facts["mean"]
+        numbers = [(f"recognised, {key}", means[key]) for key in ("learned", "final", "base")]
+        numbers.append(("way covered", _number(means["covered"])))
     elif name == "losses":
         final = [row[-1] for row in facts["normalised"] if row[-1] is not None]
         drifted = [row[-1] for row in facts["self_drift"] if row[-1] is not None]

@@ -215,6 +215,8 @@ def scores_of(scores: Facts, run: RunFacts) -> dict[str, MetricScores]:
         return {}
     found: dict[str, MetricScores] = {}
     for name, facts in mine[0].get("metrics", {}).items():
+        if "matrix" not in facts:  # a ceiling has final scores only
+            continue
         matrix = np.array([_numbers(row) for row in facts["matrix"]], dtype=np.float64)
         base = _numbers(facts.get("base") or [None] * len(matrix))
         found[name] = MetricScores(matrix, tuple(base))

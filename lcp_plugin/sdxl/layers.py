@@ -1,13 +1,17 @@
-"""LoRA layers and deltas on a live model, by forward hooks: the base's own modules stay in place.
+"""LoRA layers and deltas on a live model: the base's own modules stay in place.
 
-y = W x + D_branch x + scale B A x. A forward hook on each adapted layer adds the last two terms;
-removing the hook gives back the base to the bit. A delta can be fused instead: W' = round(W_0 + D),
-added in fp32 and rounded once, always from untouched weights (W + D - D is not W). `carry_as`:
-`fuse` costs nothing per step but rounds D into the weights; `branch` never does. `auto` fuses on an
-fp32 base and branches on a half-precision one, where fusing destroys small updates (bf16 loses 20
-to 60% of ||D|| at the sizes of a finished task, nearly all of it in a young one). A stacked branch
-keeps fp32 factors; a dense branch (MagMax) is kept in the base's dtype, which rounds D by itself,
-not against W: 0.2% in bf16, for one more matrix of the layer's size.
+y = W x + D_branch x + scale B A x. A forward hook on each adapted layer adds the last two terms, on
+a plain linear layer a forward of its own; taking it away gives back the base to the bit. In
+training, W x and the factors' part are then one node of the graph (`AdaptedLinear`): a tenth of a
+small model's step.
+
+A delta can be fused instead: W' = round(W_0 + D), added in fp32 and rounded once, always from
+untouched weights (W + D - D is not W). `carry_as`: `fuse` costs nothing per step but rounds D into
+the weights; `branch` never does. `auto` fuses on an fp32 base and branches on a half-precision one,
+where fusing destroys small updates (bf16 loses 20 to 60% of ||D|| at the sizes of a finished task,
+nearly all of it in a young one). A stacked branch keeps fp32 factors; a dense branch (MagMax) is
+kept in the base's dtype, which rounds D by itself, not against W: 0.2% in bf16, for one more matrix
+of the layer's size.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.hooks import RemovableHandle
 
 from lcp_plugin.adapter import Adapter, Factors, Kernel
 from lcp_plugin.delta import Delta, Entry, Stacked
@@ -28,6 +34,7 @@ from lcp_plugin.errors import LineageError
 from lcp_plugin.hooks import Weights
 from lcp_plugin.keys import canonical
 
+BLOCK = 128 * 1280  # entries measured at once: 0.7 MB, which a core's own cache holds
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -121,6 +128,54 @@ def _widen(layer: nn.Module, hidden: Tensor, up: Tensor) -> Tensor:
     return F.linear(hidden, up)
 
 
+class AdaptedLinear(torch.autograd.Function):
+    """y = W x + b + scale B A x of a frozen linear layer, with gradients for x, A and B.
+
+    The same products as two layers and a sum, without their views, transposes and the sums of
+    y's and x's parts. Once differentiable.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (..., in)
+        weight: Tensor,  # (out, in)
+        bias: Tensor | None,
+        down: Tensor,  # (rank, in)
+        up: Tensor,  # (out, rank)
+        scale: float,
+    ) -> Tensor:  # (..., out)
+        """W x + b + scale B A x."""
+        rows = x.reshape(-1, x.shape[-1])
+        hidden = rows @ down.t()  # (n, rank)
+        if scale != 1.0:
+            hidden.mul_(scale)
+        output = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
+        output.addmm_(hidden, up.t())
+        ctx.save_for_backward(rows, hidden, weight, down, up)
+        ctx.scale, ctx.shape = scale, x.shape
+        return output.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, W, b, A, B and scale; W and b are frozen."""
+        rows, hidden, weight, down, up = ctx.saved_tensors
+        of_x, _, _, of_down, of_up, _ = ctx.needs_input_grad
+        outer = gradient.reshape(-1, gradient.shape[-1])
+        inner = outer @ up  # (n, rank)
+        if ctx.scale != 1.0:
+            inner.mul_(ctx.scale)
+        return (
+            (outer @ weight).addmm_(inner, down).view(ctx.shape) if of_x else None,
+            None,
+            None,
+            inner.t() @ rows if of_down else None,
+            outer.t() @ hidden if of_up else None,
+            None,
+        )
+
+
 class Site:
     """One adapted layer: its untouched weight, what is fused, what runs beside it."""
 
@@ -129,7 +184,11 @@ class Site:
         self.untouched: Tensor | None = None  # W_0 while something is fused
         self.branch: Branch | None = None
         self.pair: LoraPair | None = None
-        self._handle = layer.register_forward_hook(self._add)
+        self._handle: RemovableHandle | None = None
+        if type(layer) is nn.Linear and "forward" not in vars(layer):
+            vars(layer)["forward"] = self._forward
+        else:  # a convolution, a quantised layer, one that another library has wrapped
+            self._handle = layer.register_forward_hook(self._add)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -137,6 +196,27 @@ class Site:
         weight = self.layer.weight
         assert isinstance(weight, nn.Parameter)
         return weight
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """A linear layer's own forward and what is added; in one node where that can be."""
+        pair, layer = self.pair, self.layer
+        if pair is None or not self._joins(pair, x):
+            return self._add(layer, (x,), type(layer).forward(layer, x))
+        output: Tensor = AdaptedLinear.apply(  # type: ignore[no-untyped-call]
+            x, layer.weight, layer.bias, pair.down, pair.up, pair.scale
+        )
+        return output if self.branch is None else output + self._branch_output(x).to(output.dtype)
+
+    def _joins(self, pair: LoraPair, x: Tensor) -> bool:
+        """Whether weight, factors and input are of one type, with nothing dropped or cast."""
+        weight = self.layer.weight
+        return (
+            pair.training
+            and pair.module_dropout + pair.dropout + pair.rank_dropout == 0
+            and x.dtype is weight.dtype is pair.down.dtype
+            and not weight.requires_grad
+            and not torch.is_autocast_enabled(x.device.type)
+        )
 
     def _add(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self.branch is None and self.pair is None:
@@ -209,7 +289,10 @@ class Site:
         """Takes the hook away; the layer is as it was."""
         self.restore()
         self.pair = None
-        self._handle.remove()
+        if self._handle is None:
+            vars(self.layer).pop("forward", None)
+        else:
+            self._handle.remove()
 
 
 def _match(x: Tensor, weight: Tensor) -> Tensor:
@@ -243,11 +326,25 @@ def rounding_loss(weight: Tensor, entry: Entry, rounded: Tensor) -> tuple[float,
     W_0 + D is not a number of fp32 itself: Knuth's two-sum gives the part that the sum loses.
     """
     delta = entry.dense().to(weight.device)
+    rows = max(1, BLOCK // weight.shape[1])
+    lost = size = 0.0
+    for parts in zip(*(torch.split(m, rows) for m in (weight, delta, rounded)), strict=True):
+        block_lost, block_size = _block_loss(*parts)
+        lost, size = lost + block_lost, size + block_size
+    return lost, size
+
+
+def _block_loss(weight: Tensor, delta: Tensor, rounded: Tensor) -> tuple[float, float]:
     total = weight + delta
     arrived = total - weight
-    lost_in_sum = (weight - (total - arrived)) + (delta - arrived)
-    error = (rounded.float() - total) - lost_in_sum
-    return float(error.double().square().sum()), float(delta.double().square().sum())
+    error = rounded.float() - total
+    error -= (weight - (total - arrived)).add_(delta - arrived)  # lost in the sum
+    return _square_sum(error), _square_sum(delta)
+
+
+def _square_sum(values: Tensor) -> float:
+    flat = values.reshape(-1).double()
+    return float(torch.dot(flat, flat))
 
 
 class AdaptedUNet(nn.Module):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 
 from lcp_plugin.errors import BaseModelError
 from lcp_plugin.files import hash_file, read_header
+from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 TINY = "tiny-sdxl"
 REFINED_KEYS = ("conditioner.embedders.1.model.", "conditioner.embedders.0.transformer.")
 WEIGHT_FOLDERS = ("unet", "text_encoder", "text_encoder_2")
+# keys of a single file whose mere presence says how it was trained: v-prediction; v-prediction
+# whose last timestep is pure noise
+V_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class BaseId:
 
     name: str  # as the user gave it
     hash: str  # sha256 over the weights of UNet and text encoders, or of the checkpoint file
+    origin: str = ""  # what is loaded, where `name` says more than that
+    added: Sequence[Mapping[str, Any]] = ()  # base_weights: path, weight and hash of each
 
     @property
     def short(self) -> str:
@@ -183,7 +189,10 @@ def _read_pipeline(path: Path, dtype: torch.dtype, config: str | None) -> Stable
     if local:
         options["config"] = local
     pipeline = StableDiffusionXLPipeline.from_single_file(str(path), **options)
-    if {"v_pred", "ztsnr"} & set(read_header(path).tensors):
+    keys = read_header(path).tensors
+    if ZERO_SNR_KEY in keys:
+        pipeline.scheduler = create_sampler("euler", pipeline.scheduler, "v_prediction", True)
+    elif V_KEY in keys:
         pipeline.scheduler.register_to_config(prediction_type="v_prediction")
     return pipeline
 
@@ -242,6 +251,15 @@ def load_vae(name: str) -> Any:
 def native_resolution(pipeline: StableDiffusionXLPipeline) -> int:
     """Pixels per side that the base was made for: 1024 for SDXL."""
     return int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
+
+
+def without_zero_terminal(pipeline: StableDiffusionXLPipeline) -> None:
+    """Betas as they were before a zero-terminal-SNR base rescaled them, where one did."""
+    scheduler = pipeline.scheduler
+    if scheduler.config.get("rescale_betas_zero_snr"):
+        pipeline.scheduler = type(scheduler).from_config(
+            scheduler.config, rescale_betas_zero_snr=False
+        )
 
 
 def prediction_type(pipeline: StableDiffusionXLPipeline) -> str:

@@ -8,11 +8,12 @@ two rare words of one class.
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from lcp_plugin.tiny.grid import GUIDANCE, STEPS, sample_pictures
 from lcp_plugin.tiny.muon import MuonAdamW
+from lcp_plugin.tiny.precision import fast_autocast
 from lcp_plugin.tiny.pretrain_unet import encode_captions
 from lcp_plugin.tiny.pretrain_vae import reconstruct, to_tensor
 from lcp_plugin.tiny.render import Sprites, draw_scene
@@ -41,9 +43,10 @@ from lcp_plugin.tiny.world import (
 
 SUBJECTS = (*SHAPES, *EMOJI)
 HEADS = {"subject": SUBJECTS, "colour": tuple(COLOURS), "background": BACKGROUNDS}
+Confusion = Mapping[str, Mapping[tuple[str, str], int]]  # head -> (wanted, found) -> count
 UNKNOWN = -1  # label of a colour that a scene does not name
 BATCH = 64
-ROUNDS = ((16_000, 1_400), (14_000, 800))  # fresh renders and steps of each round
+ROUNDS = ((16_000, 1_400), (14_000, 800), (14_000, 800))  # fresh renders and steps of each round
 HELD_OUT = 1_000  # renders the classifier is examined on
 logger = logging.getLogger(__name__)
 
@@ -107,7 +110,7 @@ def train_classifier(
         batch = batch.flip(-1) if rng.random() < 0.5 else batch
         batch = batch.roll(tuple(int(k) for k in rng.integers(-2, 3, 2)), (2, 3))
         batch = batch + 0.03 * torch.from_numpy(rng.normal(size=batch.shape)).float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast():
             logits = split_heads(model(batch))
         losses = [criterion(logits[head], labels[head][chosen]) for head in HEADS]
         torch.stack(losses).nansum().backward()  # type: ignore[no-untyped-call]
@@ -129,7 +132,8 @@ def classify(model: Classifier, pictures: NDArray[np.uint8]) -> dict[str, Tensor
 def score_pictures(
     model: Classifier, pictures: NDArray[np.uint8], scenes: Sequence[Scene]
 ) -> dict[str, Any]:
-    """Share right of each head, and of shapes and emoji apart; the most frequent mistakes."""
+    """Share right of each head, and of shapes and emoji apart; how often what was read as what:
+    {"confusion": {head: {(wanted, found): count}}}."""
     found, wanted = classify(model, pictures), label_scenes(scenes)
     scores: dict[str, Any] = {}
     for head in HEADS:
@@ -138,16 +142,34 @@ def score_pictures(
     shape = torch.tensor([scene.is_shape for scene in scenes])
     right = found["subject"] == wanted["subject"]
     scores["shape"], scores["emoji"] = _share(right[shape]), _share(right[~shape])
-    mistakes = {
+    scores["confusion"] = {
         head: Counter(
-            f"{names[w]} read as {names[f]}"
+            (names[w], names[f])
             for f, w in zip(found[head].tolist(), wanted[head].tolist(), strict=True)
-            if UNKNOWN != w != f
+            if w != UNKNOWN
         )
         for head, names in HEADS.items()
     }
-    scores["mistakes"] = {head: dict(counter.most_common(12)) for head, counter in mistakes.items()}
     return scores
+
+
+def most_frequent_mistakes(confusion: Mapping[tuple[str, str], int], count: int = 12) -> list[str]:
+    """The commonest confusions of one head, "square read as circle (11)"."""
+    wrong = Counter({pair: n for pair, n in confusion.items() if pair[0] != pair[1]})
+    return [f"{w} read as {f} ({n})" for (w, f), n in wrong.most_common(count)]
+
+
+def write_confusion(parts: Mapping[str, Confusion], file: Path) -> None:
+    """All confusion matrices as one CSV: head, wanted, found, and a count for each of `parts` (what
+    was shown to the classifier); pairs that never occurred are left out."""
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow(["head", "wanted", "found", *parts])
+        for head, names in HEADS.items():
+            for pair in product(names, names):
+                counts = [part[head].get(pair, 0) for part in parts.values()]
+                if any(counts):
+                    writer.writerow([head, *pair, *counts])
 
 
 def plain_scene(rng: np.random.Generator, held_out: bool) -> Scene:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lcp_plugin.tiny.precision import fast_dtype
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 MOMENTUM = 0.95
 BETAS = (0.9, 0.99)
@@ -21,9 +23,9 @@ EPS = 1e-8
 
 
 def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
-    """(n, rows, columns) -> the same with singular values near 1, in bfloat16."""
+    """(n, rows, columns) -> the same with singular values near 1, in `fast_dtype`."""
     a, b, c = NEWTON_SCHULZ
-    x = update.bfloat16()
+    x = update.to(fast_dtype())
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

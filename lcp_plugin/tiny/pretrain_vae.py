@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lcp_plugin.tiny.muon import MuonAdamW
+from lcp_plugin.tiny.precision import fast_autocast
 from lcp_plugin.tiny.schedule import (
     Budget,
     learning_rate_share,
@@ -93,7 +94,7 @@ def vae_loss(vae: Any, pool: NDArray[np.uint8], seed: int, step: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     batch = to_tensor(pool[rng.integers(len(pool), size=BATCH)])
     batch = batch.flip(-1) if rng.random() < 0.5 else batch
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_autocast():
         latents = vae.encode(batch).latent_dist.mean  # (n, 4, side / 4, side / 4)
         width = latents.detach().float().std(dim=(0, 2, 3), keepdim=True)
         noise = torch.randn(latents.shape, generator=generator)

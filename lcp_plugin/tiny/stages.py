@@ -30,6 +30,7 @@ from lcp_plugin.tiny.architecture import (
     build_pipeline,
     save_pipeline,
 )
+from lcp_plugin.tiny.precision import fast_autocast
 from lcp_plugin.tiny.pretrain_unet import TRAINED, train_unet, zero_outputs
 from lcp_plugin.tiny.pretrain_vae import (
     measure_psnr,
@@ -90,13 +91,19 @@ def run_world(plan: Plan) -> None:
     )
 
 
-def run_unet(plan: Plan, budget: Budget) -> dict[str, Any]:
-    """Encode the world and train UNet and text encoders on it."""
+def run_unet(plan: Plan, budget: Budget, start: Path | None = None) -> dict[str, Any]:
+    """Encode the world and train UNet and text encoders on it, from nothing or from the weights of
+    the model folder `start` (the autoencoder too, if there is none yet)."""
     run_world(plan)
     pipeline = build_pipeline(plan.sizes, plan.seed)
+    if start is not None:
+        load_start(pipeline, start)
+        if not (plan.work / "vae_final.safetensors").exists():
+            save_weights(pipeline.vae, plan.work / "vae_final.safetensors")
     load_vae(pipeline, plan)
     latents = _encoded_once(pipeline.vae, plan)
-    zero_outputs(pipeline.unet)
+    if start is None:
+        zero_outputs(pipeline.unet)
     use_plain_attention(pipeline.unet)
     for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
         encoder.set_attn_implementation("eager")
@@ -108,6 +115,7 @@ def run_unet(plan: Plan, budget: Budget) -> dict[str, Any]:
         plan.work / "unet.safetensors",
         budget,
         plan.seed,
+        young=start is None,
     )
     write_facts(plan.work / "unet.json", facts)
     return facts
@@ -136,6 +144,22 @@ def export_model(plan: Plan, folder: Path) -> Any:
         shutil.copyfile(source, part_file)
         os.replace(part_file, target)
     return pipeline.to(torch.float32)
+
+
+def load_start(pipeline: Any, folder: Path) -> None:
+    """Put the weights of an exported model into `pipeline`; DataError if they do not fit."""
+    from diffusers import StableDiffusionXLPipeline
+
+    trained = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
+    for part in ("vae", *TRAINED):
+        weights = getattr(trained, part).state_dict()
+        try:
+            getattr(pipeline, part).load_state_dict(weights)
+        except RuntimeError as error:
+            raise DataError(
+                f"{folder}: its {part} has other sizes than the one to train; "
+                f"wanted a model that this tool exported ({str(error).splitlines()[0]})."
+            ) from error
 
 
 def load_vae(pipeline: Any, plan: Plan) -> None:
@@ -202,7 +226,7 @@ def _encoded_once(vae: Any, plan: Plan) -> Tensor:
         logger.info("encoding %d pictures", plan.world_pictures)
         pictures = np.load(plan.work / "world.npy", mmap_mode="r", allow_pickle=False)
         parts = []
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), fast_autocast():
             for start in range(0, len(pictures), 100):
                 mode = vae.encode(to_tensor(pictures[start : start + 100])).latent_dist.mode()
                 parts.append((mode.float() * SCALING_FACTOR).half())
