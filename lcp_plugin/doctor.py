@@ -30,6 +30,7 @@ from lcp_plugin.config.plan import (
     estimate_run,
 )
 from lcp_plugin.files import cache_folder
+from lcp_plugin.sdxl.stored import is_native
 
 PRESETS = ("8gb", "12gb", "24gb")  # smallest first
 SIDE = 1024  # pixels
@@ -67,7 +68,7 @@ def examine(output_dir: Path, rank: int) -> list[Check]:
     checks = [
         Check("python", platform.python_version(), True),
         Check("torch", torch.__version__, True),
-        Check("processor", f"{os.cpu_count()} cores, {_memory_gb():.1f} GB of memory", True),
+        Check("processor", _describe_processor(), True),
         _examine_cuda(),
         _try("xformers", "--xformers; SDPA is used without it", _use_xformers),
         _try("bitsandbytes", "AdamW8bit and other 8-bit optimizers", _use_bitsandbytes),
@@ -76,6 +77,15 @@ def examine(output_dir: Path, rank: int) -> list[Check]:
     checks.append(_examine_disk("output folder", output_dir, need, f"{TASKS} tasks at rank {rank}"))
     checks.append(_examine_disk("cache folder", cache_folder(), 1.0, "encoded images and texts"))
     return checks
+
+
+def _describe_processor() -> str:
+    """Cores, memory, instruction set, and whether half precision is slow on it."""
+    found = f"{os.cpu_count()} cores, {_memory_gb():.1f} GB of memory"
+    found += f", {torch.backends.cpu.get_cpu_capability()}"
+    if is_native(torch.bfloat16):
+        return f"{found} with bf16"
+    return f"{found} without bf16: on the CPU use mixed_precision no (--base_dtype bf16 saves room)"
 
 
 def _memory_gb() -> float:

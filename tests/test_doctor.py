@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lcp_plugin import doctor
 from lcp_plugin.config.plan import TEXT_PARAMETERS, UNET_PARAMETERS, estimate_run
@@ -72,7 +73,18 @@ def test_the_command_prints_machine_and_presets(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "doctor.py"), "--output_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for word in ("torch", "CUDA", "xformers", "bitsandbytes", "output folder", "8gb", "together"):
+    capability = torch.backends.cpu.get_cpu_capability()
+    for word in (
+        "torch",
+        "CUDA",
+        capability,
+        "bf16",
+        "xformers",
+        "bitsandbytes",
+        "output folder",
+        "8gb",
+        "together",
+    ):
         assert word in done.stdout
     wrong = subprocess.run([*command, "--network_dim", "0"], capture_output=True, text=True)
     assert (wrong.returncode, wrong.stderr) == (2, "error: --network_dim 0: at least 1.\n")

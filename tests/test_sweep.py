@@ -321,13 +321,17 @@ def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypat
         import compare
     finally:
         sys.path.remove(str(ROOT / "tools"))
-    config = write_config("ignored", (0, 1), samples_per_task=1, sample_steps=1)
+    moved = str(tmp_path / "moved")  # the images lie where the training option --data_root says
+    config = write_config("ignored", (0, 1), samples_per_task=1, sample_steps=1, data_root=moved)
     output = tmp_path / "comparison"
     argv = ["--config", str(config), "--strategies", "naive", "merge_init", "--ceilings",
             "independent", "--seeds", "3", "--output", str(output), "--images", "2", "--steps",
             "1", "--prompts", "1", "--extras", "bleed", "leakage", "drift", "diversity", "multi",
-            "losses", "--max_train_steps", "2", "--parallel", "1"]  # fmt: skip
-    assert compare.main(argv) == 0
+            "losses", "recognition", "--max_train_steps", "2", "--parallel", "1"]  # fmt: skip
+    assert compare.main(argv) != 0
+    assert "set data_root" in capsys.readouterr().err
+    assert not trained  # told before anything is trained
+    assert compare.main([*argv, "--data_root", str(tmp_path / "data")]) == 0
     printed = capsys.readouterr().out
     for words in ("| naive |", "| merge_init |", "| independent (ceiling) |", "report"):
         assert words in printed
@@ -343,6 +347,10 @@ def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypat
     assert losses["losses"][1][0] is None
     assert set(found["leakage"]["per_task"]) == {"disc0", "disc1"}
     assert len(found["multi"]["pairs"]) == 1
+    shares = found["recognition"]["recognised"]
+    assert all(0 <= share <= 1 for shown in shares.values() for share in shown)
+    alone = scores["extras"]["runs"]["independent_seed3"]
+    assert set(alone) == {"recognition"}  # nothing else has a meaning without a sequence
     page = (output / "report.html").read_text("utf-8")
     assert "Figure 1:" in page
     assert "Figure 2:" in page

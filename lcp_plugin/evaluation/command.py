@@ -192,12 +192,13 @@ def move_base(chain: Chain, args: argparse.Namespace) -> Chain:
     return replace(chain, base=base)
 
 
-def read_tasks(config: Path, references: Path | None) -> list[EvalTask]:
-    """The [[tasks]] of a run's config, with their images or those in `references`."""
+def read_tasks(config: Path, references: Path | None, flags: Sequence[str] = ()) -> list[EvalTask]:
+    """The [[tasks]] of a run's config, with their images or those in `references`; `flags` are
+    further options of the training command, such as --data_root."""
     from lcp_plugin.config.load import load_config
 
     tasks = []
-    for index, task in enumerate(load_config(["--config", str(config)]).tasks, 1):
+    for index, task in enumerate(load_config(["--config", str(config), *flags]).tasks, 1):
         folders = [Path(s.image_dir) for d in task.datasets for s in d.subsets if not s.is_reg]
         folders = [references / task.name] if references is not None else folders
         images = [image for folder in folders for image in find_images(folder)]

@@ -78,11 +78,11 @@ def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
     )
     if args.plan:
         return "\n".join(" ".join(run.arguments) for run in plan.runs)
+    tasks = {task.name: task for task in read_tasks(args.config, args.references, extra)}
     began = time.monotonic()
     executor = create_executor(args.executor, args.output.resolve() / "jobs", args.job)
     execute_plan(plan, executor, args.parallel or choose_parallel())
     trained = time.monotonic() - began
-    tasks = {task.name: task for task in read_tasks(args.config, args.references)}
     chains = [
         fill_references(read_chain(run.store.root, args.references), tasks) for run in plan.runs
     ]

@@ -12,7 +12,8 @@ until its backward pass, unless gradient checkpointing casts it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,25 +35,23 @@ def is_native(dtype: torch.dtype) -> bool:
 
 
 class StoredLinear(nn.Linear):
-    """A linear layer whose weight is stored in `stored_dtype`."""
+    """A linear layer whose weight is stored in a smaller type."""
 
     stored: Tensor
-    stored_dtype: torch.dtype
 
     def forward(self, input: Tensor) -> Tensor:
         """As nn.Linear, with the weight cast up."""
         return F.linear(input, self.stored.to(self.weight.dtype), self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return _stay_small(self)
+        with _kept_small(self):
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 class StoredConv2d(nn.Conv2d):
-    """A convolution whose weight is stored in `stored_dtype`."""
+    """A convolution whose weight is stored in a smaller type."""
 
     stored: Tensor
-    stored_dtype: torch.dtype
 
     def forward(self, input: Tensor) -> Tensor:
         """As nn.Conv2d, with the weight cast up."""
@@ -61,8 +60,8 @@ class StoredConv2d(nn.Conv2d):
         return output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return _stay_small(self)
+        with _kept_small(self):
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 def store_weights(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
@@ -75,7 +74,6 @@ def store_weights(layers: Iterable[nn.Module], dtype: torch.dtype) -> int:
         weight = layer.weight
         assert isinstance(weight, nn.Parameter)
         layer.register_buffer("stored", _round(weight.data, dtype), persistent=False)
-        setattr(layer, "stored_dtype", dtype)  # noqa: B010
         weight.data = _placeholder(weight.data)
         layer.__class__ = kinds[type(layer)]
         total += weight.numel() * dtype.itemsize
@@ -104,9 +102,14 @@ def _placeholder(like: Tensor) -> Tensor:
     return torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape)
 
 
-def _stay_small(layer: StoredLinear | StoredConv2d) -> nn.Module:
-    """After a move to another device, or a cast."""
-    if layer.stored.dtype is not layer.stored_dtype:
-        layer.stored = _round(layer.stored, layer.stored_dtype)
-    layer.weight.data = _placeholder(layer.weight.data)
-    return layer
+@contextmanager
+def _kept_small(layer: StoredLinear | StoredConv2d) -> Iterator[None]:
+    """Around a move or a cast: the stored weight only changes its device, and is never copied to
+    another type on the way; the placeholder follows."""
+    kept = layer.stored
+    layer.stored = kept.new_empty(0)
+    try:
+        yield
+    finally:
+        layer.stored = kept.to(layer.stored.device)
+        layer.weight.data = _placeholder(layer.weight.data)
