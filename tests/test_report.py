@@ -16,7 +16,7 @@ from lcp_plugin.errors import DataError
 from lcp_plugin.evaluation.scores import Spread
 from lcp_plugin.report import write_report
 from lcp_plugin.report.figures import draw_losses, draw_opposition, draw_tasks_since
-from lcp_plugin.report.page import build_page
+from lcp_plugin.report.page import build_page, render_page
 from lcp_plugin.report.pictures import embed_picture
 from lcp_plugin.report.read import find_scores, read_run, read_scores, scores_of
 
@@ -258,13 +258,20 @@ def test_differences_between_strategies_are_printed_with_their_interval(tmp_path
     scores = json.loads(file.read_text())
     scores["differences"] = [
         {"a": "magmax", "b": "naive", "metric": "effnet", "measure": "forgetting",
-         "difference": -0.05, "low": -0.08, "high": -0.01, "pairs": 8}
+         "difference": -0.05, "low": -0.08, "high": -0.01, "pairs": 8},
+        {"a": "magmax", "b": "naive", "metric": "effnet", "measure": "average_score",
+         "difference": 0.01, "low": -0.02, "high": 0.04, "pairs": 8},
     ]  # fmt: skip
     page = build_page([read_run(run)], [scores])
     assert page.differences == [
         {"measure": "EffNet F", "pair": "magmax − naive", "difference": "−.050",
-         "interval": "−.080 to −.010", "pairs": 8, "clear": True}
+         "interval": "−.080 to −.010", "pairs": 8, "certain": True},
+        {"measure": "EffNet S", "pair": "magmax − naive", "difference": "+.010",
+         "interval": "−.020 to +.040", "pairs": 8, "certain": False},
     ]  # fmt: skip
+    html = render_page(page)
+    assert '<span class="best">−.050</span>' in html
+    assert "<td>+.010</td>" in html  # not bold: 0 lies within its interval
 
 
 def test_charts_take_the_pages_colours_and_keep_text_as_text():

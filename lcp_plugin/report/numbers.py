@@ -82,7 +82,7 @@ def describe_differences(scores: Sequence[Facts]) -> list[dict[str, Any]]:
             "difference": _signed(d["difference"]),
             "interval": f"{_signed(d['low'])} to {_signed(d['high'])}",
             "pairs": d["pairs"],
-            "clear": d["low"] > 0 or d["high"] < 0,
+            "certain": d["low"] > 0 or d["high"] < 0,
         }
         for d in found
     ]
