@@ -113,7 +113,7 @@ class Run(Plan):
         for task in self.tasks[learned:]:
             carry = self.learn_task(task, carry)
             if self.is_main:
-                self.finish_boundaries()
+                self.finish_boundaries(carry)
             self.wait()
         return carry
 
@@ -286,15 +286,21 @@ class Run(Plan):
 
     # ---------------------------------------------------------------------------- boundaries
 
-    def finish_boundaries(self) -> None:
-        """What follows a saved task: deliverable, samples, run.json, on_task_end; each once."""
+    def finish_boundaries(self, newest: Carry | None = None) -> None:
+        """What follows a saved task: deliverable, samples, run.json, on_task_end; each once.
+
+        `newest`: the carry behind the last task, if it need not be read from disk again. A dense
+        carry takes gigabytes: the model leaves the older one before anything else is formed.
+        """
         ended = set(self.facts["ended"])
         pending = [f for f in self.store.folders() if f.index not in ended]
         for folder in pending:
-            carry = self.store.carry_after(folder.index, create_strategy)
-            if folder is pending[-1]:
-                self.deliver(carry)
+            last = folder is pending[-1]
+            kept = newest if last else None
+            carry = kept or self.store.carry_after(folder.index, create_strategy)
             self.show(carry)
+            if last:
+                self.deliver(carry)
             images = self.sample(folder.path.name, folder.records)
             task = next(t for t in self.tasks if t.index == folder.index)
             self.tell("on_sample", task, images)
