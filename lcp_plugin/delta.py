@@ -11,8 +11,9 @@ strategies need.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 import torch
@@ -251,7 +252,7 @@ class Delta(Mapping[str, Entry]):
         lost = sum(norms[name] * errors.get(name, 0.0) ** 2 for name in norms)
         return math.sqrt(lost / total) if total > 0 else 0.0
 
-    def factors(self, name: str) -> Factors:
+    def factors(self, name: str, identity: Callable[[int], Tensor] = torch.eye) -> Factors:
         """A module as an exact LoRA of its true rank: alpha = rank; identity x D for a dense
         one.
         """
@@ -260,12 +261,15 @@ class Delta(Mapping[str, Entry]):
             return Factors(entry.down, entry.up, float(entry.rank), entry.kernel)
         out, inputs = entry.shape
         if inputs <= out:
-            return Factors(torch.eye(inputs), entry.weight, float(inputs), entry.kernel)
-        return Factors(entry.weight, torch.eye(out), float(out), entry.kernel)
+            return Factors(identity(inputs), entry.weight, float(inputs), entry.kernel)
+        return Factors(entry.weight, identity(out), float(out), entry.kernel)
 
     def as_adapter(self) -> Adapter:
-        """Every module as an exact LoRA (`factors`): what a deliverable holds."""
-        return Adapter({name: self.factors(name) for name in self})
+        """Every module as an exact LoRA (`factors`): what a deliverable holds. Dense modules of one
+        size share their identity: at SDXL's sizes they would be 3 GB.
+        """
+        identity = lru_cache(maxsize=None)(torch.eye)
+        return Adapter({name: self.factors(name, identity) for name in self})
 
 
 def delta_to_tensors(delta: Delta, prefix: str) -> dict[str, Tensor]:

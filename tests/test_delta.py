@@ -368,3 +368,14 @@ def test_tensors_of_a_delta_hold_nothing_that_needs_pickle() -> None:
     for tensors in (delta_to_tensors(delta_of(1), ""), adapter_to_tensors(random_adapter(1), "")):
         assert all(type(t) is torch.Tensor for t in tensors.values())
         json.dumps(sorted(tensors))
+
+
+def test_dense_modules_of_one_size_share_their_identity_in_an_exact_lora():
+    generator = torch.Generator().manual_seed(3)
+    weights = {name: torch.randn(6, 4, generator=generator) for name in ("a", "b")}
+    weights["c"] = torch.randn(3, 4, generator=generator)
+    adapter = Delta({name: Dense(w) for name, w in weights.items()}).as_adapter()
+    assert adapter["a"].down.data_ptr() == adapter["b"].down.data_ptr()
+    assert adapter["a"].up.data_ptr() == weights["a"].data_ptr()
+    for name, weight in weights.items():
+        assert torch.equal(adapter[name].update(), weight)
