@@ -8,18 +8,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import LcpError
+from lcp_plugin.hardware import SAVED_AS
 from lcp_plugin.report import write_report
 
-DTYPES = {
-    "float": torch.float32,
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +36,7 @@ def export_run(folder: Path, options: Options) -> list[str]:
     learned = read_learned(folder, create_strategy)
     base = find_base(options.pretrained_model_name_or_path)
     deliverable = folder.with_name(f"{folder.name}.safetensors")
-    dtype = DTYPES[options.save_precision or "float"]
+    dtype = SAVED_AS[options.save_precision or "float"]
     made = export_all(learned, options.export, deliverable, base, dtype)
     return [f"exported     {one.path}" for one in made]
 

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+SAVED_AS = {"float": torch.float32, "fp32": torch.float32, **HALVES}  # save_precision
 
 
 def compute_dtype(options: Options) -> torch.dtype:

@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.config.convert import parse_bytes
 from lcp_plugin.config.load import RunConfig
@@ -28,7 +26,7 @@ from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import LcpError, LineageError
 from lcp_plugin.files import cache_folder, require_free_space
 from lcp_plugin.formats import portable_adapter, write_lora
-from lcp_plugin.hardware import weight_dtype
+from lcp_plugin.hardware import SAVED_AS, weight_dtype
 from lcp_plugin.heading import describe_data, make_header
 from lcp_plugin.hooks import Carry, Observer, TaskStart
 from lcp_plugin.interim import Interim
@@ -68,13 +66,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
-
-DTYPES = {
-    "float": torch.float32,
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 
 
 @dataclass
@@ -237,7 +228,7 @@ class Run(Plan):
         kind = self.trainer.prediction_type
         adapter = portable_adapter(deliverable_adapter(carry))
         header = make_header(carry, adapter, folders, path.stem, self.options, kind)
-        write_lora(path, adapter, header, DTYPES[self.options.save_precision or "float"])
+        write_lora(path, adapter, header, SAVED_AS[self.options.save_precision or "float"])
 
     def train(
         self,
