@@ -21,9 +21,10 @@ from lcp_plugin.evaluation.aggregate import (
     matrices_csv,
     tell_differences,
 )
+from lcp_plugin.evaluation.command import add_scoring_options
 from lcp_plugin.evaluation.encoders import METRICS
 from lcp_plugin.evaluation.sweep import PlannedRun, adopt_tasks, execute_plan, plan_runs
-from lcp_plugin.evaluation.sweep_command import add_sweep_options
+from lcp_plugin.evaluation.sweep_command import add_sweep_options, sample_as_configured
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.store import RunStore
 
@@ -39,6 +40,25 @@ def every_tensor(store):
         for p in paths
         for key, tensor in files.read_tensors(p).items()
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([], (7, 2.5)),
+        (["--steps", "3"], (3, 2.5)),
+        (["--guidance", "0"], (7, 0)),
+        (["--protocol", "p.toml"], (None, None)),  # which then decides
+    ],
+)
+def test_a_comparison_samples_as_the_config_does(write_config, given, wanted):
+    config = write_config("c", (0,), sample_steps=7, guidance_scale=2.5)
+    parser = argparse.ArgumentParser()
+    add_scoring_options(parser)
+    add_sweep_options(parser, {"config": config})
+    args = parser.parse_args(given)
+    sample_as_configured(args, [])
+    assert (args.steps, args.guidance) == wanted
 
 
 # ------------------------------------------------------------------------------ the plan

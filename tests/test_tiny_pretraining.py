@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lcp_plugin.errors import DataError
+from lcp_plugin.tiny import muon
 from lcp_plugin.tiny.architecture import (
     SCALING_FACTOR,
     TINY,
@@ -138,6 +139,17 @@ def test_muon_brings_all_singular_values_near_one(shape):
     values = torch.linalg.svdvals(orthogonalise(update).float())
     assert values.min() > 0.5
     assert values.max() < 1.4
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 72), (2, 72, 8)])
+def test_wide_matrices_go_through_their_gram_matrix_to_the_same_update(monkeypatch, shape):
+    update = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    update[0] *= torch.logspace(0, -3, shape[-1])  # badly conditioned
+    monkeypatch.setattr(muon, "fast_dtype", lambda: torch.float32)
+    by_gram = muon.orthogonalise(update)
+    monkeypatch.setattr(muon, "WIDE", 1_000)
+    assert not torch.equal(by_gram, muon.orthogonalise(update))  # another way was taken
+    torch.testing.assert_close(by_gram, muon.orthogonalise(update), atol=1e-4, rtol=0)
 
 
 def test_learning_rate_rises_stays_and_falls_to_zero():

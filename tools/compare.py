@@ -4,8 +4,9 @@
     python tools/compare.py --config my.toml --seeds 0 1 2 --output comparison
 
 The base row and the ceilings `independent` and `joint` are in the table; every run, its scores and
-one report.html are in --output. Stopped and started again, it goes on. Options that this tool does
-not know go to the training command: --max_train_steps 200.
+one report.html are in --output; images are made with the config's sample_steps and guidance_scale
+unless --steps and --guidance say otherwise. Stopped and started again, it goes on. Options that
+this tool does not know go to the training command: --max_train_steps 200.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ DEFAULTS = {
     "output": Path("comparison"),
     "prompts": 2,
     "images": 4,
-    "steps": 20,
+    "samples_of_config": True,
 }
 
 

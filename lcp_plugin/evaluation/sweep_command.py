@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lcp_plugin.config.load import load_config
 from lcp_plugin.conflicts import compare_boundaries, figure_two, open_boundaries
 from lcp_plugin.evaluation.chains import CEILINGS, read_chain
 from lcp_plugin.evaluation.command import evaluate_chains, fill_references, read_tasks
@@ -48,7 +49,7 @@ def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
         "--no_conflicts", action="store_true", help="leave out Figure 2 (tools/conflicts.py)"
     )
     group.add_argument("--plan", action="store_true", help="print the runs and stop")
-    parser.set_defaults(**defaults)
+    parser.set_defaults(**{"samples_of_config": False, **defaults})
 
 
 def _count(text: str) -> int:
@@ -79,6 +80,8 @@ def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
     if args.plan:
         return "\n".join(" ".join(run.arguments) for run in plan.runs)
     tasks = {task.name: task for task in read_tasks(args.config, args.references, extra)}
+    if args.samples_of_config:
+        sample_as_configured(args, extra)
     began = time.monotonic()
     executor = create_executor(args.executor, args.output.resolve() / "jobs", args.job)
     execute_plan(plan, executor, args.parallel or choose_parallel())
@@ -100,6 +103,16 @@ def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
         f"{text}\ntraining {trained:.0f} s, scoring {scored:.0f} s\n"
         f"scores   {args.output / 'scores.json'}\nreport   {report}"
     )
+
+
+def sample_as_configured(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Steps and guidance that are given neither as options nor by a protocol become the config's
+    `sample_steps` and `guidance_scale`, as in a run's own closing scores."""
+    if args.protocol is not None:
+        return
+    options = load_config(["--config", str(args.config), *flags]).options
+    args.steps = options.sample_steps if args.steps is None else args.steps
+    args.guidance = options.guidance_scale if args.guidance is None else args.guidance
 
 
 def save_conflicts(run: Path) -> None:

@@ -124,8 +124,9 @@ def train_classifier(
 
 @torch.no_grad()
 def classify(model: Classifier, pictures: NDArray[np.uint8]) -> dict[str, Tensor]:
-    """Most probable class of each head, (n,)."""
-    logits = torch.cat([model(part) for part in torch.split(to_tensor(pictures), 256)])
+    """Most probable class of each head, (n,), of a picture and its mirror image together."""
+    parts = torch.split(to_tensor(pictures), 256)
+    logits = torch.cat([model(part) + model(part.flip(-1)) for part in parts])
     return {head: scores.argmax(1) for head, scores in split_heads(logits).items()}
 
 
