@@ -6,14 +6,14 @@
     for p in emoji-datasource-google emoji-datasource-twitter; do
         mkdir sprites/$p && tar -xzf $p-*.tgz -C sprites/$p
     done
-    python tools/pretrain_tiny_base.py --sprites sprites --work pretrain \
-        --vae_minutes 15 --unet_minutes 84
+    python tools/pretrain_tiny_base.py --sprites sprites --work pretrain
 
 Never the Apple or Facebook sets: they are not free. Stages, each resumable with the same command:
 `vae` (autoencoder), `world` (draw the scenes), `unet` (UNet and both text encoders), `export`
-(write the averaged weights to --model). With --vae_steps / --unet_steps the schedule counts steps,
-and the same seed, libraries and thread count give the same weights bit for bit; with minutes it
-follows the clock and does as many steps as fit.
+(write the averaged weights to --model). The schedule counts steps (as many as the shipped base had:
+one core needs an estimated 2 hours with bfloat16 instructions, 4 without), and
+the same seed, libraries and thread count give the same weights bit for bit; with --vae_minutes /
+--unet_minutes it follows the clock and does as many steps as fit.
 
     --gate                  the quality figures as JSON (classifier on samples, PSNR, rare words);
                             the classifier's confusion matrices into confusion.csv of the model
@@ -36,6 +36,7 @@ from lcp_plugin.errors import LcpError  # noqa: E402
 from lcp_plugin.tiny import model_dir  # noqa: E402
 
 STAGES = ("vae", "world", "unet", "export", "all", "none")
+STEPS = {"vae": 3_500, "unet": 6_600}  # the shipped base had 3,539 and 3,935 + 2,698
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,13 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--start_from", type=Path, metavar="DIR", help="go on from an exported model's weights")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1, help="torch threads")
-    for part, minutes in (("vae", 15.0), ("unet", 84.0)):
+    for part, steps in STEPS.items():
         limit = parser.add_mutually_exclusive_group()
-        limit.add_argument(f"--{part}_steps", type=int, help="train so many steps")
-        limit.add_argument(
-            f"--{part}_minutes", type=float, help=f"train so long (default {minutes:.0f})"
-        )
-        parser.set_defaults(**{f"{part}_default": minutes})
+        limit.add_argument(f"--{part}_steps", type=int, default=steps, help=f"({steps})")
+        limit.add_argument(f"--{part}_minutes", type=float, help="train so long instead")
     extra = parser.add_argument_group("after training")
     extra.add_argument("--gate", action="store_true", help="print the quality figures as JSON")
     extra.add_argument("--samples", type=int, default=500, help="samples that --gate takes")
@@ -74,9 +72,8 @@ def train(args: argparse.Namespace, stage: str) -> None:
     plan = stages.Plan(work=args.work, sprites=args.sprites, seed=args.seed)
 
     def budget(part: str) -> Budget:
-        steps = getattr(args, f"{part}_steps")
-        minutes = getattr(args, f"{part}_minutes") or getattr(args, f"{part}_default")
-        return Budget(steps=steps) if steps else Budget(minutes=minutes)
+        minutes = getattr(args, f"{part}_minutes")
+        return Budget(minutes=minutes) if minutes else Budget(steps=getattr(args, f"{part}_steps"))
 
     if stage in ("vae", "all"):
         stages.run_vae(plan, budget("vae"))
