@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lcp_plugin.evaluation.sweep_command import add_sweep_options, run_sweep
 
     parser = argparse.ArgumentParser(
-        prog="compare.py", description="Four strategies on the same tasks, as the paper's table."
+        prog="compare.py",
+        description="Four strategies on the same tasks, as the paper's table.",
+        epilog="Unless given: 2 prompts, 4 images, the config's sample_steps and guidance_scale.",
     )
     add_scoring_options(parser)
     add_sweep_options(parser, DEFAULTS)

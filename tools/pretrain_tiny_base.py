@@ -10,9 +10,9 @@
 
 Never the Apple or Facebook sets: they are not free. Stages, each resumable with the same command:
 `vae` (autoencoder), `world` (draw the scenes), `unet` (UNet and both text encoders), `export`
-(write the averaged weights to --model). The schedule counts steps (as many as the shipped base had:
-one core needs an estimated 2 hours with bfloat16 instructions, 4 without), and
-the same seed, libraries and thread count give the same weights bit for bit; with --vae_minutes /
+(write the averaged weights to --model). The schedule counts about as many steps as the shipped
+base had (one core needs an estimated 2 hours with bfloat16 instructions, 4 without), and the same
+seed, libraries and thread count give the same weights bit for bit; with --vae_minutes /
 --unet_minutes it follows the clock and does as many steps as fit.
 
     --gate                  the quality figures as JSON (classifier on samples, PSNR, rare words);
