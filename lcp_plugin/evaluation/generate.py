@@ -188,11 +188,11 @@ class Studio:
         its place in a batch, so that an evaluation that was stopped inside one draws that batch
         again, saves what is missing, and ends with the images of an unbroken one.
         """
+        for folder in {picture.path.parent for picture in pictures}:
+            remove_temporary_files(folder)  # of whole cells too: a kill may fall after the last
         missing = set(self.missing(stage, pictures))
         if not missing:
             return 0
-        for folder in {picture.path.parent for picture in missing}:
-            remove_temporary_files(folder)
         pipeline, bank = self.stand_on(stage)
         batches = [
             pictures[start : start + self.batch_size]
