@@ -198,7 +198,7 @@ def test_runs_at_a_time_are_a_number_from_one(capsys):
     for text in ("0", "-1", "two"):
         with pytest.raises(SystemExit):
             parser.parse_args(["--jobs", text])
-    assert "wanted 1 or more" in capsys.readouterr().err
+    assert "wanted a whole number, 1 or more" in capsys.readouterr().err
 
 
 def test_only_as_many_runs_as_asked_for_run_at_once_on_their_share_of_the_cores(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,13 @@ class CarryWalk:
                 )
         return self._carry.total
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which begins a walk of its own."""
+        return {"folders": self.folders, "store": self.store}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
     def _restart(self) -> None:
         facts = self.folders[0].lineage["strategy"]
         strategy = create_strategy(facts["name"], facts["args"])
@@ -196,7 +204,7 @@ def _new_records(store: RunStore, first: TaskFolder) -> Sequence[TaskRecord]:
 
 
 def _loader(walk: CarryWalk, position: int) -> Callable[[], Delta]:
-    return lambda: walk.total_after(position)
+    return partial(walk.total_after, position)  # and no lambda: chains go to other processes
 
 
 def _earlier_chain(store: RunStore, references: Path | None) -> Chain | None:
@@ -284,7 +292,11 @@ def _warn_of_another_base(file: Path, base: BaseSource) -> None:
 
 
 def _reader(file: Path) -> Callable[[], Delta]:
-    return lambda: read_lora(file).total
+    return partial(_read_total, file)
+
+
+def _read_total(file: Path) -> Delta:
+    return read_lora(file).total
 
 
 def base_stage(base_hash: str) -> Stage:

@@ -97,8 +97,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--base_weights_multiplier", nargs="+", type=float, default=[], help="of each (1)"
     )
     parser.add_argument("--output", type=Path, help="folder of the scores (RUN/evaluation)")
+    parser.add_argument(
+        "--parallel", type=count, default=1, metavar="N", help="processes that make images (1)"
+    )
     add_scoring_options(parser)
     return parser
+
+
+def count(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; wanted a whole number, 1 or more")
+    return int(text)
 
 
 def run_command(argv: Sequence[str]) -> str:
@@ -108,7 +118,7 @@ def run_command(argv: Sequence[str]) -> str:
         return score_two_folders(args)
     chains = collect_chains(args)
     folder = args.output or (args.runs[0] / "evaluation" if args.runs else Path("evaluation"))
-    text = evaluate_chains(chains, args, folder)
+    text = evaluate_chains(chains, args, folder, args.parallel)
     return f"{text}\nscores  {folder / 'scores.json'}"
 
 
@@ -208,24 +218,34 @@ def read_tasks(config: Path, references: Path | None, flags: Sequence[str] = ())
     return tasks
 
 
-def evaluate_chains(chains: Sequence[Chain], args: argparse.Namespace, folder: Path) -> str:
+def evaluate_chains(
+    chains: Sequence[Chain], args: argparse.Namespace, folder: Path, parallel: int = 1
+) -> str:
     """Scores chains as the options say, writes everything into `folder`; what is to be printed.
+
+    `parallel` processes make the images.
 
     Raises:
         DiskError: another evaluation writes there.
     """
     busy = f"another evaluation writes into {folder}; wait for it, or choose another --output."
     with locked(folder, folder.name, busy):
-        return _evaluate_alone(chains, args, folder)
+        return _evaluate_alone(chains, args, folder, parallel)
 
 
-def _evaluate_alone(chains: Sequence[Chain], args: argparse.Namespace, folder: Path) -> str:
+def _evaluate_alone(
+    chains: Sequence[Chain], args: argparse.Namespace, folder: Path, parallel: int
+) -> str:
     evaluation = create_evaluation(args, folder)
     chains = [
         replace(chain, tasks=tuple(evaluation.protocol.apply(t) for t in chain.tasks))
         for chain in chains
     ]
     evaluation.load_encoders()
+    if parallel > 1:
+        from lcp_plugin.evaluation.ahead import draw_ahead
+
+        draw_ahead(evaluation, chains, parallel)
     entries = [evaluation.score_chain(chain) for chain in chains]
     extras: dict[str, Any] = {}
     if args.extras:

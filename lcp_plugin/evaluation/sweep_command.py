@@ -12,7 +12,7 @@ from typing import Any
 from lcp_plugin.config.load import load_config
 from lcp_plugin.conflicts import compare_boundaries, figure_two, open_boundaries
 from lcp_plugin.evaluation.chains import CEILINGS, read_chain
-from lcp_plugin.evaluation.command import evaluate_chains, fill_references, read_tasks
+from lcp_plugin.evaluation.command import count, evaluate_chains, fill_references, read_tasks
 from lcp_plugin.evaluation.sweep import create_executor, execute_plan, plan_runs
 from lcp_plugin.files import write_json
 from lcp_plugin.registry import create_strategy
@@ -40,22 +40,16 @@ def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
     group.add_argument(
         "--parallel",
         "--jobs",
-        type=_count,
+        type=count,
         metavar="N",
-        help="runs at a time here, each on its share of the cores (the CPU's cores, at most 4; 1 "
-        "with cuda)",
+        help="runs at a time here, and processes that make images, each on its share of the cores "
+        "(the CPU's cores, at most 4; 1 with cuda)",
     )
     group.add_argument(
         "--no_conflicts", action="store_true", help="leave out Figure 2 (tools/conflicts.py)"
     )
     group.add_argument("--plan", action="store_true", help="print the runs and stop")
     parser.set_defaults(**{"samples_of_config": False, **defaults})
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of runs; wanted 1 or more")
-    return int(text)
 
 
 def _order(text: str) -> int | None:
@@ -84,12 +78,13 @@ def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
         sample_as_configured(args, extra)
     began = time.monotonic()
     executor = create_executor(args.executor, args.output.resolve() / "jobs", args.job)
-    execute_plan(plan, executor, args.parallel or choose_parallel())
+    parallel = args.parallel or choose_parallel()
+    execute_plan(plan, executor, parallel)
     trained = time.monotonic() - began
     chains = [
         fill_references(read_chain(run.store.root, args.references), tasks) for run in plan.runs
     ]
-    text = evaluate_chains(chains, args, args.output)
+    text = evaluate_chains(chains, args, args.output, parallel)
     for chain in chains:
         if not chain.is_ceiling and not args.no_conflicts:
             save_conflicts(Path(chain.path))

@@ -1,4 +1,4 @@
-"""Quickstart data: six objects and four styles that the base has never seen, drawn from nothing.
+"""Quickstart data: nine objects and four styles that the base has never seen, drawn from nothing.
 
     configs/quickstart/objects/<name>/0N.png            six views of each object, 192 px
     configs/quickstart/styles/<Style>/<Object>/<n>.png  UnlearnCanvas's layout (arXiv 2402.11846)
@@ -172,6 +172,46 @@ def _boat(pen: Pen) -> None:
         )
 
 
+def _cup(pen: Pen) -> None:
+    """A sky-blue cup with red dots, a yellow rim and a thick black handle."""
+    blue, red, yellow, black = (70, 165, 235), (215, 35, 45), (250, 210, 60), (25, 25, 30)
+    pen.stroke(arc(0.6, 0.1, 0.32, 0.36, -85, 85), 0.15, black)
+    pen.polygon([(-0.68, -0.7), (0.68, -0.7), (0.5, 0.9), (-0.5, 0.9)], blue)
+    pen.box(0, -0.72, 0.72, 0.1, yellow, 0.1)
+    dots = ((-0.36, -0.3), (0.1, -0.3), (-0.14, 0.12), (0.34, 0.12), (-0.3, 0.55), (0.14, 0.55))
+    for x, y in dots:
+        pen.ellipse(x, y, 0.14, 0.14, red, 0.4)
+
+
+def _rocket(pen: Pen) -> None:
+    """A yellow rocket with black chevrons, a round green window and two purple fins."""
+    yellow, black, green, purple = (248, 205, 45), (30, 28, 35), (60, 190, 120), (130, 60, 180)
+    for side in (-1, 1):
+        pen.polygon([(side * 0.3, 0.25), (side * 0.8, 0.8), (side * 0.3, 0.75)], purple)
+    pen.polygon([(-0.2, 0.75), (0.2, 0.75), (0.0, 1.0)], (240, 110, 30))
+    right: list[Point] = [(0.0, -1.0), (0.25, -0.65), (0.38, -0.1), (0.36, 0.78)]
+    pen.polygon(right + [(-x, y) for x, y in reversed(right)], yellow)
+    for y in (0.15, 0.42, 0.69):
+        pen.stroke([(-0.34, y + 0.06), (0.0, y - 0.1), (0.34, y + 0.06)], 0.1, black, 0.25)
+    pen.ellipse(0, -0.32, 0.24, 0.24, (250, 250, 250), 0.4)
+    pen.ellipse(0, -0.32, 0.16, 0.16, green, 0.5)
+
+
+def _house(pen: Pen) -> None:
+    """A white house with a striped blue roof, a red round door and one orange window."""
+    white, blue, red, orange = (248, 246, 240), (35, 80, 190), (205, 40, 50), (245, 150, 40)
+    pen.box(0.5, -0.6, 0.12, 0.26, (90, 60, 50))
+    pen.box(0, 0.4, 0.72, 0.52, white)
+    pen.polygon([(-0.95, -0.1), (0.95, -0.1), (0.0, -0.92)], blue)
+    for y, reach in ((-0.28, 0.7), (-0.52, 0.42)):
+        pen.box(0, y, reach, 0.04, (120, 170, 240), 0.1)
+    top = arc(-0.2, 0.45, 0.25, 0.3, 180, 360)
+    pen.polygon([(-0.45, 0.92), (-0.45, 0.45), *top, (0.05, 0.92)], red, 0.1)
+    pen.box(0.4, 0.3, 0.2, 0.2, orange, 0.1)
+    pen.box(0.4, 0.3, 0.2, 0.025, white, 0.1)
+    pen.box(0.4, 0.3, 0.025, 0.2, white, 0.1)
+
+
 OBJECTS: dict[str, Callable[[Pen], None]] = {
     "robot": _robot,
     "vase": _vase,
@@ -179,6 +219,9 @@ OBJECTS: dict[str, Callable[[Pen], None]] = {
     "monster": _monster,
     "mushroom": _mushroom,
     "boat": _boat,
+    "cup": _cup,  # these three, and the monster, are for choosing settings: configs/choosing.toml
+    "rocket": _rocket,
+    "house": _house,
 }
 
 

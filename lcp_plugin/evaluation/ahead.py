@@ -1,0 +1,121 @@
+"""The images of many chains, drawn by several processes before the scoring reads them.
+
+Each state of a model is drawn by one process, in the batches that the scoring itself would draw, so
+the images are the same. Nothing depends on a process getting to its end: what it leaves undrawn, or
+cannot draw, the scoring makes, and tells what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lcp_plugin.errors import LcpError
+from lcp_plugin.evaluation.chains import Chain, base_stage
+from lcp_plugin.evaluation.evaluate import Evaluation
+from lcp_plugin.evaluation.generate import Stage
+
+logger = logging.getLogger(__name__)
+_PRELOADED = ("lcp_plugin.evaluation.warm", "lcp_plugin.evaluation.evaluate")
+
+
+@dataclass(frozen=True)
+class Work:
+    """The missing images of one state of the model."""
+
+    chain: Chain
+    cells: tuple[tuple[int, Stage], ...]
+    images: int  # missing
+
+
+def draw_ahead(evaluation: Evaluation, chains: Sequence[Chain], processes: int) -> int:
+    """Draws what `chains` lack, with `processes` at a time; how many images were missing.
+
+    Nothing happens for one process, or where only one state of a model is to be drawn.
+    """
+    work = list_work(evaluation, chains)
+    shares = [share for share in deal(work, processes) if share]
+    if processes < 2 or len(shares) < 2:
+        return 0
+    images = sum(item.images for item in work)
+    logger.info("%d images to make, in %d processes", images, len(shares))
+    alone = replace(evaluation, studios={}, caches={})
+    threads = max(1, (os.cpu_count() or 1) // len(shares))
+    context = _context()
+    drawing = [
+        context.Process(target=_draw_share, args=(alone, share, threads), daemon=True)
+        for share in shares
+    ]
+    try:
+        for process in drawing:
+            process.start()
+        for process in drawing:
+            process.join()
+    finally:
+        for process in drawing:
+            if process.pid is not None and process.is_alive():
+                process.terminate()
+                process.join()
+    return images
+
+
+def list_work(evaluation: Evaluation, chains: Sequence[Chain]) -> list[Work]:
+    """One item per state of a model that lacks images; a state that several chains share belongs
+    to the first of them, as it does when one process draws."""
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for chain in chains:
+        base = base_stage(chain.base_hash)
+        cells = [(i, base) for i in range(len(chain.tasks))]
+        cells += [(i, chain.stages[j]) for i, j in chain.cells()]
+        studio = evaluation.studio(chain.base)
+        for stage in dict.fromkeys(stage for _, stage in cells):
+            if (chain.base_hash, stage.weights) in seen:
+                continue
+            seen.add((chain.base_hash, stage.weights))
+            own = tuple((i, s) for i, s in cells if s == stage)
+            pictures = [p for i, s in own for p in evaluation.pictures(s, chain.tasks[i])]
+            missing = len(studio.missing(stage, pictures))
+            if missing:
+                found.append(Work(chain, own, missing))
+    return found
+
+
+def deal(work: Sequence[Work], shares: int) -> list[list[Work]]:
+    """Items to shares of about as many images each, the largest first; a share keeps the order of
+    the chains, whose boundaries are walked from the oldest."""
+    dealt: list[list[int]] = [[] for _ in range(max(1, shares))]
+    for at in sorted(range(len(work)), key=lambda at: -work[at].images):
+        min(dealt, key=lambda share: sum(work[i].images for i in share)).append(at)
+    return [[work[at] for at in sorted(share)] for share in dealt]
+
+
+def _context() -> Any:
+    """Processes from a server that has the libraries loaded, where the system can; else anew."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*_PRELOADED])
+    return context
+
+
+def _draw_share(evaluation: Evaluation, share: Sequence[Work], threads: int) -> None:
+    """In a process of its own; ends at once where the one that started it has."""
+    import torch
+
+    from lcp_plugin.sdxl.load import hush_libraries
+
+    hush_libraries()
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    try:
+        for item in share:
+            if parent is not None and not parent.is_alive():
+                return
+            evaluation.draw(item.chain, item.cells)
+    except (LcpError, KeyboardInterrupt):
+        return  # the scoring meets it, and tells
