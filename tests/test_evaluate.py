@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toml
 import torch
 from PIL import Image
 
@@ -63,24 +62,14 @@ def _quick_encoder(monkeypatch):
 @pytest.fixture(scope="module")
 def trained_once(toy_base, tmp_path_factory):
     """Two tasks under merge_init: the first carry is not kept."""
-    from conftest import BASICS, draw_pictures, task_table
+    from conftest import draw_two, write_run
 
     from lcp_plugin.config.load import load_config
     from lcp_plugin.runner import execute
 
     folder = tmp_path_factory.mktemp("once")
-    for name, colour in (("disc0", "crimson"), ("disc1", "teal")):
-        draw_pictures(folder / "data" / name, colour=colour)
-    table = {
-        "pretrained_model_name_or_path": str(toy_base),
-        "output_dir": str(folder / "out"),
-        "output_name": "mine",
-        "data_root": str(folder / "data"),
-        **BASICS,
-        "tasks": [task_table(0), task_table(1)],
-    }
-    (folder / "mine.toml").write_text(toml.dumps(table), encoding="utf-8")
-    return execute(load_config(["--config", str(folder / "mine.toml")])).store.root
+    config = write_run(folder, toy_base, draw_two(folder / "data"), "mine")
+    return execute(load_config(["--config", str(config)])).store.root
 
 
 @pytest.fixture

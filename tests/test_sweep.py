@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import threading
@@ -173,7 +174,7 @@ def test_a_forked_run_ends_with_the_tensors_of_one_in_this_process(
     for name in ("forked", "anew"):
         path = write_config(name, (0,))
         if name == "anew":
-            monkeypatch.setattr(sweep.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+            monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
         assert sweep.train(["--config", str(path)], log, threads=1) == 0, log.read_text()
         got = every_tensor(RunStore(tmp_path / "out", name))
         assert got.keys() == wanted.keys()

@@ -15,21 +15,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lcp_plugin.errors import LcpError
-from lcp_plugin.evaluation.chains import Chain, base_stage
+from lcp_plugin.evaluation.chains import Chain
 from lcp_plugin.evaluation.evaluate import Evaluation
-from lcp_plugin.evaluation.generate import Stage
+from lcp_plugin.evaluation.generate import Picture, Stage
+from lcp_plugin.evaluation.processes import library_server
 
 logger = logging.getLogger(__name__)
-_PRELOADED = ("lcp_plugin.evaluation.warm", "lcp_plugin.evaluation.evaluate")
 
 
 @dataclass(frozen=True)
 class Work:
-    """The missing images of one state of the model."""
+    """One state of the model, and the images that it makes."""
 
     chain: Chain
-    cells: tuple[tuple[int, Stage], ...]
-    images: int  # missing
+    stage: Stage
+    pictures: tuple[Picture, ...]  # made or not: the batches are of all of them
+    missing: int
 
 
 def draw_ahead(evaluation: Evaluation, chains: Sequence[Chain], processes: int) -> int:
@@ -37,11 +38,13 @@ def draw_ahead(evaluation: Evaluation, chains: Sequence[Chain], processes: int) 
 
     Nothing happens for one process, or where only one state of a model is to be drawn.
     """
+    if processes < 2:
+        return 0
     work = list_work(evaluation, chains)
     shares = [share for share in deal(work, processes) if share]
-    if processes < 2 or len(shares) < 2:
+    if len(shares) < 2:
         return 0
-    images = sum(item.images for item in work)
+    images = sum(item.missing for item in work)
     logger.info("%d images to make, in %d processes", images, len(shares))
     alone = replace(evaluation, studios={}, caches={})
     threads = max(1, (os.cpu_count() or 1) // len(shares))
@@ -69,19 +72,14 @@ def list_work(evaluation: Evaluation, chains: Sequence[Chain]) -> list[Work]:
     seen: set[tuple[str, str]] = set()
     found = []
     for chain in chains:
-        base = base_stage(chain.base_hash)
-        cells = [(i, base) for i in range(len(chain.tasks))]
-        cells += [(i, chain.stages[j]) for i, j in chain.cells()]
         studio = evaluation.studio(chain.base)
-        for stage in dict.fromkeys(stage for _, stage in cells):
+        for stage, pictures in evaluation.by_stage(chain, chain.drawn_cells()).items():
             if (chain.base_hash, stage.weights) in seen:
                 continue
             seen.add((chain.base_hash, stage.weights))
-            own = tuple((i, s) for i, s in cells if s == stage)
-            pictures = [p for i, s in own for p in evaluation.pictures(s, chain.tasks[i])]
             missing = len(studio.missing(stage, pictures))
             if missing:
-                found.append(Work(chain, own, missing))
+                found.append(Work(chain, stage, tuple(pictures), missing))
     return found
 
 
@@ -89,18 +87,13 @@ def deal(work: Sequence[Work], shares: int) -> list[list[Work]]:
     """Items to shares of about as many images each, the largest first; a share keeps the order of
     the chains, whose boundaries are walked from the oldest."""
     dealt: list[list[int]] = [[] for _ in range(max(1, shares))]
-    for at in sorted(range(len(work)), key=lambda at: -work[at].images):
-        min(dealt, key=lambda share: sum(work[i].images for i in share)).append(at)
+    for at in sorted(range(len(work)), key=lambda at: -work[at].missing):
+        min(dealt, key=lambda share: sum(work[i].missing for i in share)).append(at)
     return [[work[at] for at in sorted(share)] for share in dealt]
 
 
 def _context() -> Any:
-    """Processes from a server that has the libraries loaded, where the system can; else anew."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_PRELOADED])
-    return context
+    return library_server() or multiprocessing.get_context("spawn")
 
 
 def _draw_share(evaluation: Evaluation, share: Sequence[Work], threads: int) -> None:
@@ -116,6 +109,6 @@ def _draw_share(evaluation: Evaluation, share: Sequence[Work], threads: int) -> 
         for item in share:
             if parent is not None and not parent.is_alive():
                 return
-            evaluation.draw(item.chain, item.cells)
+            evaluation.studio(item.chain.base).make(item.stage, item.pictures)
     except (LcpError, KeyboardInterrupt):
         return  # the scoring meets it, and tells

@@ -93,6 +93,12 @@ class Chain:
             return [(i, last) for i in range(count)]
         return [(i, j) for j in range(count) for i in range(j + 1)]
 
+    def drawn_cells(self) -> list[tuple[int, Stage]]:
+        """(task, state of the model) of every cell whose images scores need, the base's first."""
+        base = base_stage(self.base_hash)
+        at_base = [(i, base) for i in range(len(self.tasks))]
+        return at_base + [(i, self.stages[j]) for i, j in self.cells()]
+
 
 @dataclass
 class CarryWalk:
@@ -125,12 +131,9 @@ class CarryWalk:
                 )
         return self._carry.total
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """For another process, which begins a walk of its own."""
-        return {"folders": self.folders, "store": self.store}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        return CarryWalk, (self.folders, self.store)
 
     def _restart(self) -> None:
         facts = self.folders[0].lineage["strategy"]

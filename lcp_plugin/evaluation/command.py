@@ -10,6 +10,7 @@ from typing import Any
 
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.evaluation.aggregate import collect_scores, tell_differences, write_scores
+from lcp_plugin.evaluation.ahead import draw_ahead
 from lcp_plugin.evaluation.chains import (
     Chain,
     EvalTask,
@@ -242,10 +243,7 @@ def _evaluate_alone(
         for chain in chains
     ]
     evaluation.load_encoders()
-    if parallel > 1:
-        from lcp_plugin.evaluation.ahead import draw_ahead
-
-        draw_ahead(evaluation, chains, parallel)
+    draw_ahead(evaluation, chains, parallel)
     entries = [evaluation.score_chain(chain) for chain in chains]
     extras: dict[str, Any] = {}
     if args.extras:

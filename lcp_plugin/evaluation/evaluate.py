@@ -78,12 +78,19 @@ class Evaluation:
             self.folder / "images", stage, task.name, task.prompts, self.protocol.sampling
         )
 
+    def by_stage(
+        self, chain: Chain, cells: Sequence[tuple[int, Stage]]
+    ) -> dict[Stage, list[Picture]]:
+        """The images of cells (task, stage) by the state of the model that makes them."""
+        found: dict[Stage, list[Picture]] = {}
+        for i, stage in cells:
+            found.setdefault(stage, []).extend(self.pictures(stage, chain.tasks[i]))
+        return found
+
     def draw(self, chain: Chain, cells: Sequence[tuple[int, Stage]]) -> None:
         """Makes the missing images of cells (task, stage), each state of the model once."""
         studio = self.studio(chain.base)
-        for stage in dict.fromkeys(stage for _, stage in cells):
-            tasks = [chain.tasks[i] for i, s in cells if s == stage]
-            pictures = [p for task in tasks for p in self.pictures(stage, task)]
+        for stage, pictures in self.by_stage(chain, cells).items():
             made = studio.make(stage, pictures)
             if made:
                 logger.info("%s, %s: %d images made", chain.name, stage.name, made)
@@ -105,8 +112,7 @@ class Evaluation:
         require_references(chain)
         base = base_stage(chain.base_hash)
         cells = chain.cells()
-        self.draw(chain, [(i, base) for i in range(len(chain.tasks))])
-        self.draw(chain, [(i, chain.stages[j]) for i, j in cells])
+        self.draw(chain, chain.drawn_cells())
         found: dict[str, Any] = {}
         for metric in self.metrics:
             values = {c: self.score(metric, chain.stages[c[1]], chain.tasks[c[0]]) for c in cells}

@@ -11,7 +11,6 @@ Finished runs are left alone.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import runpy
 import shutil
@@ -30,6 +29,7 @@ import torch
 from lcp_plugin.adapter import AdapterSpec
 from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.evaluation.processes import library_server
 from lcp_plugin.files import write_json
 from lcp_plugin.hooks import Carry, TaskStart
 from lcp_plugin.registry import create_strategy
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 FOUR = ("naive", "merge_init", "merge_ortho_init", "magmax")
 _COMMAND = "lcp_plugin.cli"
-_PRELOADED = ("lcp_plugin.evaluation.warm", "lcp_plugin.runner", "lcp_plugin.closing")
 _FORKING = threading.Lock()
 
 
@@ -176,11 +175,10 @@ def train(arguments: Sequence[str], log: Path, threads: int | None = None) -> in
     """The training command in a process of its own, forked from one that has its libraries loaded
     where the system can; its exit status. What it prints is added to `log`.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    context = library_server()
+    if context is None:
         return _start_anew(arguments, log, threads)
-    context = multiprocessing.get_context("forkserver")
     with _FORKING, _environment(threads):  # the server takes its environment from the first start
-        context.set_forkserver_preload([*_PRELOADED])
         process = context.Process(
             target=_become_training, args=(tuple(arguments), str(log), threads)
         )

@@ -1,0 +1,17 @@
+"""Processes that begin with the libraries loaded: forked from a server that has imported them."""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any
+
+_PRELOADED = ("lcp_plugin.evaluation.warm", "lcp_plugin.runner", "lcp_plugin.closing")
+
+
+def library_server() -> Any:
+    """multiprocessing's context of such processes; None where the system has none (Windows)."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*_PRELOADED])
+    return context
