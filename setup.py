@@ -17,6 +17,7 @@ STRATEGIES = {
     "merge_init": "merge_init:MergeInit",
     "merge_ortho_init": "merge_ortho_init:MergeOrthoInit",
     "magmax": "magmax:MagMax",
+    "recall": "recall:Recall",
     "joint": "bounds:Joint",
     "independent": "bounds:Independent",
     "merge_at_end": "bounds:MergeAtEnd",

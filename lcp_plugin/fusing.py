@@ -20,7 +20,7 @@ from lcp_plugin.delta import Delta, Entry
 from lcp_plugin.errors import BaseModelError, FileFormatError
 from lcp_plugin.files import Header, TensorInfo, TensorReader, build_header, raw_bytes, writing
 from lcp_plugin.keys import canonical, checkpoint_slot
-from lcp_plugin.sdxl.layers import add_delta, rounding_loss
+from lcp_plugin.sdxl.rounding import add_delta, rounding_loss
 
 ROWS = 128  # looked at at once
 

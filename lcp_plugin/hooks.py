@@ -1,8 +1,8 @@
 """What crosses a task boundary, and the two kinds of plugin that stand there.
 
 A `Strategy` (exactly one per run) decides what the next task starts from and what crosses; any
-number of `Observer`s
-only look. Everything that crosses is a value: frozen, CPU, fp32, with no model in sight.
+number of `Observer`s only look. Everything that crosses is a value: frozen, CPU, fp32, with no
+model in sight.
 
     for task in tasks:
         start = strategy.begin_task(task, carry, spec)
@@ -15,9 +15,9 @@ The model after a boundary is W0 + carry.total.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from torch import Generator, Tensor, nn
 
@@ -28,6 +28,7 @@ from lcp_plugin.tasks import Task, TaskRecord
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Item = TypeVar("Item")
 Weights = Literal["trained", "start", "carry", "base"]
 Parameters = Mapping[str, tuple[nn.Parameter, nn.Parameter]]  # module -> (A, B), on the device
 Conditioning = Mapping[str, Tensor]  # encoder_hidden_states, text_embeds, time_ids
@@ -66,8 +67,36 @@ class TaskStart:
     trainable: frozenset[str] = frozenset({"A", "B"})  # or a part of it
 
 
+@dataclass(frozen=True)
+class Trajectory:
+    """What a model went through while it drew images: every state, its time, what it predicted."""
+
+    latents: Tensor  # (n, 4, h, w), noisy
+    timesteps: Tensor  # (n,), int64
+    predictions: Tensor  # (n, 4, h, w), with the conditioning, before any guidance
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Examples that a step trains beside its own: weight * mean (prediction - target)^2.
+
+    The loop gives them a forward and a backward pass of their own, in pieces no larger than the
+    task's batch, so they need no more memory than the step itself.
+    """
+
+    latents: Tensor  # (n, 4, h, w), noisy
+    timesteps: Tensor  # (n,)
+    conditioning: Conditioning  # n rows
+    target: Tensor  # (n, 4, h, w)
+    weight: float = 1.0
+    prompts: Sequence[str] = ()  # n; encoded anew, with gradients, where text encoders train
+
+
 class Model(Protocol):
     """The live model as before_training and after_training see it."""
+
+    task: Task  # the one in training
+    learned: tuple[TaskRecord, ...]  # what the carried model knows
 
     def predict(
         self,
@@ -84,8 +113,36 @@ class Model(Protocol):
     def sample(self, prompts: Sequence[str], seed: int) -> list[Image]:
         """One image per prompt from the model as it is being trained."""
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of prompts at the run's resolution."""
+    def encode_prompts(
+        self, prompts: Sequence[str], size: tuple[int, int] | None = None
+    ) -> Conditioning:
+        """Conditioning of prompts at a latent size (h, w); None: the base's own resolution."""
+
+    def generator(self, purpose: str) -> Generator:
+        """Random numbers for a strategy's own draws, derived from (seed, task, purpose); CPU."""
+
+    def progress(self, items: Sequence[Item], what: str) -> Iterator[Item]:
+        """The items, with a bar on the console and the time left."""
+
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """The latent sizes (h, w) of this task's examples, the most frequent first."""
+
+    def draw(
+        self,
+        prompt: str,
+        noise: Tensor,
+        steps: int,
+        guidance: float,
+        generator: Generator,
+        weights: Weights = "carry",
+    ) -> Trajectory:
+        """Draws an image from each noise (n, 4, h, w) in latent space, and keeps every state."""
+
+    def keep(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `make` gives, kept on disk with the state of the task: a resumed run reads it
+        instead of making it again, all processes get that of the first, and it is gone when the
+        task is complete.
+        """
 
     def batches(self) -> Iterator[Mapping[str, Tensor]]:
         """This task's examples once: latents, conditioning."""
@@ -147,6 +204,12 @@ class Strategy(ABC):
     def before_training(self, model: Model) -> None:
         """The model stands as the task starts; prepare what the step hooks need."""
 
+    def rehearse(self, step: Step) -> Rehearsal | None:
+        """Examples of earlier tasks for this step, or None; asked once for each optimizer step,
+        before its first forward pass: `batch` is as loaded, prediction and target are empty.
+        Whether there are any depends on step.index alone, so that all processes agree.
+        """
+
     def before_backward(self, step: Step, loss: Tensor) -> Tensor:
         """The loss to minimise, per micro-batch, before accumulation and loss scaling."""
         return loss
@@ -194,10 +257,11 @@ class StepReport:
     index: int  # optimizer step within the task, from 1
     total: int
     loss: float  # mean over the micro-batches, before a strategy's penalty
-    objective: float  # as minimised, a strategy's penalty included
+    objective: float  # as minimised, a strategy's penalty and rehearsal included
     lr: float
     seconds: float  # wall clock of this step
     peak_memory_mb: float  # of the device, or of the process on CPU
+    rehearsal: float | None = None  # mean squared error on what is rehearsed; None without any
 
 
 class Observer:

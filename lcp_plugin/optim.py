@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lcp_plugin.config.network_args import parse_network_args
+from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ConfigError, ResumeError
 
 log = logging.getLogger(__name__)
@@ -99,6 +101,17 @@ def create_optimizer(
     if path.startswith(("dadaptation.", "prodigyopt.")):
         _check_one_rate(name, groups)
     return _build(_load_class(path, name), path, values, groups, learning_rate)
+
+
+def joins_exactly(options: Options) -> bool:
+    """Whether neighbouring factors may be one parameter: bitsandbytes' optimizers work entry by
+    entry and keep 8-bit states in blocks of 256, but measure whole tensors where they clip.
+    """
+    given = parse_arguments(options.optimizer_args)
+    whole = {"percentile_clipping", "max_unorm", "block_wise"} & set(given)
+    drops = parse_network_args(options.network_args).module_dropout  # leaves factors out of a step
+    views = options.ddp_gradient_as_bucket_view
+    return options.optimizer_type.lower() in BITSANDBYTES and not (whole or drops or views)
 
 
 def _check_one_rate(name: str, groups: Sequence[dict[str, Any]]) -> None:

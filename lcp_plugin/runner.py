@@ -59,7 +59,7 @@ from lcp_plugin.sdxl.traits import settle_zero_terminal
 from lcp_plugin.session import locked, stopping_on_signals, thawing, without_collecting
 from lcp_plugin.starting import common_shape, going_on, parent_of, start_from
 from lcp_plugin.store import Parent, TaskFolder, deliverable_adapter, hash_carry
-from lcp_plugin.tasks import Task, TaskRecord
+from lcp_plugin.tasks import MOST_CAPTIONS, Task, TaskRecord
 from lcp_plugin.trainer import Trained, Trainer
 
 if TYPE_CHECKING:
@@ -253,6 +253,7 @@ class Run(Plan):
             sampler=self.draw,
             observer_state=self.observer_states,
             interim=interim,
+            learned=carry.tasks,
         )
 
     def end_task(
@@ -267,6 +268,9 @@ class Run(Plan):
                 f"after task {task.index}; use carry.after(task, ...), which keeps them."
             )
         rank, alpha = common_shape(trained.adapter)
+        captions = data.captions[:MOST_CAPTIONS]
+        if captions != (task.train_prompt,) and len(after.tasks) == len(carry.tasks) + 1:
+            after = after.noting(captions=list(captions))
         return after.noting(
             images=data.num_images,
             data=data.fingerprint,
@@ -615,6 +619,6 @@ def summarise(run: Run) -> str:
     lines.append(f"chain on it  --prev {folders[-1].path}")
     shares = [f.lineage["training"]["fused"] for f in folders]
     if any(s["fused"] for s in shares):
-        worst = max(s["rounding_share"] for s in shares)
+        worst = max(s["missing_share"] for s in shares)
         lines.append(f"rounding     at most {worst:.2e} of ||D|| lost by fusing the carried delta")
     return "\n".join(lines)

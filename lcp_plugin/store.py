@@ -38,7 +38,7 @@ from lcp_plugin.delta import (
     delta_from_tensors,
     delta_to_tensors,
 )
-from lcp_plugin.errors import FileFormatError, LineageError
+from lcp_plugin.errors import FileFormatError, LcpError, LineageError
 from lcp_plugin.formats import check_lora, portable_adapter, read_lora, write_lora
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.tasks import Task, TaskRecord
@@ -379,7 +379,7 @@ class RunStore:
             {"task_index": task.index, "step": step, "hashes": hashes, "facts": facts},
         )
         for other in (self.root / "state").iterdir():
-            if other != folder:
+            if other not in (folder, self._kept(task)):
                 shutil.rmtree(other, ignore_errors=True)
 
     def read_state(
@@ -406,6 +406,24 @@ class RunStore:
                 )
             parts[name] = {k: t.clone() for k, t in files.read_tensors(path).items()}
         return step, parts, facts["facts"]
+
+    def _kept(self, task: Task) -> Path:
+        return self.root / "state" / f"{task.folder}_kept"
+
+    def write_kept(self, task: Task, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """What was made for the task's training and need not be made again."""
+        hashed = {"hash": files.hash_tensors(tensors)}
+        files.write_tensors(self._kept(task) / f"{name}.safetensors", tensors, hashed)
+
+    def read_kept(self, task: Task, name: str) -> dict[str, Tensor] | None:
+        """What `write_kept` left; None where nothing whole is there."""
+        path = self._kept(task) / f"{name}.safetensors"
+        try:
+            recorded = files.read_header(path).metadata.get("hash")
+            tensors = {k: t.clone() for k, t in files.read_tensors(path).items()}
+        except (OSError, LcpError):
+            return None
+        return tensors if files.hash_tensors(tensors) == recorded else None
 
     def clear_state(self) -> None:
         """Removes the state: its task is complete."""
@@ -437,6 +455,7 @@ class RunStore:
 
 STEP_HOOKS = (
     "before_training",
+    "rehearse",
     "before_backward",
     "before_optimizer_step",
     "after_optimizer_step",

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -21,13 +21,14 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import NumericError
 from lcp_plugin.hardware import allow_half_gradients, peak_memory_mb, set_mode
-from lcp_plugin.hooks import StepReport, Strategy
+from lcp_plugin.hooks import Item, Rehearsal, StepReport, Strategy
 from lcp_plugin.interim import Interim
 from lcp_plugin.norms import limit_update_norm, update_norm
-from lcp_plugin.optim import create_optimizer
-from lcp_plugin.parallel import meets_always, share_object, share_state
+from lcp_plugin.optim import create_optimizer, joins_exactly
+from lcp_plugin.parallel import meets_always, share_object, share_state, share_tensors
 from lcp_plugin.rates_course import make_course
 from lcp_plugin.sdxl.conditioning import make_time_ids
+from lcp_plugin.sdxl.flat_factors import JoinedGroups
 from lcp_plugin.sdxl.layers import LoraPair
 from lcp_plugin.sdxl.live import LiveModel, LiveStep
 from lcp_plugin.sdxl.load import native_resolution
@@ -37,10 +38,12 @@ from lcp_plugin.sdxl.noise import (
     make_noise,
     make_target,
     perturb_noise,
+    send,
 )
+from lcp_plugin.sdxl.trajectory import in_parts
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.store import RunStore
-from lcp_plugin.tasks import Task
+from lcp_plugin.tasks import Task, TaskRecord
 from lcp_plugin.trainer_state import apply_state, collect_state, newest_state
 
 if TYPE_CHECKING:
@@ -69,10 +72,11 @@ class TaskRun:
         on_step: Callable[[StepReport], None],
         sampler: Callable[[Sequence[str], int], list[Image]],
         observer_state: Callable[[], dict[str, Any]],
+        learned: tuple[TaskRecord, ...] = (),
     ) -> None:
         self.trainer, self.task, self.options, self.data = trainer, task, options, data
         self.strategy, self.store, self.on_step = strategy, store, on_step
-        self.observer_state = observer_state
+        self.observer_state, self.sample = observer_state, sampler
         self.accelerator = trainer.accelerator
         self.accumulation = options.gradient_accumulation_steps
         self.total = count_steps(
@@ -91,10 +95,11 @@ class TaskRun:
             self.accelerator.autocast,
             trainer.alphas,
             trainer.prediction_type,
-            sampler=sampler,
-            encoder=self._encode,
-            loader=self._examples,
+            task,
+            learned,
+            self,
         )
+        self.joined: JoinedGroups | None = None
 
     def prepare(self) -> None:
         """Optimizer, processes, the strategy's own preparation, and the state of an interrupted
@@ -104,13 +109,16 @@ class TaskRun:
         adapted.eval()
         self.strategy.before_training(self.model)
         groups = self.trainer.make_groups(self.options)
+        self.parameters = [p for group in groups for p in group["params"]]
+        if adapted.flat is not None and joins_exactly(self.options):
+            self.joined = JoinedGroups(groups, adapted.flat)
+            groups = self.joined.groups
         optimizer, self.optimizer_name = create_optimizer(
             self.options.optimizer_type,
             self.options.optimizer_args,
             groups,
             self.options.learning_rate,
         )
-        self.parameters = [p for group in groups for p in group["params"]]
         self.model.wrapped, self.optimizer = self.accelerator.prepare(adapted, optimizer)
         rates = [float(group.get("lr") or 0.0) for group in optimizer.param_groups]
         self.course = make_course(self.options, self.total, rates)
@@ -130,8 +138,10 @@ class TaskRun:
             self._visit()
         while self.step < self.total:
             began = time.monotonic()
-            loss, objective, live = self._accumulate(batches)
+            measured, live = self._accumulate(batches)
             self._update(live)
+            loss, objective, rehearsal = measured.tolist()  # the step's one wait for the device
+            self._check_finite(objective)
             self.step += 1
             self.on_step(
                 StepReport(
@@ -143,6 +153,7 @@ class TaskRun:
                     lr=float(self.optimizer.param_groups[0].get("lr") or 0.0),
                     seconds=time.monotonic() - began,
                     peak_memory_mb=peak_memory_mb(self.trainer.device),
+                    rehearsal=None if math.isnan(rehearsal) else rehearsal,
                 )
             )
             self._visit()
@@ -165,25 +176,70 @@ class TaskRun:
 
     # ------------------------------------------------------------------------------ one step
 
-    def _accumulate(self, batches: Iterator[Mapping[str, Any]]) -> tuple[float, float, LiveStep]:
+    def _accumulate(self, batches: Iterator[Mapping[str, Any]]) -> tuple[Tensor, LiveStep]:
+        """Gradients of a step; [loss, objective, rehearsal or NaN] on the device, and the last
+        micro-batch.
+        """
         losses, objectives = [], []
         live: LiveStep | None = None
+        rehearsal = None
         for micro in range(self.accumulation):
+            batch = next(batches)
+            if micro == 0:
+                rehearsal = self._rehearse(batch)
             last = micro == self.accumulation - 1
-            meets = last or meets_always(self.accelerator)
-            waits = nullcontext() if meets else self.accelerator.no_sync(self.model.wrapped)
-            with waits, self._own_randomness(micro):
-                loss, live = self._forward(next(batches), micro)
+            with self._meeting(last), self._own_randomness("dropout", micro):
+                loss, live = self._forward(batch, micro)
                 objective = self.strategy.before_backward(live, loss)
-                self._check_finite(objective)
                 self.accelerator.backward(objective / self.accumulation)
             losses.append(loss.detach())
             objectives.append(objective.detach())
         assert live is not None
-        means = torch.stack([torch.stack(losses).mean(), torch.stack(objectives).mean()])
+        objective = torch.stack(objectives).mean()
+        if rehearsal is None:
+            rehearsed = objective.new_tensor(math.nan)
+        else:
+            rehearsed, weight = rehearsal
+            objective = objective + weight * rehearsed
+        means = torch.stack([torch.stack(losses).mean(), objective, rehearsed])
         if self.accelerator.num_processes > 1:
             means = self.accelerator.reduce(means, reduction="mean")
-        return float(means[0]), float(means[1]), live
+        return means, live
+
+    def _meeting(self, last: bool) -> AbstractContextManager[None]:
+        """Processes add up their gradients behind the last pass of a step only."""
+        meets = last or meets_always(self.accelerator)
+        waits = self.accelerator.no_sync(self.model.wrapped)
+        return nullcontext() if meets else cast(AbstractContextManager[None], waits)
+
+    def _rehearse(self, batch: Mapping[str, Any]) -> tuple[Tensor, float] | None:
+        """A strategy's examples of earlier tasks: forward and backward, in pieces of the task's
+        batch size; their mean squared error and its weight.
+        """
+        empty = torch.empty(0)
+        tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+        draws = self._generator("rehearsal", 0)
+        step = LiveStep(self.model, self.step, self.total, tensors, empty, empty, empty, draws)
+        rehearsal = self.strategy.rehearse(step)
+        if rehearsal is None:
+            return None
+        rows, total = len(rehearsal.latents), torch.zeros((), device=self.trainer.device)
+        for number, part in enumerate(in_parts(rows, len(batch["time_ids"]))):
+            with self._meeting(last=False), self._own_randomness("rehearsal dropout", number):
+                error = self._rehearsal_error(rehearsal, part)
+                share = len(rehearsal.timesteps[part]) / rows
+                self.accelerator.backward(rehearsal.weight * share * error)
+            total += share * error.detach()
+        return total, rehearsal.weight
+
+    def _rehearsal_error(self, rehearsal: Rehearsal, part: slice) -> Tensor:
+        device = self.trainer.device
+        conditioning = {k: send(v[part], device) for k, v in rehearsal.conditioning.items()}
+        if self.options.trains_text_encoders and rehearsal.prompts:
+            conditioning |= self.trainer.encode_live(list(rehearsal.prompts)[part])
+        latents, target = (send(t[part], device) for t in (rehearsal.latents, rehearsal.target))
+        timesteps = send(rehearsal.timesteps[part], device)
+        return (self.model.predict(latents, timesteps, conditioning) - target).square().mean()
 
     def _forward(self, batch: Mapping[str, Any], micro: int) -> tuple[Tensor, LiveStep]:
         tensors = self.on_device(batch)
@@ -192,7 +248,7 @@ class TaskRun:
         noise = make_noise(latents, self.options, generator)
         alphas, kind = self.trainer.alphas, self.trainer.prediction_type
         timesteps = draw_timesteps(len(latents), self.options, len(alphas), generator)
-        timesteps = timesteps.to(latents.device)
+        timesteps = send(timesteps, latents.device)
         noise_in = perturb_noise(noise, self.options, generator)
         noisy = add_noise(latents, noise_in, timesteps, alphas)
         target = make_target(latents, noise, timesteps, alphas, kind)
@@ -227,21 +283,26 @@ class TaskRun:
         for group, rate in zip(optimizer.param_groups, self.course(self.step), strict=True):
             if group.get("lr") is not None:
                 group["lr"] = rate
+        if self.joined is not None:
+            self.joined.collect()
         accelerator.unscale_gradients(optimizer)
         self.strategy.before_optimizer_step(live)
         if self.options.max_grad_norm > 0:
-            accelerator.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            accelerator.clip_grad_norm_(trained, self.options.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if self.joined is not None:
+            self.joined.clear()
         if self.options.scale_weight_norms:
             limit_norms(self.trainer.adapted.pair_of.values(), self.options.scale_weight_norms)
         with torch.no_grad():
             self.strategy.after_optimizer_step(live)
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss).all()):
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
             raise NumericError(
-                f"the loss of task {self.task.name} became {float(loss.detach())} at step "
+                f"the loss of task {self.task.name} became {loss} at step "
                 f"{self.step + 1}; the last good state is kept. Try: {REMEDIES}."
             )
 
@@ -256,7 +317,7 @@ class TaskRun:
         return torch.Generator().manual_seed(seed)
 
     @contextmanager
-    def _own_randomness(self, micro: int) -> Iterator[None]:
+    def _own_randomness(self, purpose: str, micro: int) -> Iterator[None]:
         """Dropout draws from torch's global generator: seeded for this micro-batch, restored
         after.
         """
@@ -264,7 +325,7 @@ class TaskRun:
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(
-                derive_seed(self.trainer.seed, "dropout", self.task.index, self._micro_index(micro))
+                derive_seed(self.trainer.seed, purpose, self.task.index, self._micro_index(micro))
             )
             yield
 
@@ -290,18 +351,53 @@ class TaskRun:
             encode = self.trainer.encode_live if trains else self.trainer.encode_prompts
             ready.update(encode(ready.pop("captions")))
         device = self.trainer.device
-        return {k: v.to(device) for k, v in ready.items() if isinstance(v, Tensor)}
+        return {k: send(v, device) for k, v in ready.items() if isinstance(v, Tensor)}
 
-    def _examples(self) -> Iterator[Mapping[str, Tensor]]:
+    # What the live model is lent (sdxl.live.Desk); `sample` is the run's own.
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """For a strategy's draws outside of steps, derived from (seed, task, purpose)."""
+        seed = derive_seed(self.trainer.seed, purpose, self.task.index)
+        return torch.Generator().manual_seed(seed)
+
+    def progress(self, items: Sequence[Item], what: str) -> Iterator[Item]:
+        """The items, with a bar on a terminal and the time left."""
+        from tqdm import tqdm
+
+        quiet = None if self.accelerator.is_main_process and len(items) else True
+        yield from tqdm(items, desc=what, unit="task", leave=False, disable=quiet)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Latent sizes (h, w) of the task's buckets, the most frequent first."""
+        factor = int(self.trainer.pipeline.vae_scale_factor)
+        counts = self.data.bucket_counts
+        ordered = sorted(counts, key=lambda bucket: (-counts[bucket], bucket))
+        return [(height // factor, width // factor) for width, height in ordered]
+
+    def keep(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What rank 0 finds beside the task's state, or makes and leaves there, on every rank."""
+        made = None
+        if self.accelerator.is_main_process:
+            made = self.store.read_kept(self.task, name)
+            if made is None:
+                made = make()
+                self.store.write_kept(self.task, name, made)
+        return share_tensors(self.accelerator, made)
+
+    def examples(self) -> Iterator[Mapping[str, Tensor]]:
         for k in range(self.data.num_batches_per_epoch):
             yield self.on_device(self.data.batch(k))
 
-    def _encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+    def encode(
+        self, prompts: Sequence[str], size: tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
+        """Conditioning of prompts on the device, for images of a latent size."""
         encoded: dict[str, Tensor] = self.trainer.encode_prompts(prompts)
         side = native_resolution(self.trainer.pipeline)
-        size = (side, side)
+        factor = int(self.trainer.pipeline.vae_scale_factor)
+        size = (side, side) if size is None else (size[0] * factor, size[1] * factor)
         encoded["time_ids"] = make_time_ids(size, (0, 0), size).expand(len(prompts), -1)
-        return {k: v.to(self.trainer.device) for k, v in encoded.items()}
+        return {k: send(v, self.trainer.device) for k, v in encoded.items()}
 
     # -------------------------------------------------------------------------------- state
 

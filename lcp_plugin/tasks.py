@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 Kind = Literal["object", "style"]
 
+MOST_CAPTIONS = 16  # distinct ones of a task that its record keeps
+
 TRAIN_PROMPTS: Mapping[str, str] = MappingProxyType(
     {"object": "a photo of {concept}", "style": "{concept} image of {class_name}"}
 )

@@ -52,7 +52,7 @@ from lcp_plugin.seeds import derive_seed
 from lcp_plugin.starting import read_network_weights
 from lcp_plugin.store import RunStore, hash_carry
 from lcp_plugin.task_run import TaskRun
-from lcp_plugin.tasks import Task
+from lcp_plugin.tasks import Task, TaskRecord
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -113,6 +113,8 @@ class Trainer:
         use_attention(pipeline.unet, options)
         if options.torch_compile:
             compile_unet(pipeline.unet, options.dynamo_backend)
+            self.adapted.shares_casts = False  # else each step's casts would be compiled in
+        self.adapted.plain = self.dtype is not torch.float32 and not keeps_small(options)
 
     @property
     def carry_as(self) -> str:
@@ -196,6 +198,7 @@ class Trainer:
         sampler: Callable[[Sequence[str], int], list[Image]],
         observer_state: Callable[[], dict[str, Any]] = dict,
         interim: Interim | None = None,
+        learned: tuple[TaskRecord, ...] = (),
     ) -> Trained:
         """Trains `start.adapter` and returns its factors.
 
@@ -208,7 +211,9 @@ class Trainer:
         self.adapted.set_carry(start.base if total is start.base else total)
         self.adapted.attach(start.adapter, start.trainable, factor_dtype(options))
         set_dropout(self.adapted.pair_of.values(), options)
-        run = TaskRun(self, task, options, data, strategy, store, on_step, sampler, observer_state)
+        run = TaskRun(
+            self, task, options, data, strategy, store, on_step, sampler, observer_state, learned
+        )
         run.interim = interim
         if options.resume or options.save_state or options.save_state_on_train_end:
             run.start_hash = hash_carry(Carry(start.base))

@@ -21,7 +21,7 @@ from lcp_plugin.errors import DiskError, LineageError
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.store import RunStore
 
-FOUR = ("naive", "merge_init", "merge_ortho_init", "magmax")
+FOUR = ("naive", "merge_init", "merge_ortho_init", "magmax", "recall")
 Train = Callable[..., Any]
 
 

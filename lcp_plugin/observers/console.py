@@ -90,7 +90,8 @@ class Console(Observer):
         self._close_all()
 
     def _facts(self, step: StepReport) -> str:
-        return f"loss {self._loss:.4f}, lr {step.lr:.1e}, peak {self._peak:,.0f} MB"
+        rehearsed = "" if step.rehearsal is None else f", rehearsal {step.rehearsal:.4f}"
+        return f"loss {self._loss:.4f}{rehearsed}, lr {step.lr:.1e}, peak {self._peak:,.0f} MB"
 
     def _move_bar(self, step: StepReport) -> None:
         from tqdm import tqdm

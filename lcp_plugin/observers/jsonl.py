@@ -39,6 +39,7 @@ class JsonLines(Observer):
             total=step.total,
             loss=step.loss,
             objective=step.objective,
+            **({} if step.rehearsal is None else {"rehearsal": step.rehearsal}),
             lr=step.lr,
             seconds=round(step.seconds, 4),
             peak_memory_mb=round(step.peak_memory_mb, 1),

@@ -31,6 +31,7 @@ class Trackers(Observer):
                 {
                     "loss/current": step.loss,
                     f"loss/{step.task.name}": step.loss,
+                    **({} if step.rehearsal is None else {"loss/rehearsal": step.rehearsal}),
                     "lr": step.lr,
                     "peak_memory_mb": step.peak_memory_mb,
                 },

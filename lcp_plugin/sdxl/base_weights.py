@@ -21,8 +21,9 @@ from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, LineageError
 from lcp_plugin.files import file_model_hash, hash_tensors
 from lcp_plugin.formats import find_lora, read_lora
-from lcp_plugin.sdxl.layers import Site, add_delta, layer_shape
+from lcp_plugin.sdxl.layers import Site, layer_shape
 from lcp_plugin.sdxl.load import BaseId, identify_base
+from lcp_plugin.sdxl.rounding import add_delta, round_stochastically
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ def add_to_base(layers: Mapping[str, nn.Module], delta: Delta, fuse: bool) -> No
         assert isinstance(weight, nn.Parameter)
         if fuse:
             flat = weight.data.float().reshape(entry.shape)
-            weight.data = add_delta(flat, entry).to(weight.dtype).view(weight.shape)
+            rounded = round_stochastically(add_delta(flat, entry), weight.dtype, name)
+            weight.data = rounded.view(weight.shape)
         else:
             site = Site(name, layer)
             site.set_branch(entry)

@@ -2,21 +2,18 @@
 
 y = W x + D_branch x + scale B A x. A forward hook on each adapted layer adds the last two terms, on
 a plain linear layer a forward of its own; taking it away gives back the base to the bit. In
-training, W x and the factors' part are then one node of the graph (`AdaptedLinear`): a tenth of a
-small model's step.
+training, W x and the factors' part are then one node of the graph (`AdaptedLinear`).
 
-A delta can be fused instead: W' = round(W_0 + D), added in fp32 and rounded once, always from
-untouched weights (W + D - D is not W). `carry_as`: `fuse` costs nothing per step but rounds D into
-the weights; `branch` never does. `auto` fuses on an fp32 base and branches on a half-precision one,
-where fusing destroys small updates (bf16 loses 20 to 60% of ||D|| at the sizes of a finished task,
-nearly all of it in a young one). A stacked branch keeps fp32 factors; a dense branch (MagMax) is
-kept in the base's dtype, which rounds D by itself, not against W: 0.2% in bf16, for one more matrix
-of the layer's size.
+The carried delta is fused: W' = round(W_0 + D), added in fp32 and rounded once, always from
+untouched weights (W + D - D is not W), which wait on the CPU meanwhile. That costs no step time and
+no memory, however many tasks the chain has. A half-precision base is rounded stochastically
+(`sdxl.rounding`), so that no update is lost in it. `carry_as = branch` runs D beside the weights
+instead, in their type: rounded by itself, not against W (0.2% in bf16), for the time and memory of
+its factors, or of one more matrix where it is dense (MagMax).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +22,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
 from lcp_plugin.adapter import Adapter, Factors, Kernel
@@ -33,8 +29,10 @@ from lcp_plugin.delta import Delta, Entry, Stacked
 from lcp_plugin.errors import LineageError
 from lcp_plugin.hooks import Weights
 from lcp_plugin.keys import canonical
+from lcp_plugin.sdxl.adapted_linear import AdaptedLinear
+from lcp_plugin.sdxl.flat_factors import FlatFactors
+from lcp_plugin.sdxl.rounding import FuseError, add_delta, measure_fuse, round_stochastically
 
-BLOCK = 128 * 1280  # entries measured at once: 0.7 MB, which a core's own cache holds
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -94,6 +92,7 @@ class LoraPair(nn.Module):
         self.down = nn.Parameter(factors.down.to(dtype, copy=True), requires_grad="A" in trainable)
         self.up = nn.Parameter(factors.up.to(dtype, copy=True), requires_grad="B" in trainable)
         self.alpha, self.scale, self.kernel = factors.alpha, factors.scale, factors.kernel
+        self.rounded: tuple[Tensor, Tensor] | None = None  # A and B in the base's type, this step
         self.dropout = 0.0  # of the layer's input (network_dropout: of A x)
         self.rank_dropout = 0.0
         self.module_dropout = 0.0
@@ -128,54 +127,6 @@ def _widen(layer: nn.Module, hidden: Tensor, up: Tensor) -> Tensor:
     return F.linear(hidden, up)
 
 
-class AdaptedLinear(torch.autograd.Function):
-    """y = W x + b + scale B A x of a frozen linear layer, with gradients for x, A and B.
-
-    The same products as two layers and a sum, without their views, transposes and the sums of
-    y's and x's parts. Once differentiable.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,  # (..., in)
-        weight: Tensor,  # (out, in)
-        bias: Tensor | None,
-        down: Tensor,  # (rank, in)
-        up: Tensor,  # (out, rank)
-        scale: float,
-    ) -> Tensor:  # (..., out)
-        """W x + b + scale B A x."""
-        rows = x.reshape(-1, x.shape[-1])
-        hidden = rows @ down.t()  # (n, rank)
-        if scale != 1.0:
-            hidden.mul_(scale)
-        output = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
-        output.addmm_(hidden, up.t())
-        ctx.save_for_backward(rows, hidden, weight, down, up)
-        ctx.scale, ctx.shape = scale, x.shape
-        return output.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, W, b, A, B and scale; W and b are frozen."""
-        rows, hidden, weight, down, up = ctx.saved_tensors
-        of_x, _, _, of_down, of_up, _ = ctx.needs_input_grad
-        outer = gradient.reshape(-1, gradient.shape[-1])
-        inner = outer @ up  # (n, rank)
-        if ctx.scale != 1.0:
-            inner.mul_(ctx.scale)
-        return (
-            (outer @ weight).addmm_(inner, down).view(ctx.shape) if of_x else None,
-            None,
-            None,
-            inner.t() @ rows if of_down else None,
-            outer.t() @ hidden if of_up else None,
-            None,
-        )
-
-
 class Site:
     """One adapted layer: its untouched weight, what is fused, what runs beside it."""
 
@@ -203,19 +154,22 @@ class Site:
         if pair is None or not self._joins(pair, x):
             return self._add(layer, (x,), type(layer).forward(layer, x))
         output: Tensor = AdaptedLinear.apply(  # type: ignore[no-untyped-call]
-            x, layer.weight, layer.bias, pair.down, pair.up, pair.scale
+            x, layer.weight, layer.bias, pair.down, pair.up, pair.rounded, pair.scale
         )
         return output if self.branch is None else output + self._branch_output(x).to(output.dtype)
 
     def _joins(self, pair: LoraPair, x: Tensor) -> bool:
-        """Whether weight, factors and input are of one type, with nothing dropped or cast."""
-        weight = self.layer.weight
+        """Whether all products are of the weight's type, by itself or by autocast, and nothing is
+        dropped.
+        """
+        weight, kind = self.layer.weight, x.device.type
+        assert isinstance(weight, Tensor)
+        cast = torch.is_autocast_enabled(kind)
         return (
             pair.training
             and pair.module_dropout + pair.dropout + pair.rank_dropout == 0
-            and x.dtype is weight.dtype is pair.down.dtype
+            and weight.dtype is (torch.get_autocast_dtype(kind) if cast else x.dtype)
             and not weight.requires_grad
-            and not torch.is_autocast_enabled(x.device.type)
         )
 
     def _add(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -241,7 +195,8 @@ class Site:
     def _pair_output(self, pair: LoraPair, x: Tensor) -> Tensor:
         if pair.training and pair.module_dropout > 0 and torch.rand(()) < pair.module_dropout:
             return x.new_zeros(())
-        hidden = _apply(self.layer, _match(x, pair.down), pair.down)
+        x, down, up = _of_one_type(self.layer, x, pair)
+        hidden = _apply(self.layer, x, down)
         scale = pair.scale
         if pair.training and pair.dropout > 0:
             hidden = F.dropout(hidden, pair.dropout)
@@ -249,18 +204,17 @@ class Site:
             hidden, scale = _drop_ranks(self.layer, hidden, pair.rank_dropout, scale)
         if scale != 1.0:  # on A x, which is smaller than the output
             hidden = hidden * scale
-        return _widen(self.layer, hidden, pair.up)
+        return _widen(self.layer, hidden, up)
 
-    def fuse(self, entry: Entry, measure: bool) -> tuple[float, float]:
-        """W' = round(W_0 + D); returns ||W' - W_0 - D||^2 and ||D||^2 if they are to be
-        measured.
-        """
+    def fuse(self, entry: Entry, measure: bool) -> FuseError:
+        """W' = round(W_0 + D), stochastically where the weights are of half precision."""
         if self.untouched is None:
-            self.untouched = self.weight.data
-        flat = self.untouched.detach().float().reshape(entry.shape)
-        rounded = add_delta(flat, entry).to(self.untouched.dtype)
-        self.weight.data = rounded.view(self.untouched.shape)
-        return rounding_loss(flat, entry, rounded) if measure else (0.0, 0.0)
+            self.untouched = self.weight.data.cpu()
+        data = self.untouched.to(self.weight.device)
+        flat = data.detach().float().reshape(entry.shape)
+        rounded = round_stochastically(add_delta(flat, entry), data.dtype, self.name)
+        self.weight.data = rounded.view(data.shape)
+        return measure_fuse(flat, entry, rounded) if measure else FuseError()
 
     def restore(self) -> None:
         """Back to the untouched weight; no branch."""
@@ -269,21 +223,26 @@ class Site:
             self.untouched = None
         self.branch = None
 
-    def set_branch(self, entry: Entry | None, measure: bool = False) -> tuple[float, float]:
-        """Runs the delta beside the layer; returns ||D' - D||^2 and ||D||^2 if to be measured."""
+    def set_branch(self, entry: Entry | None, measure: bool = False) -> FuseError:
+        """Runs the delta beside the layer, in the type of its weight."""
         device, dtype = self.weight.device, self.weight.dtype
         if entry is None:
             self.branch = None
-            return 0.0, 0.0
+            return FuseError()
         if isinstance(entry, Stacked):
-            self.branch = Branch(entry.up.to(device), entry.down.to(device))
-            return (0.0, entry.norm() ** 2) if measure else (0.0, 0.0)
-        kept = entry.weight.to(device, dtype)
-        self.branch = Branch(None, kept)
-        if not measure or dtype is torch.float32:
-            return 0.0, entry.norm() ** 2 if measure else 0.0
-        error = kept.float() - entry.weight.to(device)
-        return float(error.double().square().sum()), entry.norm() ** 2
+            self.branch = Branch(entry.up.to(device, dtype), entry.down.to(device, dtype))
+        else:
+            self.branch = Branch(None, entry.weight.to(device, dtype))
+        if not measure:
+            return FuseError()
+        if dtype is torch.float32:
+            return FuseError(0.0, entry.norm() ** 2)
+        kept = self.branch.down.float()
+        kept = kept if self.branch.up is None else self.branch.up.float() @ kept
+        delta = entry.dense().to(device)
+        error = (delta - kept).double()
+        missing = float((error * delta).sum())
+        return FuseError(float(error.square().sum()), entry.norm() ** 2, missing)
 
     def remove(self) -> None:
         """Takes the hook away; the layer is as it was."""
@@ -293,6 +252,13 @@ class Site:
             vars(self.layer).pop("forward", None)
         else:
             self._handle.remove()
+
+
+def _of_one_type(layer: nn.Module, x: Tensor, pair: LoraPair) -> tuple[Tensor, Tensor, Tensor]:
+    """x, A and B in the type that the layer computes in: the wider one of fp32 and x's."""
+    if torch.is_autocast_enabled(x.device.type):
+        return x, pair.down, pair.up
+    return x, pair.down.to(x.dtype), pair.up.to(x.dtype)
 
 
 def _match(x: Tensor, weight: Tensor) -> Tensor:
@@ -313,40 +279,6 @@ def _drop_ranks(
     return hidden * mask.to(hidden.dtype), scale / (1 - rate)
 
 
-def add_delta(weight: Tensor, entry: Entry) -> Tensor:
-    """W_0 + D in fp32 (out, in), in one pass; neither argument is changed."""
-    if isinstance(entry, Stacked):
-        return torch.addmm(weight, entry.up.to(weight.device), entry.down.to(weight.device))
-    return weight + entry.weight.to(weight.device)
-
-
-def rounding_loss(weight: Tensor, entry: Entry, rounded: Tensor) -> tuple[float, float]:
-    """||rounded - (W_0 + D)||^2 and ||D||^2; weight (out, in) fp32.
-
-    W_0 + D is not a number of fp32 itself: Knuth's two-sum gives the part that the sum loses.
-    """
-    delta = entry.dense().to(weight.device)
-    rows = max(1, BLOCK // weight.shape[1])
-    lost = size = 0.0
-    for parts in zip(*(torch.split(m, rows) for m in (weight, delta, rounded)), strict=True):
-        block_lost, block_size = _block_loss(*parts)
-        lost, size = lost + block_lost, size + block_size
-    return lost, size
-
-
-def _block_loss(weight: Tensor, delta: Tensor, rounded: Tensor) -> tuple[float, float]:
-    total = weight + delta
-    arrived = total - weight
-    error = rounded.float() - total
-    error -= (weight - (total - arrived)).add_(delta - arrived)  # lost in the sum
-    return _square_sum(error), _square_sum(delta)
-
-
-def _square_sum(values: Tensor) -> float:
-    flat = values.reshape(-1).double()
-    return float(torch.dot(flat, flat))
-
-
 class AdaptedUNet(nn.Module):
     """A pipeline's UNet (and text encoders) with deltas and one adapter attached by hooks.
 
@@ -365,10 +297,29 @@ class AdaptedUNet(nn.Module):
         self._start = Adapter()
         self._carry = Delta()
         self.pair_of: dict[str, LoraPair] = {}
+        self.flat: FlatFactors | None = None  # the UNet's factors
+        self.plain = False  # the base computes in its own type: no autocast
+        self.shares_casts = True  # the factors are cast once a step, for all layers
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The UNet, adapted."""
-        return self.unet(*args, **kwargs)
+        self._round_factors()
+        if not self.plain:
+            return self.unet(*args, **kwargs)
+        with torch.autocast(str(self.unet.device.type), enabled=False):
+            return self.unet(*args, **kwargs)
+
+    def _round_factors(self) -> None:
+        """The factors as they are now, in the type that a half-precision base computes in."""
+        if self.flat is None or not (self.training and self.shares_casts):
+            return
+        names = [name for name in self.pair_of if name.startswith("unet.")]
+        dtype = self._sites[names[0]].weight.dtype
+        if dtype is self.flat.values.dtype:
+            return
+        views = iter(self.flat.rounded(dtype))
+        for name in names:
+            self.pair_of[name].rounded = next(views), next(views)
 
     def _site(self, name: str) -> Site:
         if name not in self._sites:
@@ -386,8 +337,7 @@ class AdaptedUNet(nn.Module):
         """Puts the model on W_0 + delta, frozen.
 
         Returns:
-            fused, branched: numbers of layers; rounding_share: ||round(W + D) - W - D|| / ||D||
-            over what is fused.
+            fused, branched: numbers of layers, and `FuseError.shares` over all of them.
         Raises:
             LineageError: a module or shape that the base does not have.
         """
@@ -395,24 +345,13 @@ class AdaptedUNet(nn.Module):
         for site in self._sites.values():
             site.restore()
         self._base = delta
-        lost = size = 0.0
-        fused = 0
+        error, fuses = FuseError(), carry_as != "branch"
         for name, entry in delta.items():
             site = self._site(name)
-            if self._fuses(name, carry_as):
-                site_lost, site_size = site.fuse(entry, measure)
-                fused += 1
-            else:
-                site_lost, site_size = site.set_branch(entry, measure)
-            lost, size = lost + site_lost, size + site_size
-        share = math.sqrt(lost / size) if size > 0 else 0.0
-        return {"fused": fused, "branched": len(delta) - fused, "rounding_share": share}
-
-    def _fuses(self, name: str, carry_as: str) -> bool:
-        if carry_as != "auto":
-            return carry_as == "fuse"
-        weight = self.layers[name].weight
-        return isinstance(weight, Tensor) and weight.dtype is torch.float32
+            part = site.fuse(entry, measure) if fuses else site.set_branch(entry, measure)
+            error = error + part
+        fused = len(delta) if fuses else 0
+        return {"fused": fused, "branched": len(delta) - fused, **error.shares()}
 
     def check_fits(self, values: Mapping[str, Any]) -> None:
         """Raises LineageError if a delta or adapter has a module or shape that the base lacks."""
@@ -444,12 +383,15 @@ class AdaptedUNet(nn.Module):
             pair = LoraPair(factors, trainable, dtype).to(site.weight.device)
             site.pair = self.pair_of[name] = pair
             self.pairs[name.replace(".", "/")] = pair
+        pairs = [pair for name, pair in self.pair_of.items() if name.startswith("unet.")]
+        parameters = [parameter for pair in pairs for parameter in (pair.down, pair.up)]
+        self.flat = FlatFactors(parameters) if parameters else None
 
     def detach(self) -> None:
         """Takes the adapter off."""
         for name in self.pair_of:
             self._sites[name].pair = None
-        self.pair_of = {}
+        self.pair_of, self.flat = {}, None
         self.pairs = nn.ModuleDict()
 
     def trained(self) -> Adapter:

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from lcp_plugin.hooks import Conditioning, Parameters, Weights
+from lcp_plugin.hooks import Conditioning, Item, Parameters, Trajectory, Weights
 from lcp_plugin.sdxl.layers import AdaptedUNet
 from lcp_plugin.sdxl.noise import add_noise, make_target
+from lcp_plugin.sdxl.trajectory import draw_trajectory, spread_times
+from lcp_plugin.tasks import Task, TaskRecord
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,6 +44,33 @@ def run_unet(
     return torch.as_tensor(output).float()
 
 
+class Desk(Protocol):
+    """What a run lends to the live model of a task."""
+
+    def sample(self, prompts: Sequence[str], seed: int) -> list[Image]:
+        """One image per prompt from the model as it is being trained."""
+
+    def encode(
+        self, prompts: Sequence[str], size: tuple[int, int] | None = None
+    ) -> Mapping[str, Tensor]:
+        """Conditioning of prompts on the device, at a latent size."""
+
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """The latent sizes of the task's examples, the most frequent first."""
+
+    def generator(self, purpose: str) -> Generator:
+        """Derived from (seed, task, purpose)."""
+
+    def progress(self, items: Sequence[Item], what: str) -> Iterator[Item]:
+        """The items, with a bar."""
+
+    def keep(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `make` gives, kept with the task's state."""
+
+    def examples(self) -> Iterator[Mapping[str, Tensor]]:
+        """The task's examples once."""
+
+
 @dataclass
 class LiveModel:
     """Implements `hooks.Model`."""
@@ -52,10 +81,10 @@ class LiveModel:
     autocast: Callable[[], Any]
     alphas: Tensor  # cumulative products of the noise schedule, (train timesteps,)
     prediction_type: str  # epsilon | v_prediction
+    task: Task
+    learned: tuple[TaskRecord, ...]  # what the carried model knows
+    desk: Desk
     wrapped: Any = None  # the module as prepared for several processes; trains through it
-    sampler: Callable[[Sequence[str], int], list[Image]] | None = None
-    encoder: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = None
-    loader: Callable[[], Iterator[Mapping[str, Tensor]]] | None = None
 
     @property
     def parameters(self) -> Parameters:
@@ -89,18 +118,68 @@ class LiveModel:
 
     def sample(self, prompts: Sequence[str], seed: int) -> list[Image]:
         """One image per prompt."""
-        assert self.sampler is not None
-        return self.sampler(prompts, seed)
+        return self.desk.sample(prompts, seed)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of prompts at the run's resolution."""
-        assert self.encoder is not None
-        return self.encoder(prompts)
+    def encode_prompts(
+        self, prompts: Sequence[str], size: tuple[int, int] | None = None
+    ) -> Conditioning:
+        """Conditioning of prompts at a latent size (h, w); None: the base's own resolution."""
+        return self.desk.encode(prompts, size)
+
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """The latent sizes (h, w) of this task's examples, the most frequent first."""
+        return self.desk.sizes()
+
+    def generator(self, purpose: str) -> Generator:
+        """Random numbers for a strategy's own draws, derived from (seed, task, purpose)."""
+        return self.desk.generator(purpose)
+
+    def progress(self, items: Sequence[Item], what: str) -> Iterator[Item]:
+        """The items, with a bar on the console and the time left."""
+        return self.desk.progress(items, what)
+
+    def keep(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `make` gives, kept on disk with the state of the task."""
+        return self.desk.keep(name, make)
 
     def batches(self) -> Iterator[Mapping[str, Tensor]]:
         """This task's examples once."""
-        assert self.loader is not None
-        return self.loader()
+        return self.desk.examples()
+
+    def draw(
+        self,
+        prompt: str,
+        noise: Tensor,
+        steps: int,
+        guidance: float,
+        generator: Generator,
+        weights: Weights = "carry",
+    ) -> Trajectory:
+        """Draws an image from each noise (n, 4, h, w) in latent space, and keeps every state."""
+        size = (noise.shape[2], noise.shape[3])
+        conditioning = [
+            {key: value.expand(len(noise), *value.shape[1:]) for key, value in encoded.items()}
+            for encoded in (self.encode_prompts([text], size) for text in (prompt, ""))
+        ]
+        times = spread_times(len(self.alphas), steps, generator)
+
+        def predict(latents: Tensor, timesteps: Tensor, rows: Conditioning) -> Tensor:
+            with self.autocast():
+                return run_unet(self.adapted, latents, timesteps, rows, self.dtype)
+
+        training = self.adapted.training
+        self.adapted.eval()
+        with torch.no_grad(), self.adapted.using(weights):
+            drawn = draw_trajectory(
+                predict,
+                noise.to(self.device),
+                (conditioning[0], conditioning[1]),
+                (self.alphas, self.prediction_type),
+                times,
+                guidance,
+            )
+        self.adapted.train(training)
+        return drawn
 
 
 @dataclass

@@ -61,7 +61,14 @@ def make_noise(latents: Tensor, options: Options, generator: Generator) -> Tenso
         noise = add_pyramid(
             noise, options.multires_noise_iterations, options.multires_noise_discount, generator
         )
-    return noise.to(latents.device, latents.dtype)
+    return send(noise.to(latents.dtype), latents.device)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; to a GPU from pinned memory, without waiting for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _gaussian(shape: torch.Size | tuple[int, ...], generator: Generator) -> Tensor:
@@ -109,7 +116,7 @@ def perturb_noise(noise: Tensor, options: Options, generator: Generator) -> Tens
     if options.ip_noise_gamma_random_strength:
         strength = strength * torch.rand((), generator=generator)
     extra = strength * _gaussian(noise.shape, generator)
-    return noise + extra.to(noise.device, noise.dtype)
+    return noise + send(extra.to(noise.dtype), noise.device)
 
 
 def _at(values: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ from lcp_plugin.strategies.magmax import MagMax
 from lcp_plugin.strategies.merge_init import MergeInit
 from lcp_plugin.strategies.merge_ortho_init import MergeOrthoInit
 from lcp_plugin.strategies.naive import Naive
+from lcp_plugin.strategies.recall import Recall
 
 BUILT_IN: dict[str, type[Strategy]] = {
     "naive": Naive,
     "merge_init": MergeInit,
     "merge_ortho_init": MergeOrthoInit,
     "magmax": MagMax,
+    "recall": Recall,
     "joint": Joint,
     "independent": Independent,
     "merge_at_end": MergeAtEnd,
