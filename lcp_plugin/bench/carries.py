@@ -65,9 +65,9 @@ def measure_rounding(size: str, tasks: int = 3) -> list[Row]:
         carry, learner = Carry(), Learner(create_strategy(name, ()), matrices)
         for index in range(1, tasks + 1):
             carry = learner.learn(index, carry)[2]
-        shares = {way: model.set_base(carry.total, way) for way in ("auto", "fuse")}
-        auto, fused = (shares[way]["rounding_share"] for way in ("auto", "fuse"))
-        note = f"baseline: ||D|| itself; fused into the weights it would lose {fused:.0%}"
+        shares = model.set_base(carry.total)
+        auto, noise = (shares[key] for key in ("missing_share", "noise_share"))
+        note = f"baseline: D itself; stochastic rounding's noise is {noise:.2%} of ||W||"
         label = f"rounding of {name}'s carry, bf16 base, auto, {matrices.label}"
         rows.append(Row(label, auto, 1.0, "||D||", peak_mb(), ROUNDING_BAR, note))
     return rows

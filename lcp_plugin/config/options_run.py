@@ -43,7 +43,7 @@ class RunOptions:
     overwrite: bool = _run(False, "start over where a finished run is", fixed=False)
     carry_as: str = _run(
         "auto",
-        "how the carried delta sits in a half-precision base: unfused branch, or fused",
+        "how the carried delta sits in the base: fused (auto; stochastic rounding), or a branch beside",
         choices=("auto", "branch", "fuse"),
     )
     preset: str | None = _run(
