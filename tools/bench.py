@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python tools/bench.py --size tiny
     OMP_NUM_THREADS=1 python tools/bench.py --size topo --json topo.json
     OMP_NUM_THREADS=1 python tools/bench.py --size sdxl --only fuse magmax
+    python tools/bench.py --size sdxl --device cuda --json card.jsonl
 
 Nothing is downloaded. `sdxl` needs about 16 GB of memory and 20 GB of disk in TMPDIR.
 """

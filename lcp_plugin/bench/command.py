@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lcp_plugin.bench.measure import Row, format_table
-from lcp_plugin.errors import ConfigError
+from lcp_plugin.errors import ConfigError, LcpError
 
 SIZES = {
     "tiny": "the embedded base, 48 px",
@@ -56,6 +56,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="tiny", help=sizes)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some measurements, by name")
+    parser.add_argument(
+        "--device",
+        help="measure a card (cuda; cpu tries the same at a small size): steps, memory, chains and "
+        "boundaries beside diffusers' example; --json gets one line a row, a profile beside it",
+    )
     return parser.parse_args(argv)
 
 
@@ -66,6 +71,8 @@ def run_command(argv: Sequence[str]) -> str:
         ConfigError: an unknown measurement, or one that does not exist at this size.
     """
     arguments = parse_arguments(argv)
+    if arguments.device:
+        return run_on_card(arguments)
     known = measurements()
     chosen = arguments.only or [n for n, (_, sizes) in known.items() if arguments.size in sizes]
     for name in chosen:
@@ -83,6 +90,30 @@ def run_command(argv: Sequence[str]) -> str:
             write_rows(arguments.json, arguments.size, rows)
     machine = ", ".join(f"{key} {value}" for key, value in describe_machine().items())
     return f"{machine}\n\n{format_table(rows)}"
+
+
+def run_on_card(arguments: argparse.Namespace) -> str:
+    """The table of a card.
+
+    Raises:
+        ConfigError: an unknown measurement. LcpError: some failed; the table of the others is in
+            the message.
+    """
+    from lcp_plugin.bench.card import Card
+    from lcp_plugin.bench.card_command import measure_card
+    from lcp_plugin.bench.card_command import measurements as known_on_card
+
+    known = known_on_card()
+    for name in arguments.only or ():
+        if name not in known:
+            raise ConfigError(f"--only {name}: with --device there are {', '.join(known)}.")
+    _quieten()
+    card = Card(arguments.size, arguments.device)
+    rows, failed = measure_card(card, arguments.only or list(known), arguments.json)
+    text = f"{card.describe()}\n\n{format_table(rows)}"
+    if failed:
+        raise LcpError(f"{failed} measurements failed, see above.\n{text}")
+    return text
 
 
 def write_rows(path: Path, size: str, rows: Sequence[Row]) -> None:

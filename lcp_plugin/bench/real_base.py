@@ -31,21 +31,26 @@ STD = 0.02  # of the random weights
 def build_base(folder: str, seed: str = "0") -> None:
     """A part: writes the base in diffusers' layout (5.3 GB)."""
     hush_libraries()
+    torch.manual_seed(int(seed))
+    build_pipeline().save_pretrained(Path(folder), safe_serialization=True)
+
+
+def build_pipeline(device: str = "cpu") -> Any:
+    """The whole base, its UNet made on `device`; everything else on the CPU."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
-    torch.manual_seed(int(seed))
     tokenizers = [
         CLIPTokenizer.from_pretrained(str(tokenizer_dir()), pad_token=token)
         for token in ("<|endoftext|>", "!")
     ]
-    pipeline = StableDiffusionXLPipeline(
+    return StableDiffusionXLPipeline(
         vae=_build_vae(),
         text_encoder=_build_text_encoder(768, projected=False),
         text_encoder_2=_build_text_encoder(1280, projected=True),
         tokenizer=tokenizers[0],
         tokenizer_2=tokenizers[1],
-        unet=build_unet(),
+        unet=build_unet(device),
         scheduler=EulerDiscreteScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -55,11 +60,10 @@ def build_base(folder: str, seed: str = "0") -> None:
         ),
         add_watermarker=False,
     )
-    pipeline.save_pretrained(Path(folder), safe_serialization=True)
 
 
-def build_unet() -> Any:
-    """The UNet in bf16, its weights copied from one random pool."""
+def build_unet(device: str = "cpu") -> Any:
+    """The UNet in bf16 on a device, its weights copied from one random pool."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -79,8 +83,8 @@ def build_unet() -> Any:
         )
     count = sum(p.numel() for p in unet.parameters())
     assert count == UNET_PARAMETERS, f"{count} parameters, SDXL has {UNET_PARAMETERS}"
-    unet = unet.to(torch.bfloat16).to_empty(device="cpu")
-    pool = (torch.randn(1 << 22) * STD).to(torch.bfloat16)
+    unet = unet.to(torch.bfloat16).to_empty(device=device)
+    pool = (torch.randn(1 << 22) * STD).to(device, torch.bfloat16)
     with torch.no_grad():
         for module in unet.modules():
             _fill(module, pool)
