@@ -22,21 +22,37 @@ COLOURS = ("crimson", "teal", "gold", "navy", "orchid", "black")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--run_slow: real-size checks that take minutes."""
+    """--run_slow: real-size checks that take minutes; --run_gpu: those that need a card."""
     parser.addoption("--run_slow", action="store_true", help="also run slow real-size checks")
+    parser.addoption("--run_gpu", action="store_true", help="also run the checks on a CUDA card")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker of slow tests."""
+    """The markers of slow tests and of those on a card."""
     config.addinivalue_line("markers", "slow: real-size checks, run with --run_slow")
+    config.addinivalue_line("markers", "gpu: checks on a CUDA card, run with --run_gpu")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
-    """Slow tests are skipped unless asked for."""
+    """Slow tests and those on a card are skipped unless asked for."""
+    reason = _no_card(bool(config.getoption("--run_gpu")))
+    for item in items:
+        if "gpu" in item.keywords and reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
     if not config.getoption("--run_slow"):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs --run_slow"))
+
+
+def _no_card(wanted: bool) -> str:
+    """Why the checks on a card cannot run; empty if they can. LCP_TEST_DEVICE=cpu tries them."""
+    if not wanted:
+        return "needs --run_gpu"
+    device = os.environ.get("LCP_TEST_DEVICE", "cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        return "--run_gpu: torch sees no CUDA card here"
+    return ""
 
 
 @pytest.fixture(scope="session", autouse=True)

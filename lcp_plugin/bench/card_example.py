@@ -42,8 +42,6 @@ class ExampleOnCard:
         cast_training_params(unet, dtype=torch.float32)
         if checkpointing:
             unet.enable_gradient_checkpointing()
-        else:
-            unet.disable_gradient_checkpointing()
         unet.train()
         self.batch = batch
         self.dtype = torch.bfloat16
@@ -53,7 +51,6 @@ class ExampleOnCard:
         rates = get_scheduler("constant", optimizer=optimizer)
         self.accelerator = Accelerator(mixed_precision="bf16")
         self.unet, self.optimizer, self.rates = self.accelerator.prepare(unet, optimizer, rates)
-        self.raw = unet
 
     def step(self, generator: torch.Generator | None = None) -> float:
         """One step; its loss. `generator`: noise and timestep as our trainer draws them."""
@@ -90,15 +87,6 @@ class ExampleOnCard:
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, count, (len(latents),), generator=generator)
         return noise.to(latents), timesteps.to(latents.device)
-
-    def close(self) -> None:
-        """Drops gradients, optimizer and accelerate's wrapping; peft's layers stay."""
-        from accelerate.utils import extract_model_from_parallel
-
-        extract_model_from_parallel(self.unet, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
-        self.raw.zero_grad(set_to_none=True)
-        del self.optimizer, self.parameters, self.unet
 
 
 def adapt(unet: Any, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:

@@ -130,12 +130,12 @@ class CardTraining:
 def measure_step(card: Card) -> Iterator[Row]:
     """Rows: seconds and peak memory of a step against the example's, four settings."""
     for targets in ("attention", "transformer"):
-        example = card.build()
         for checkpointing in (False, True):
-            yield from _compare(card, Setting(targets, checkpointing), example)
+            yield from _compare(card, Setting(targets, checkpointing))
 
 
-def _compare(card: Card, setting: Setting, example: Any) -> Iterator[Row]:
+def _compare(card: Card, setting: Setting) -> Iterator[Row]:
+    example: Any = card.build()
     with tempfile.TemporaryDirectory() as folder:
         ours = CardTraining(card, Path(folder), setting)
         theirs = Side(card, held=bytes_of(example.unet))
@@ -151,7 +151,6 @@ def _compare(card: Card, setting: Setting, example: Any) -> Iterator[Row]:
             losses.append((report.loss, loss))
 
         ours.train(between)
-        side.close()
     yield from _step_rows(card, setting, len(factors), (ours.side, theirs), losses[0])
 
 
