@@ -43,7 +43,7 @@ class RunOptions:
     overwrite: bool = _run(False, "start over where a finished run is", fixed=False)
     carry_as: str = _run(
         "auto",
-        "how the carried delta sits in the base: fused (auto; stochastic rounding), or a branch beside",
+        "where the carried delta sits: fused into the weights (auto), or a branch beside them",
         choices=("auto", "branch", "fuse"),
     )
     preset: str | None = _run(
