@@ -1,8 +1,8 @@
 """What this machine has, and which preset fits: for tools/doctor.py.
 
 Every optional package is tried, not only imported: a kernel that cannot run is found here instead
-of in the middle of a run. Memory is estimated for SDXL by component, as `config.plan` does; none of
-the estimates for a GPU was measured by this project, which has had none.
+of in the middle of a run. Memory is estimated for SDXL by component (`config.estimates`), at the tenth
+task; `measuring` measures it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lcp_plugin.config.estimates import GB, estimate_memory, estimate_seconds, find_cost
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.options import Options
-from lcp_plugin.config.plan import (
-    ATTENTION_SHAPES,
-    GB,
-    TEXT_PARAMETERS,
-    UNET_PARAMETERS,
-    VAE_PARAMETERS,
-    count_factors,
-    estimate_run,
-)
+from lcp_plugin.config.plan import estimate_run
 from lcp_plugin.files import cache_folder
 from lcp_plugin.sdxl.stored import is_native
 
 PRESETS = ("8gb", "12gb", "24gb")  # smallest first
 SIDE = 1024  # pixels
-RESERVE_GB = 0.8  # CUDA's own context and what its allocator keeps
 TASKS = 10
 
 
@@ -171,36 +163,10 @@ def preset_options(preset: str, rank: int) -> Options:
     return replace(options, network_dim=rank, network_alpha=float(rank))
 
 
-def estimate_memory(preset: str, options: Options, pixels: int = SIDE**2) -> Memory:
-    """GPU memory by component; the sum is `estimate_run`'s for a chain's second task."""
-    half = options.mixed_precision != "no"
-    width = 2 if half else 4
-    factors = count_factors(ATTENTION_SHAPES, options.rank)
-    factor_width = 2 if options.full_bf16 or options.full_fp16 else 4
-    parts = {
-        "UNet": UNET_PARAMETERS * (1 if options.fp8_base or options.fp8_base_unet else width) / GB,
-        "text encoders": 0.0 if _texts_leave(options) else TEXT_PARAMETERS * width / GB,
-        "VAE": 0.0 if _vae_leaves(options) else VAE_PARAMETERS * _vae_width(options, width) / GB,
-        "LoRA and gradients": factors * 2 * factor_width / GB,
-        "optimizer": factors * (2 if "8bit" in options.optimizer_type.lower() else 8) / GB,
-        "carried delta": factors * 4 / GB / 2 if half else 0.0,
-    }
-    whole = estimate_run(options, 0, 1, pixels).vram_gb
-    parts["activations"] = whole - sum(parts.values()) - RESERVE_GB
-    parts["CUDA itself"] = RESERVE_GB
+def preset_memory(preset: str, options: Options, tasks: int = TASKS) -> Memory:
+    """GPU memory by component at the last of `tasks` tasks."""
+    parts = estimate_memory(options, tasks, SIDE**2)
     return Memory(preset, {name: size for name, size in parts.items() if size > 0})
-
-
-def _texts_leave(options: Options) -> bool:
-    return options.cache_text_encoder_outputs and not options.trains_text_encoders
-
-
-def _vae_leaves(options: Options) -> bool:
-    return options.cache_latents and not (options.random_crop or options.color_aug)
-
-
-def _vae_width(options: Options, width: int) -> int:
-    return 4 if options.no_half_vae else width
 
 
 def choose_preset(memories: list[Memory], free_gb: float | None) -> Memory | None:
@@ -218,11 +184,21 @@ def describe(output_dir: Path, rank: int) -> str:
     width = max(len(c.what) for c in checks)
     lines = ["This machine"]
     lines += [f"  {'ok' if c.usable else '--'}  {c.what:<{width}}  {c.found}" for c in checks]
-    memories = [estimate_memory(p, preset_options(p, rank)) for p in PRESETS]
-    lines += ["", f"GPU memory on SDXL at {SIDE} px, rank {rank}, in GB (estimates, not measured)"]
+    chosen = {preset: preset_options(preset, rank) for preset in PRESETS}
+    memories = [preset_memory(preset, options) for preset, options in chosen.items()]
+    lines += ["", f"GPU memory on SDXL at {SIDE} px, rank {rank}, at task {TASKS}, in GB"]
     lines += _memory_table(memories)
+    seconds = [estimate_seconds(options, SIDE**2, TASKS) for options in chosen.values()]
+    lines += ["", "A step in seconds: " + _beside([f"{s:.2f}" for s in seconds])]
+    lines += [
+        "Activations and seconds of: " + _beside([find_cost(o).told for o in chosen.values()])
+    ]
     lines += ["", _advise(memories, free_vram_gb())]
     return "\n".join(lines)
+
+
+def _beside(values: list[str]) -> str:
+    return ", ".join(f"{value} ({preset})" for preset, value in zip(PRESETS, values, strict=True))
 
 
 def _memory_table(memories: list[Memory]) -> list[str]:

@@ -187,6 +187,7 @@ class Run(Plan):
             text_key += f":{options.max_token_length}:{options.weighted_captions}"
         # trained text encoders are never cached, so the parent's delta on them is all that counts
         data.prepare(self.trainer.encode_images, self.trainer.encode_prompts, vae_key, text_key)
+        self.trainer.pipeline.vae.to("cpu")  # whoever needs it moves it back
 
     def plan_interim(
         self,
@@ -372,6 +373,7 @@ class Run(Plan):
             options.guidance_scale,
         )
         trainer.adapted.train(training)
+        trainer.pipeline.vae.to("cpu")
         return images
 
     # --------------------------------------------------------------------------------- facts

@@ -9,16 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lcp_plugin.config.load import load_config
-from lcp_plugin.config.options import Options
-from lcp_plugin.config.plan import (
+from lcp_plugin.config.estimates import (
     ATTENTION_SHAPES,
     TRANSFORMER_SHAPES,
     UNET_PARAMETERS,
     count_factors,
-    describe_plan,
-    estimate_run,
 )
+from lcp_plugin.config.load import load_config
+from lcp_plugin.config.options import Options
+from lcp_plugin.config.plan import describe_plan, estimate_run
 from lcp_plugin.data.dataset import TaskData
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lcp_plugin import doctor
-from lcp_plugin.config.plan import TEXT_PARAMETERS, UNET_PARAMETERS, estimate_run
+from lcp_plugin.config.estimates import TEXT_PARAMETERS, UNET_PARAMETERS
+from lcp_plugin.config.plan import estimate_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,15 +20,15 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("rank", [8, 64])
 def test_the_components_add_up_to_what_the_plan_estimates(preset: str, rank: int) -> None:
     options = doctor.preset_options(preset, rank)
-    memory = doctor.estimate_memory(preset, options)
-    whole = estimate_run(options, 0, 1, doctor.SIDE**2).vram_gb
+    memory = doctor.preset_memory(preset, options)
+    whole = estimate_run(options, 0, doctor.TASKS, doctor.SIDE**2).vram_gb
     assert memory.total == pytest.approx(whole)
     assert min(memory.parts.values()) > 0
     assert memory.parts["activations"] == pytest.approx(2.0 if preset != "24gb" else 11.0)
 
 
 def test_the_unet_counts_as_much_as_its_precision_says() -> None:
-    parts = [doctor.estimate_memory(p, doctor.preset_options(p, 32)).parts for p in ("8gb", "12gb")]
+    parts = [doctor.preset_memory(p, doctor.preset_options(p, 32)).parts for p in ("8gb", "12gb")]
     assert parts[0]["UNet"] == pytest.approx(UNET_PARAMETERS / 1e9)  # float8
     assert parts[1]["UNet"] == pytest.approx(2 * UNET_PARAMETERS / 1e9)  # bf16
     assert "text encoders" not in parts[0]  # cached, then out of memory
@@ -37,13 +38,13 @@ def test_live_text_encoders_are_counted() -> None:
     from dataclasses import replace
 
     options = replace(doctor.preset_options("12gb", 32), cache_text_encoder_outputs=False)
-    parts = doctor.estimate_memory("x", options).parts
+    parts = doctor.preset_memory("x", options).parts
     assert parts["text encoders"] == pytest.approx(2 * TEXT_PARAMETERS / 1e9)
 
 
 def test_every_preset_fits_the_gpu_that_it_is_named_after() -> None:
     for preset in doctor.PRESETS:
-        memory = doctor.estimate_memory(preset, doctor.preset_options(preset, 32))
+        memory = doctor.preset_memory(preset, doctor.preset_options(preset, 32))
         assert memory.total < float(preset.removesuffix("gb"))
 
 

@@ -23,7 +23,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
     6: ("hardware", "trainer_state", "rates_course", "starting", "heading", "interim", "task_run")
     + ("trainer", "evaluation", "samples", "kohya", "fusing", "export", "planning", "bench")
     + ("doctor",),
-    7: ("runner", "closing"),
+    7: ("runner", "closing", "measuring", "measure_report"),
     8: ("cli",),
 }
 HEAVY = {"diffusers", "transformers", "peft", "bitsandbytes"}

@@ -470,7 +470,7 @@ def test_sdxls_topology_has_560_attention_projections_and_722_transformer_layers
 
     hush_libraries()
     with torch.device("meta"):  # names and shapes only: the weights would take seconds
-        unet = architecture._build_unet(architecture.TOPO)
+        unet = architecture.build_unet(architecture.TOPO)
     attention, transformer = targets_of(unet, "attention"), targets_of(unet, "transformer")
     assert len(attention) == 560
     assert len(transformer) == 722

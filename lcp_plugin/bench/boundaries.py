@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lcp_plugin.adapter import Adapter, Factors
 from lcp_plugin.bench.measure import Row, Timing, alternate, peak_mb, row_of, time_once
-from lcp_plugin.config.plan import ATTENTION_SHAPES
+from lcp_plugin.config.estimates import ATTENTION_SHAPES
 from lcp_plugin.delta import Delta, Stacked
 from lcp_plugin.lora import orthogonal_columns, truncate_factors
 from lcp_plugin.sdxl.layers import Site, choose_targets, find_layers, layer_shape

@@ -26,7 +26,7 @@ from lcp_plugin.bench.measure import (
     row_of,
     run_part,
 )
-from lcp_plugin.config.plan import UNET_PARAMETERS
+from lcp_plugin.config.estimates import UNET_PARAMETERS
 from lcp_plugin.delta import Delta, Dense, delta_to_tensors
 from lcp_plugin.files import sync, write_tensors
 from lcp_plugin.formats import lora_tensors, read_lora, write_lora

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lcp_plugin.config.plan import UNET_PARAMETERS
+from lcp_plugin.config.estimates import UNET_PARAMETERS
 from lcp_plugin.sdxl.load import hush_libraries
+from lcp_plugin.tiny import architecture
 from lcp_plugin.tiny.vocabulary import (
     BOS_ID,
     EOS_ID,
@@ -64,23 +65,8 @@ def build_pipeline(device: str = "cpu") -> Any:
 
 def build_unet(device: str = "cpu") -> Any:
     """The UNet in bf16 on a device, its weights copied from one random pool."""
-    from diffusers import UNet2DConditionModel
-
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(
-            sample_size=128,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(320, 640, 1280),
-            layers_per_block=2,
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),  # diffusers' name for the number of heads
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
+        unet: Any = architecture.build_unet(architecture.SDXL)
     count = sum(p.numel() for p in unet.parameters())
     assert count == UNET_PARAMETERS, f"{count} parameters, SDXL has {UNET_PARAMETERS}"
     unet = unet.to(torch.bfloat16).to_empty(device=device)

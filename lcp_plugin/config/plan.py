@@ -1,10 +1,4 @@
-"""--dry_run: what a run would do, before any model is loaded.
-
-Estimates are labelled as such. Sizes come from SDXL's own shapes (a test computes them again from
-the model's classes on the meta device). Activations at 1024 px with checkpointing are what a CPU
-run in bf16 left over beside weights and factors (2.0 GB); without it, and seconds a step, they are
-what users of a 24 GB GPU report (kohya-ss/sd-scripts#827: 1.1 s), so time is an order of magnitude.
-"""
+"""--dry_run: what a run would do, before any model is loaded. Estimates are `config.estimates`'."""
 
 from __future__ import annotations
 
@@ -12,27 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lcp_plugin.config.estimates import (
+    GB,
+    count_factors,
+    estimate_memory,
+    estimate_seconds,
+    find_cost,
+    shapes_of,
+)
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.options import Options, option_fields
 from lcp_plugin.config.task_table import TaskConfig
-
-GB = 1e9
-UNET_PARAMETERS = 2_567_463_684
-VAE_PARAMETERS = 83_653_863
-TEXT_PARAMETERS = 123_060_480 + 694_659_840  # CLIP-L, OpenCLIP bigG with its projection
-# (count, out, in) of the adapted matrices
-ATTENTION_SHAPES = ((60, 640, 640), (20, 640, 2048), (360, 1280, 1280), (120, 1280, 2048))
-_OTHER_SHAPES = (
-    (10, 5120, 640),  # ff.net.0.proj of the 640-wide blocks
-    (10, 640, 2560),  # ff.net.2
-    (60, 10240, 1280),
-    (60, 1280, 5120),
-    (10, 640, 640),  # proj_in and proj_out of the transformers
-    (12, 1280, 1280),
-)
-TRANSFORMER_SHAPES = (*ATTENTION_SHAPES, *_OTHER_SHAPES)
-_ACTIVATIONS = {True: 2.0, False: 11.0}  # GB at 1024 px, batch 1, half precision, by checkpointing
-_SECONDS = {True: 1.65, False: 1.1}  # a step at 1024 px, batch 1, half precision, by checkpointing
 
 
 class TaskFacts(Protocol):
@@ -71,53 +55,27 @@ class Estimate:
 
     adapter_gb: float  # one task's adapter.safetensors, fp32
     disk_gb: float  # the whole output folder
-    vram_gb: float
+    vram_gb: float  # at the last task
     hours: float
-
-
-def count_factors(shapes: Sequence[tuple[int, int, int]], rank: int) -> int:
-    """Parameters of factors of this rank on all matrices."""
-    return sum(count * rank * (out + inputs) for count, out, inputs in shapes)
+    card: str  # that the activations and the time belong to, and whether they were measured
 
 
 def estimate_run(options: Options, steps: int, tasks: int, pixels: int) -> Estimate:
-    """Costs on real SDXL. `steps`: of all tasks together; `pixels`: of one image."""
-    shapes = ATTENTION_SHAPES if options.lora_targets == "attention" else TRANSFORMER_SHAPES
-    factors = count_factors(shapes, options.rank)
-    adapter = 4 * factors / GB
+    """Costs on real SDXL. `steps`: of all tasks together; `pixels`: of one image; memory is that of
+    the last task.
+    """
+    shapes = shapes_of(options)
+    adapter = 4 * count_factors(shapes, options.rank) / GB
     dense = 4 * sum(count * out * inputs for count, out, inputs in shapes) / GB
     carry = min(adapter * tasks, dense)
     states = 3 * adapter if options.resume_every_n_steps else 0.0
     return Estimate(
         adapter_gb=adapter,
         disk_gb=adapter * tasks + 2 * carry + states,
-        vram_gb=_estimate_vram(options, factors, pixels, carry),
-        hours=_estimate_seconds(options, pixels) * steps / 3600,
+        vram_gb=sum(estimate_memory(options, tasks, pixels).values()),
+        hours=estimate_seconds(options, pixels, tasks) * steps / 3600,
+        card=find_cost(options).told,
     )
-
-
-def _estimate_vram(options: Options, factors: int, pixels: int, carry: float) -> float:
-    half = options.mixed_precision != "no"
-    width = 2 if half else 4
-    stored = width if options.base_dtype == "auto" else 2
-    unet = 1 if options.fp8_base or options.fp8_base_unet else stored
-    weights = UNET_PARAMETERS * unet / GB
-    if not options.cache_text_encoder_outputs or options.trains_text_encoders:
-        weights += TEXT_PARAMETERS * stored / GB
-    if not options.cache_latents or options.random_crop or options.color_aug:
-        weights += VAE_PARAMETERS * 4 / GB  # always in fp32
-    eight_bit = "8bit" in options.optimizer_type.lower()
-    factor_width = 2 if options.full_bf16 or options.full_fp16 else 4
-    trained = factors * (2 * factor_width + (2 if eight_bit else 8)) / GB
-    images = options.train_batch_size * pixels / 1024**2
-    activations = _ACTIVATIONS[options.gradient_checkpointing] * images * width / 2
-    return weights + trained + activations + (carry / 2 if half else 0.0) + 0.8
-
-
-def _estimate_seconds(options: Options, pixels: int) -> float:
-    images = options.train_batch_size * options.gradient_accumulation_steps * pixels / 1024**2
-    slower = 1.0 if options.mixed_precision != "no" else 3.0
-    return _SECONDS[options.gradient_checkpointing] * images * slower
 
 
 def describe_plan(
@@ -142,11 +100,12 @@ def describe_plan(
     estimate = estimate_run(config.options, total, len(tasks), pixels)
     lines += [
         "",
-        "Estimates for SDXL at this size, computed from its shapes (not measured here)",
+        f"Estimates for SDXL at this size, of all {_count(len(tasks), 'task')}; weights by its shapes,",
+        f"activations and time of {estimate.card}",
         f"  one adapter     {estimate.adapter_gb:.2f} GB",
         f"  output folder   {estimate.disk_gb:.1f} GB",
         f"  GPU memory      {estimate.vram_gb:.1f} GB",
-        f"  time            {_hours(estimate.hours)} on a GPU like an RTX 3090",
+        f"  time            {_hours(estimate.hours)}",
     ]
     notices = [*config.notices, *(n for _, data in tasks for n in data.notices)]
     if notices:

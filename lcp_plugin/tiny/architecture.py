@@ -3,6 +3,7 @@
     tiny   the embedded base: 48 px, factor-4 VAE, 12 x 12 x 4 latents, widths (64, 96, 112)
     topo   SDXL's topology at small widths: exactly its 560 attention projections
     toy    for tests: a training step takes milliseconds
+    SDXL   its real size: 2,567,463,684 parameters in the UNet, 817,720,320 in the text encoders
 
 SDXL (arXiv 2307.01952): two CLIP text encoders whose penultimate states are concatenated, the
 projected pooled state of the second one and six size numbers added to the timestep embedding.
@@ -12,11 +13,13 @@ Where tiny differs: v-prediction (arXiv 2202.00512), and cross-attention on its 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from lcp_plugin.tiny.vocabulary import BOS_ID, EOS_ID, MAX_LENGTH, VOCABULARY_SIZE, tokenizer_dir
 
@@ -35,13 +38,22 @@ class Architecture:
     transformer_layers: tuple[int, int, int]  # 0: a level without attention
     heads: tuple[int, int, int]  # UNet attention heads
     norm_groups: int
-    text_width: int  # hidden size of each of the two text encoders
+    text_width: int  # hidden size of the first text encoder
     text_layers: int
     text_head_size: int
     time_id_size: int  # channels of each of the six size embeddings
     vae_widths: tuple[int, ...]  # n levels make a factor of 2 ** (n - 1)
     vae_norm_groups: int
     prediction_type: str = "epsilon"
+    second_width: int = 0  # of text encoder 2; 0: as the first
+    second_layers: int = 0
+    vocabulary: int = VOCABULARY_SIZE  # entries of the text encoders' embeddings
+    vae_layers: int = 1  # a block
+
+    @property
+    def pooled_width(self) -> int:
+        """Hidden size of text encoder 2, whose pooled text is used."""
+        return self.second_width or self.text_width
 
     @property
     def vae_factor(self) -> int:
@@ -94,6 +106,24 @@ TOY = Architecture(
     vae_widths=(8, 8, 8),
     vae_norm_groups=4,
 )
+SDXL = Architecture(
+    resolution=1024,
+    widths=(320, 640, 1280),
+    transformer_layers=(0, 2, 10),
+    heads=(5, 10, 20),
+    norm_groups=32,
+    text_width=768,
+    text_layers=12,
+    text_head_size=64,
+    time_id_size=256,
+    vae_widths=(128, 256, 512, 512),
+    vae_norm_groups=32,
+    second_width=1280,
+    second_layers=32,
+    vocabulary=49408,  # of which the embedded tokenizer gives the first 2,048
+    vae_layers=2,
+)
+WEIGHT_STD = 0.02  # of weights that are drawn on a device
 
 
 def build_tiny(seed: int = 0) -> StableDiffusionXLPipeline:
@@ -113,14 +143,66 @@ def build_toy(seed: int = 0) -> StableDiffusionXLPipeline:
 
 def build_pipeline(sizes: Architecture, seed: int = 0) -> StableDiffusionXLPipeline:
     """A pipeline with weights drawn from `seed`; the caller's generator is untouched."""
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = _build_vae(sizes)
         text_encoder = _build_text_encoder(sizes, projected=False)
         text_encoder_2 = _build_text_encoder(sizes, projected=True)
-        unet = _build_unet(sizes)
+        unet = build_unet(sizes)
+    return _assemble(sizes, vae, text_encoder, text_encoder_2, unet)
+
+
+def draw_pipeline(
+    sizes: Architecture, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> StableDiffusionXLPipeline:
+    """A frozen pipeline whose weights are drawn on `device` itself, in seconds even at SDXL's size,
+    and which then lies as a loaded one does: the UNet there, all else on the CPU.
+
+    `dtype` of UNet and text encoders; the VAE is in fp32.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    parts: list[Any] = []
+    for build, kind in (
+        (lambda: _build_text_encoder(sizes, projected=False), dtype),
+        (lambda: _build_text_encoder(sizes, projected=True), dtype),
+        (lambda: _build_vae(sizes), torch.float32),
+    ):
+        parts.append(_draw(build, device, kind, generator).to("cpu"))
+    text_encoder, text_encoder_2, vae = parts
+    unet = _draw(lambda: build_unet(sizes), device, dtype, generator)
+    pipeline = _assemble(sizes, vae, text_encoder, text_encoder_2, unet)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()
+def _draw(
+    build: Callable[[], Any], device: torch.device, dtype: torch.dtype, generator: torch.Generator
+) -> Any:
+    """A module without weights, given memory on the device and filled there: norms are the
+    identity, biases 0.
+    """
+    with torch.device("meta"):
+        module = build()
+    module = module.to(dtype).to_empty(device=device).requires_grad_(False)
+    for layer in module.modules():
+        norm = isinstance(layer, nn.GroupNorm | nn.LayerNorm)
+        for name, parameter in layer.named_parameters(recurse=False):
+            if name == "bias" or norm:
+                parameter.fill_(0.0 if name == "bias" else 1.0)
+            else:
+                parameter.normal_(0.0, WEIGHT_STD, generator=generator)
+    for name, buffer in module.named_buffers():
+        assert name.endswith("position_ids"), name  # the only one that the text encoders have
+        buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))
+    return module.eval()
+
+
+def _assemble(
+    sizes: Architecture, vae: Any, text_encoder: Any, text_encoder_2: Any, unet: Any
+) -> StableDiffusionXLPipeline:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
     scheduler = EulerDiscreteScheduler(  # SDXL's configuration
         beta_start=0.00085,
         beta_end=0.012,
@@ -187,13 +269,15 @@ def _build_tokenizer(pad_token: str) -> Any:
 def _build_text_encoder(sizes: Architecture, projected: bool) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    width = sizes.pooled_width if projected else sizes.text_width
+    layers = (sizes.second_layers if projected else 0) or sizes.text_layers
     config = CLIPTextConfig(
-        vocab_size=VOCABULARY_SIZE,
-        hidden_size=sizes.text_width,
-        intermediate_size=4 * sizes.text_width,
-        projection_dim=sizes.text_width,  # equal to hidden_size, or from_single_file loses it
-        num_hidden_layers=sizes.text_layers,
-        num_attention_heads=sizes.text_width // sizes.text_head_size,
+        vocab_size=sizes.vocabulary,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,  # equal to hidden_size, or from_single_file loses it
+        num_hidden_layers=layers,
+        num_attention_heads=width // sizes.text_head_size,
         max_position_embeddings=MAX_LENGTH,
         hidden_act="gelu" if projected else "quick_gelu",
         bos_token_id=BOS_ID,
@@ -211,7 +295,7 @@ def _build_vae(sizes: Architecture) -> Any:
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=sizes.vae_widths,
-        layers_per_block=1,
+        layers_per_block=sizes.vae_layers,
         latent_channels=4,
         norm_num_groups=sizes.vae_norm_groups,
         sample_size=sizes.resolution,
@@ -220,7 +304,8 @@ def _build_vae(sizes: Architecture) -> Any:
     ).eval()
 
 
-def _build_unet(sizes: Architecture) -> Any:
+def build_unet(sizes: Architecture) -> Any:
+    """The UNet of an architecture, initialised as diffusers does it."""
     from diffusers import UNet2DConditionModel
 
     depths = sizes.transformer_layers
@@ -234,10 +319,10 @@ def _build_unet(sizes: Architecture) -> Any:
         layers_per_block=2,
         transformer_layers_per_block=tuple(max(1, depth) for depth in depths),
         attention_head_dim=sizes.heads,  # diffusers' name for the number of heads
-        cross_attention_dim=2 * sizes.text_width,
+        cross_attention_dim=sizes.text_width + sizes.pooled_width,
         norm_num_groups=sizes.norm_groups,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=sizes.time_id_size,
-        projection_class_embeddings_input_dim=sizes.text_width + 6 * sizes.time_id_size,
+        projection_class_embeddings_input_dim=sizes.pooled_width + 6 * sizes.time_id_size,
     ).eval()
