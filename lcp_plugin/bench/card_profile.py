@@ -60,6 +60,6 @@ def profile_steps(card: Card, setting: Setting) -> tuple[Any, float]:
 
 def _on_device(event: Any) -> float:
     """Microseconds of kernels; what torch's own operators launched is counted once, there."""
-    if event.device_type is torch.autograd.DeviceType.CPU:
+    if "CUDA" not in str(event.device_type):
         return 0.0
     return float(event.self_device_time_total)
