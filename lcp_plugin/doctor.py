@@ -1,8 +1,8 @@
 """What this machine has, and which preset fits: for tools/doctor.py.
 
 Every optional package is tried, not only imported: a kernel that cannot run is found here instead
-of in the middle of a run. Memory is estimated for SDXL by component (`config.estimates`), at the tenth
-task; `measuring` measures it.
+of in the middle of a run. Memory is estimated for SDXL by component (`config.estimates`), at the
+tenth task; `measuring` measures it.
 """
 
 from __future__ import annotations
