@@ -289,7 +289,7 @@ class TaskRun:
         self.strategy.before_optimizer_step(live)
         if self.options.max_grad_norm > 0:
             trained = [p for group in optimizer.param_groups for p in group["params"]]
-            accelerator.clip_grad_norm_(trained, self.options.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(trained, self.options.max_grad_norm)  # unscaled above
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.joined is not None:

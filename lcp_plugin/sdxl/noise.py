@@ -68,7 +68,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device; to a GPU from pinned memory, without waiting for it."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def _gaussian(shape: torch.Size | tuple[int, ...], generator: Generator) -> Tensor:
