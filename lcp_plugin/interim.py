@@ -139,7 +139,6 @@ class Interim:
     def _sample(self, run: TaskRun) -> None:
         """Every prompt of the file, as kohya names them: <output_dir>/sample/<name>_..."""
         trainer, folder = run.trainer, self.stem.parent / "sample"
-        trainer.pipeline.vae.to(trainer.device)
         epochs = self.options.sample_every_n_epochs
         epoch = run.step // self.steps_per_epoch if epochs else None
         stamp = time.strftime("%Y%m%d%H%M%S")

@@ -363,7 +363,6 @@ class Run(Plan):
         latents = latents[[i % count for i in range(len(prompts))]]
         training = trainer.adapted.training
         trainer.adapted.eval()
-        trainer.pipeline.vae.to(trainer.device)
         images = sample_images(
             trainer.pipeline,
             self.bank(prompts),
@@ -373,7 +372,6 @@ class Run(Plan):
             options.guidance_scale,
         )
         trainer.adapted.train(training)
-        trainer.pipeline.vae.to("cpu")
         return images
 
     # --------------------------------------------------------------------------------- facts

@@ -32,6 +32,7 @@ from lcp_plugin.hooks import Carry, StepReport, Strategy, TaskStart
 from lcp_plugin.interim import Interim
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import encode_prompts
+from lcp_plugin.sdxl.fitting import encode
 from lcp_plugin.sdxl.layers import AdaptedUNet, LoraPair, layer_kernel, layer_shape
 from lcp_plugin.sdxl.load import prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
@@ -242,9 +243,9 @@ class Trainer:
         """Scaled latents (b, 4, h/f, w/f) of pixels (b, 3, h, w) in [-1, 1]: the mean, in fp32."""
         vae = self.pipeline.vae.to(self.device)
         with torch.no_grad():
-            latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
+            latents = encode(vae, pixels.to(self.device, vae.dtype))
         shift = getattr(vae.config, "shift_factor", None) or 0.0
-        return (torch.as_tensor(latents).float() - shift) * float(vae.config.scaling_factor)
+        return (latents.float() - shift) * float(vae.config.scaling_factor)
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Conditioning of prompts without time_ids, on the CPU."""

@@ -50,7 +50,7 @@ class Card:
         if not self.counts_memory:
             os.environ["ACCELERATE_USE_CPU"] = "true"
         else:
-            torch.cuda.set_device(torch.device(self.device))
+            torch.cuda.set_device(torch.device(self.device).index or 0)
 
     @cached_property
     def pipeline(self) -> Any:

@@ -100,8 +100,7 @@ def describe_plan(
     estimate = estimate_run(config.options, total, len(tasks), pixels)
     lines += [
         "",
-        f"Estimates for SDXL at this size, of all {_count(len(tasks), 'task')}; weights by its "
-        "shapes,",
+        f"Estimates for SDXL at this size and all {_count(len(tasks), 'task')}, weights by shape,",
         f"activations and time of {estimate.card}",
         f"  one adapter     {estimate.adapter_gb:.2f} GB",
         f"  output folder   {estimate.disk_gb:.1f} GB",

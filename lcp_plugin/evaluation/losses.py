@@ -32,6 +32,7 @@ from lcp_plugin.evaluation.images import Preprocessing, open_rgb, preprocess
 from lcp_plugin.evaluation.scores import none_if_nan
 from lcp_plugin.files import hash_file, read_json, write_json
 from lcp_plugin.sdxl.conditioning import make_time_ids
+from lcp_plugin.sdxl.fitting import encode
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.sdxl.load import native_resolution, prediction_type
 from lcp_plugin.seeds import derive_seed
@@ -177,7 +178,7 @@ def encode_images(pipeline: StableDiffusionXLPipeline, files: Sequence[Path]) ->
     images: list[Image.Image] = [open_rgb(file) for file in files]
     pixels = torch.stack([preprocess(image, how) for image in images])
     vae = pipeline.vae
-    latents: Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+    latents = encode(vae, pixels.to(vae.device, vae.dtype))
     return (latents.float() * float(vae.config.scaling_factor)).cpu()
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lcp_plugin.sdxl.fitting import decode, in_batches
+
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from PIL.Image import Image
@@ -46,8 +48,6 @@ def sample_images(
         conditioning: `encode_prompts` of the prompts; negative: of the negative prompt, one row.
         latents: (n, c, h, w) from `starting_latents`.
     """
-    device, dtype = pipeline.unet.device, pipeline.unet.dtype
-    factor = int(pipeline.vae_scale_factor)
     images: list[Image] = []
     for i in range(0, len(latents), batch_size):
         part = latents[i : i + batch_size]
@@ -60,26 +60,53 @@ def sample_images(
             for key, v in conditioning.items()
         }
         empty = {key: v.expand(len(part), *v.shape[1:]) for key, v in negative.items()}
+        images.extend(
+            decode_latents(pipeline, _denoise(pipeline, rows, empty, part, steps, guidance))
+        )
+    return images
+
+
+def _denoise(
+    pipeline: StableDiffusionXLPipeline,
+    conditioning: Mapping[str, Tensor],
+    negative: Mapping[str, Tensor],
+    latents: Tensor,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """The scaled latents of images, as many at a time as fit into memory."""
+    device, dtype = pipeline.unet.device, pipeline.unet.dtype
+    factor = int(pipeline.vae_scale_factor)
+
+    def work(start: int, stop: int) -> Tensor:
+        def on_device(values: Tensor) -> Tensor:
+            return values[start:stop].to(device, dtype)
+
         result = pipeline(
-            prompt_embeds=rows["encoder_hidden_states"].to(device, dtype),
-            pooled_prompt_embeds=rows["text_embeds"].to(device, dtype),
-            negative_prompt_embeds=empty["encoder_hidden_states"].to(device, dtype),
-            negative_pooled_prompt_embeds=empty["text_embeds"].to(device, dtype),
-            latents=part.to(device, dtype),
+            prompt_embeds=on_device(conditioning["encoder_hidden_states"]),
+            pooled_prompt_embeds=on_device(conditioning["text_embeds"]),
+            negative_prompt_embeds=on_device(negative["encoder_hidden_states"]),
+            negative_pooled_prompt_embeds=on_device(negative["text_embeds"]),
+            latents=on_device(latents),
             num_inference_steps=steps,
             guidance_scale=guidance,
-            height=part.shape[2] * factor,
-            width=part.shape[3] * factor,
+            height=latents.shape[2] * factor,
+            width=latents.shape[3] * factor,
             output_type="latent",
         )
-        images.extend(decode_latents(pipeline, torch.as_tensor(result.images)))
-    return images
+        return torch.as_tensor(result.images)
+
+    kind = ("denoise", tuple(latents.shape[1:]), str(dtype))
+    return torch.cat(in_batches(kind, len(latents), work))
 
 
 @torch.no_grad()
 def decode_latents(pipeline: StableDiffusionXLPipeline, latents: Tensor) -> list[Image]:
-    """Images of scaled latents (n, c, h, w), decoded in the VAE's own precision."""
-    vae = pipeline.vae
+    """Images of scaled latents (n, c, h, w), decoded in the VAE's own precision and on the UNet's
+    device, which the VAE leaves again if it came for this.
+    """
+    vae, home = pipeline.vae, pipeline.vae.device
+    vae.to(pipeline.unet.device)
     latents = latents.to(vae.device, vae.dtype)
     mean = getattr(vae.config, "latents_mean", None)
     std = getattr(vae.config, "latents_std", None)
@@ -89,6 +116,7 @@ def decode_latents(pipeline: StableDiffusionXLPipeline, latents: Tensor) -> list
         latents = latents + latents.new_tensor(mean).view(shape)
     else:
         latents = latents / vae.config.scaling_factor
-    pixels = vae.decode(latents, return_dict=False)[0]
+    pixels = decode(vae, latents)
+    vae.to(home)
     pictures: list[Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
     return pictures
