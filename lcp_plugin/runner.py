@@ -313,7 +313,7 @@ class Run(Plan):
         """Puts the live model on W0 + carry.total, without an adapter."""
         assert self.trainer is not None
         self.trainer.adapted.detach()
-        self.trainer.adapted.set_base(carry.total, self.trainer.carry_as, measure=False)
+        self.trainer.adapted.set_base(carry.total, self.trainer.carry_as)
         self.trainer.adapted.eval()
 
     # ------------------------------------------------------------------------------- samples

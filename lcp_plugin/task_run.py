@@ -182,6 +182,8 @@ class TaskRun:
         """
         losses, objectives = [], []
         live: LiveStep | None = None
+        if self.joined is not None:
+            self.joined.open()
         rehearsal = None
         for micro in range(self.accumulation):
             batch = next(batches)
@@ -283,6 +285,7 @@ class TaskRun:
         for group, rate in zip(optimizer.param_groups, self.course(self.step), strict=True):
             if group.get("lr") is not None:
                 group["lr"] = rate
+        self.trainer.adapted.forget_rounded()
         if self.joined is not None:
             self.joined.collect()
         accelerator.unscale_gradients(optimizer)

@@ -21,6 +21,8 @@ def make_factors() -> list[nn.Parameter]:
 
 def train(optimizer: Any, factors: list[nn.Parameter], joined: JoinedGroups | None) -> None:
     for step in range(4):
+        if joined is not None:
+            joined.open()
         for number, factor in enumerate(factors):
             factor.grad = torch.randn(factor.shape, generator=seeded(100 * step + number))
         if joined is not None:
@@ -58,11 +60,15 @@ def test_groups_of_other_rates_are_joined_each_by_itself() -> None:
 def test_a_factor_without_a_gradient_gets_zeros() -> None:
     factors = make_factors()[:2]
     joined = JoinedGroups([{"params": factors}], FlatFactors(factors))
-    factors[0].grad = torch.ones_like(factors[0])
+    joined.open()
+    (factors[0].sum() + factors[0].sum()).backward()  # adds to what is there
     joined.collect()
     assert factors[1].grad is not None
     assert not factors[1].grad.any()
-    assert bool((factors[0].grad == 1).all())
+    assert factors[0].grad is not None
+    assert bool((factors[0].grad == 2).all())
+    gradient = joined.groups[0]["params"][0].grad
+    assert float(gradient.sum()) == 2 * factors[0].numel()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -149,7 +149,7 @@ def _cross(card: Card, strategy: Strategy, spec: AdapterSpec, setting: Setting) 
             task, following = learned_task(2), learned_task(3)
             after, parts["end_task"] = card.time(lambda: strategy.end_task(task, carry, trained))
             clocked("hash", lambda: hash_carry(after))
-            clocked("show", lambda: adapted.set_base(after.total, way, measure=False))
+            clocked("show", lambda: adapted.set_base(after.total, way))
             start, parts["begin_task"] = card.time(
                 lambda: strategy.begin_task(following, after, spec)
             )

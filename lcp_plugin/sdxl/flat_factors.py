@@ -53,8 +53,8 @@ class Run:
 class JoinedGroups:
     """Optimizer groups in which neighbours of a group are one parameter.
 
-    After a backward pass `collect` hands their gradients over, after the optimizer's step `clear`
-    forgets them. A parameter of fewer than `least` entries stays alone.
+    A step opens their gradients before its first backward pass, collects them before the optimizer
+    looks, and clears them behind it. A parameter of fewer than `least` entries stays alone.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class JoinedGroups:
     ) -> None:
         self.flat = flat
         self.runs: list[Run] = []
+        self._views: list[tuple[nn.Parameter, Tensor]] = []
         self.groups = [{**group, "params": self._join(group["params"], least)} for group in groups]
 
     def _join(self, parameters: Sequence[nn.Parameter], least: int) -> list[nn.Parameter]:
@@ -84,25 +85,31 @@ class JoinedGroups:
         return joined
 
     @torch.no_grad()
-    def collect(self) -> None:
-        """Gradients side by side; each parameter's own is a view of them from then on."""
+    def open(self) -> None:
+        """Zero gradients side by side, which backward passes add to."""
+        self._views = []
         for run in self.runs:
             parameters = self.flat.parameters[run.first : run.first + run.count]
             sizes = self.flat.sizes[run.first : run.first + run.count]
-            gradient = torch.zeros_like(run.joined)
-            parts = zip(torch.split(gradient, sizes), parameters, strict=True)
-            views = [part[: p.numel()].view(p.shape) for part, p in parts]
-            given = [
-                (v, p.grad) for v, p in zip(views, parameters, strict=True) if p.grad is not None
-            ]
-            torch._foreach_copy_([v for v, _ in given], [g for _, g in given])
-            run.joined.grad = gradient
-            for parameter, view in zip(parameters, views, strict=True):
-                parameter.grad = view
+            run.joined.grad = torch.zeros_like(run.joined)
+            for part, p in zip(torch.split(run.joined.grad, sizes), parameters, strict=True):
+                p.grad = part[: p.numel()].view(p.shape)
+                self._views.append((p, p.grad))
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """What somebody has put in a gradient's place goes where the optimizer looks."""
+        for parameter, view in self._views:
+            if parameter.grad is None:
+                view.zero_()
+            elif parameter.grad is not view:
+                view.copy_(parameter.grad)
+            parameter.grad = view
 
     def clear(self) -> None:
         """No gradients, in the parameters too."""
         for run in self.runs:
             run.joined.grad = None
-            for parameter in self.flat.parameters[run.first : run.first + run.count]:
-                parameter.grad = None
+        for parameter, _ in self._views:
+            parameter.grad = None
+        self._views = []

@@ -296,6 +296,7 @@ class AdaptedUNet(nn.Module):
         self._base = Delta()
         self._start = Adapter()
         self._carry = Delta()
+        self._set: tuple[str, dict[str, float]] | None = None  # how the base was last set
         self.pair_of: dict[str, LoraPair] = {}
         self.flat: FlatFactors | None = None  # the UNet's factors
         self.plain = False  # the base computes in its own type: no autocast
@@ -321,6 +322,11 @@ class AdaptedUNet(nn.Module):
         for name in names:
             self.pair_of[name].rounded = next(views), next(views)
 
+    def forget_rounded(self) -> None:
+        """Frees what `forward` cast: the factors are about to change."""
+        for pair in self.pair_of.values():
+            pair.rounded = None
+
     def _site(self, name: str) -> Site:
         if name not in self._sites:
             if name not in self.layers:
@@ -341,6 +347,8 @@ class AdaptedUNet(nn.Module):
         Raises:
             LineageError: a module or shape that the base does not have.
         """
+        if delta is self._base and self._set is not None and self._set[0] == carry_as:
+            return dict(self._set[1])  # as a boundary leaves it for the next task
         self.check_fits(delta)
         for site in self._sites.values():
             site.restore()
@@ -351,7 +359,9 @@ class AdaptedUNet(nn.Module):
             part = site.fuse(entry, measure) if fuses else site.set_branch(entry, measure)
             error = error + part
         fused = len(delta) if fuses else 0
-        return {"fused": fused, "branched": len(delta) - fused, **error.shares()}
+        facts = {"fused": fused, "branched": len(delta) - fused, **error.shares()}
+        self._set = (carry_as, facts) if measure else None
+        return dict(facts)
 
     def check_fits(self, values: Mapping[str, Any]) -> None:
         """Raises LineageError if a delta or adapter has a module or shape that the base lacks."""
@@ -477,5 +487,5 @@ class AdaptedUNet(nn.Module):
         self.detach()
         for site in self._sites.values():
             site.remove()
-        self._sites = {}
+        self._sites, self._set = {}, None
         self._base = self._carry = Delta()

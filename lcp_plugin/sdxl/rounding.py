@@ -104,7 +104,7 @@ def rounding_loss(weight: Tensor, entry: Entry, rounded: Tensor) -> tuple[float,
     W_0 + D is not a number of fp32 itself: Knuth's two-sum gives the part that the sum loses.
     """
     delta = entry.dense().to(weight.device)
-    rows = max(1, BLOCK // weight.shape[1])
+    rows = max(1, BLOCK // weight.shape[1]) if weight.device.type == "cpu" else len(weight)
     lost = size = 0.0
     for parts in zip(*(torch.split(m, rows) for m in (weight, delta, rounded)), strict=True):
         block_lost, block_size = _block_loss(*parts)
