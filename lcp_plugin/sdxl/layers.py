@@ -209,8 +209,10 @@ class Site:
     def fuse(self, entry: Entry, measure: bool) -> FuseError:
         """W' = round(W_0 + D), stochastically where the weights are of half precision."""
         if self.untouched is None:
-            self.untouched = self.weight.data.cpu()
-        data = self.untouched.to(self.weight.device)
+            data = self.weight.data
+            self.untouched = data.cpu()
+        else:
+            data = self.untouched.to(self.weight.device)
         flat = data.detach().float().reshape(entry.shape)
         rounded = round_stochastically(add_delta(flat, entry), data.dtype, self.name)
         self.weight.data = rounded.view(data.shape)
