@@ -21,7 +21,7 @@ from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.logs import SECRETS
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
-from lcp_plugin.data.check import check_images
+from lcp_plugin.data.examples import check_images
 from lcp_plugin.errors import ConfigError, LineageError, ResumeError
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.registry import create_strategy, describe_arguments, find
@@ -90,7 +90,7 @@ def make_plan(config: RunConfig) -> Plan:
             f"to "
             "its config; to start over use --overwrite; else choose another --output_name."
         )
-    check_images(configs[task.name] for task in tasks[len(store.folders()) :])
+    check_images(d for task in tasks[len(store.folders()) :] for d in configs[task.name].datasets)
     check_resume(options, tasks[len(store.folders()) :])
     facts = known or {"format": 1, "ended": [], "said": [], "base_sampled": False, "sessions": []}
     plan = Plan(config, store, strategy, base, parent, tasks, configs, seed, facts)

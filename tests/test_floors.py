@@ -14,7 +14,8 @@ PACKAGE = ROOT / "lcp_plugin"
 
 FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that it is in
     0: ("lcp_plugin", "errors", "tasks", "seeds", "evaluation.scores"),
-    1: ("lora", "adapter", "delta", "norms", "files", "evaluation.tables", "report"),
+    1: ("lora", "adapter", "delta", "norms", "files", "pictures", "evaluation.tables")
+    + ("report",),
     2: ("hooks", "keys", "lineage", "merging"),
     3: ("strategies", "observers"),
     4: ("registry", "lycoris", "formats", "store", "config"),

@@ -7,6 +7,7 @@ import random
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.plan import describe_plan
 from lcp_plugin.data.dataset import TaskData
+from lcp_plugin.data.examples import check_images
 
 SDXL_NATIVE = 1024  # pixels
 
@@ -19,6 +20,7 @@ def describe_run(config: RunConfig, native: int = SDXL_NATIVE, processes: int = 
     tasks = list(config.tasks)
     if config.options.order_seed is not None:
         random.Random(config.options.order_seed).shuffle(tasks)  # as tasks.shuffle_tasks does
+    check_images(dataset for task in tasks for dataset in task.datasets)
     seed = config.options.seed or 0
     read = [
         (task, TaskData(task, seed, number, (native, native)))
