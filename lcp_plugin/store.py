@@ -39,7 +39,7 @@ from lcp_plugin.delta import (
     delta_to_tensors,
 )
 from lcp_plugin.errors import FileFormatError, LineageError
-from lcp_plugin.formats import check_lora, portable_adapter, read_lora, write_lora
+from lcp_plugin.formats import read_lora, write_lora
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.tasks import Task, TaskRecord
 
@@ -421,18 +421,6 @@ class RunStore:
             return files.read_header(self.deliverable).metadata.get("ss_lcp_carry_hash")
         except FileFormatError:
             return None
-
-    def write_deliverable(
-        self, carry: Carry, header: Mapping[str, str], dtype: torch.dtype = torch.float32
-    ) -> Path:
-        """One LoRA with every task so far, in kohya's keys with SGM names; read back before it
-        counts.
-        """
-        adapter = portable_adapter(deliverable_adapter(carry))
-        with files.replacing(self.deliverable) as temporary:
-            write_lora(temporary, adapter, dict(header), dtype)
-            check_lora(temporary, adapter, dtype)
-        return self.deliverable
 
 
 STEP_HOOKS = (
