@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -406,6 +407,17 @@ class RunStore:
                 )
             parts[name] = {k: t.clone() for k, t in files.read_tensors(path).items()}
         return step, parts, facts["facts"]
+
+    def holds_work(self) -> bool:
+        """Whether something was learned that starting over would lose: a task, a saved state, or a
+        file or state that was asked for between its steps.
+        """
+        kept = (self.root.glob("[0-9]*_*/lineage.json"), self.root.glob("state/*/state.json"))
+        interim = re.compile(
+            rf"{re.escape(self.name)}(-\d+_.+)?(-step\d+|-\d+)?(-state|\.safetensors)"
+        )
+        files_made = (p for p in self.output_dir.glob("*") if interim.fullmatch(p.name))
+        return any(True for found in (*kept, files_made) for _ in found)
 
     def clear_state(self) -> None:
         """Removes the state: its task is complete."""

@@ -240,9 +240,12 @@ class TaskRun:
 
     def _check_finite(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss).all()):
+            kept = "nothing was learned so far"
+            if self.store.holds_work():
+                kept = "what was learned before is kept (other settings start over: --overwrite)"
             raise NumericError(
                 f"the loss of task {self.task.name} became {float(loss.detach())} at step "
-                f"{self.step + 1}; the last good state is kept. Try: {REMEDIES}."
+                f"{self.step + 1}; {kept}. Try: {REMEDIES}."
             )
 
     # --------------------------------------------------------------------------- randomness

@@ -21,7 +21,16 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
     4: ("registry", "lycoris", "formats", "store", "config"),
     5: ("sdxl", "data", "optim", "schedules", "tiny", "parallel", "provenance", "conflicts")
     + ("streaming", "session"),
-    6: ("hardware", "trainer_state", "rates_course", "starting", "heading", "interim", "task_run")
+    6: (
+        "hardware",
+        "trainer_state",
+        "rates_course",
+        "starting",
+        "restarting",
+        "heading",
+        "interim",
+        "task_run",
+    )
     + ("trainer", "evaluation", "samples", "kohya", "fusing", "export", "planning", "bench")
     + ("doctor",),
     7: ("runner", "closing"),
