@@ -21,7 +21,7 @@ from lcp_plugin.config.logs import SECRETS
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.examples import check_images
-from lcp_plugin.errors import ConfigError, LineageError, ResumeError
+from lcp_plugin.errors import ConfigError, FinishedError, LineageError
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.registry import create_strategy, describe_arguments, find
 from lcp_plugin.restarting import take_up
@@ -80,10 +80,9 @@ def make_plan(config: RunConfig) -> Plan:
         parent, seed = found[1], int(found[0]["seed"])
     tasks, configs = order_tasks(config, parent, strategy)
     if known is not None and known["status"] == "finished" and len(known["tasks"]) == len(tasks):
-        raise ResumeError(
+        raise FinishedError(
             f"run '{store.name}' is finished: {store.deliverable}. To learn more append [[tasks]] "
-            f"to "
-            "its config; to start over use --overwrite; else choose another --output_name."
+            "to its config; to start over use --overwrite; else choose another --output_name."
         )
     check_images(d for task in tasks[len(store.folders()) :] for d in configs[task.name].datasets)
     check_resume(options, tasks[len(store.folders()) :])
