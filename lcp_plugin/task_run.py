@@ -8,7 +8,6 @@ accumulation a p sees.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -75,9 +74,7 @@ class TaskRun:
         self.observer_state = observer_state
         self.accelerator = trainer.accelerator
         self.accumulation = options.gradient_accumulation_steps
-        self.total = count_steps(
-            options, data.num_batches_per_epoch, self.accelerator.num_processes
-        )
+        self.total = data.total_steps(int(self.accelerator.num_processes))
         self.facts: dict[str, Any] = {}
         self.step = 0
         self.start_hash = ""  # of the frozen base that the task starts on
@@ -359,11 +356,3 @@ def limit_norms(pairs: Iterable[LoraPair], largest: float) -> int:
             (pair.up if pair.up.requires_grad else pair.down).mul_(largest / norm)
             scaled += 1
     return scaled
-
-
-def count_steps(options: Options, batches: int, processes: int) -> int:
-    """Optimizer steps of a task; max_train_epochs beats max_train_steps, as in kohya's trainer."""
-    if options.max_train_epochs:
-        per_epoch = math.ceil(batches / options.gradient_accumulation_steps / processes)
-        return options.max_train_epochs * per_epoch
-    return options.max_train_steps

@@ -33,6 +33,7 @@ from lcp_plugin.evaluation.scores import none_if_nan
 from lcp_plugin.files import hash_file, read_json, write_json
 from lcp_plugin.pictures import open_rgb
 from lcp_plugin.sdxl.conditioning import make_time_ids
+from lcp_plugin.sdxl.latents import scale_latents
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.sdxl.load import native_resolution, prediction_type
 from lcp_plugin.seeds import derive_seed
@@ -179,7 +180,7 @@ def encode_images(pipeline: StableDiffusionXLPipeline, files: Sequence[Path]) ->
     pixels = torch.stack([preprocess(image, how) for image in images])
     vae = pipeline.vae
     latents: Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
-    return (latents.float() * float(vae.config.scaling_factor)).cpu()
+    return scale_latents(vae, latents.float()).cpu()
 
 
 def make_bank(pipeline: StableDiffusionXLPipeline, clean: Tensor, prompt: str, seed: int) -> Bank:

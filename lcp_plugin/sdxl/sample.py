@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lcp_plugin.sdxl.latents import unscale_latents
+
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from PIL.Image import Image
@@ -80,15 +82,7 @@ def sample_images(
 def decode_latents(pipeline: StableDiffusionXLPipeline, latents: Tensor) -> list[Image]:
     """Images of scaled latents (n, c, h, w), decoded in the VAE's own precision."""
     vae = pipeline.vae
-    latents = latents.to(vae.device, vae.dtype)
-    mean = getattr(vae.config, "latents_mean", None)
-    std = getattr(vae.config, "latents_std", None)
-    if mean is not None and std is not None:  # some replacement VAEs of SDXL
-        shape = (1, -1, 1, 1)
-        latents = latents * latents.new_tensor(std).view(shape) / vae.config.scaling_factor
-        latents = latents + latents.new_tensor(mean).view(shape)
-    else:
-        latents = latents / vae.config.scaling_factor
+    latents = unscale_latents(vae, latents.to(vae.device, vae.dtype))
     pixels = vae.decode(latents, return_dict=False)[0]
     pictures: list[Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
     return pictures
