@@ -54,6 +54,7 @@ from lcp_plugin.samples import BASE_STAGE, SamplePlan, draw_grid, sample_stage
 from lcp_plugin.sdxl.conditioning import PromptBank
 from lcp_plugin.sdxl.layers import layer_shape
 from lcp_plugin.sdxl.load import load_pipeline, native_resolution
+from lcp_plugin.sdxl.long_prompts import describe_cut
 from lcp_plugin.sdxl.sample import sample_images, starting_latents
 from lcp_plugin.sdxl.traits import settle_zero_terminal
 from lcp_plugin.session import locked, stopping_on_signals, thawing, without_collecting
@@ -159,7 +160,14 @@ class Run(Plan):
         native = native_resolution(trainer.pipeline)
         cache = Path(config.options.cache_dir) if config.options.cache_dir else cache_folder()
         data = TaskData(config, self.seed, task.index, (native, native), cache / "encoded")
-        for notice in data.notices:
+        options = config.options
+        cut = describe_cut(
+            trainer.pipeline.tokenizer,
+            data.captions,
+            options.max_token_length,
+            options.weighted_captions,
+        )
+        for notice in (*data.notices, *([f"task {task.name}: {cut}"] if cut else [])):
             self.say(notice)
         self.encode(data)
         return config.options, data
