@@ -180,7 +180,7 @@ def estimate_memory(preset: str, options: Options, pixels: int = SIDE**2) -> Mem
     parts = {
         "UNet": UNET_PARAMETERS * (1 if options.fp8_base or options.fp8_base_unet else width) / GB,
         "text encoders": 0.0 if _texts_leave(options) else TEXT_PARAMETERS * width / GB,
-        "VAE": 0.0 if _vae_leaves(options) else VAE_PARAMETERS * _vae_width(options, width) / GB,
+        "VAE": 0.0 if _vae_leaves(options) else VAE_PARAMETERS * 4 / GB,  # always in fp32
         "LoRA and gradients": factors * 2 * factor_width / GB,
         "optimizer": factors * (2 if "8bit" in options.optimizer_type.lower() else 8) / GB,
         "carried delta": factors * 4 / GB / 2 if half else 0.0,
@@ -197,10 +197,6 @@ def _texts_leave(options: Options) -> bool:
 
 def _vae_leaves(options: Options) -> bool:
     return options.cache_latents and not (options.random_crop or options.color_aug)
-
-
-def _vae_width(options: Options, width: int) -> int:
-    return 4 if options.no_half_vae else width
 
 
 def choose_preset(memories: list[Memory], free_gb: float | None) -> Memory | None:
