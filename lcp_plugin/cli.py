@@ -7,11 +7,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.config.logs import configure_messages
 from lcp_plugin.config.write import write_given_options
-from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.errors import ConfigError, FinishedError, LcpError
 from lcp_plugin.session import without_collecting
 
 INTERRUPTED = 130
@@ -84,6 +85,10 @@ def _train(config: RunConfig) -> int:
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
         return INTERRUPTED
+    except FinishedError:
+        if not _close_anew(config):
+            raise
+        return 0
     except torch.OutOfMemoryError:
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
         return 1
@@ -92,6 +97,21 @@ def _train(config: RunConfig) -> int:
         closing = close_run(run.output_dir, run.options, run.device)
         print("\n".join([summarise(run), *closing]))
     return 0
+
+
+def _close_anew(config: RunConfig) -> bool:
+    """Makes what a kill has left out behind a run's last task; whether anything was missing."""
+    from lcp_plugin.closing import close_run
+    from lcp_plugin.evaluation.command import choose_device
+
+    if os.environ.get("RANK", "0") != "0":
+        return True  # the main process's business
+    options = config.options
+    folder = Path(options.output_dir or "output") / (options.output_name or "last")
+    made = close_run(folder, options, choose_device(None))
+    if made:
+        print("\n".join([f"finished     {folder}; what was missing is made", *made]))
+    return bool(made)
 
 
 if __name__ == "__main__":

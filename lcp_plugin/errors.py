@@ -55,3 +55,7 @@ class DiskError(LcpError):
 
 class ResumeError(LcpError):
     """A half-finished run whose settings differ from those it was started with."""
+
+
+class FinishedError(ResumeError):
+    """A run that has learned everything that its config asks for."""

@@ -36,8 +36,13 @@ from torch import Tensor, nn
 from lcp_plugin.adapter import Adapter, AdapterSpec, Factors
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import BaseModelError, ConfigError, LineageError, StrategyError
-from lcp_plugin.files import replacing
-from lcp_plugin.formats import LoraFile, lora_from_tensors, portable_adapter, read_lora, write_lora
+from lcp_plugin.formats import (
+    LoraFile,
+    lora_from_tensors,
+    portable_adapter,
+    read_lora,
+    write_checked_lora,
+)
 from lcp_plugin.hooks import Carry, Strategy, TaskStart
 from lcp_plugin.keys import PREFIXES
 from lcp_plugin.lineage import modelspec_header, tag_frequency
@@ -472,8 +477,7 @@ class ContinualNetwork(nn.Module):
         )
         adapter = portable_adapter(deliverable_adapter(carry))
         header |= self._describe(carry, adapter, header)
-        with replacing(file) as temporary:
-            write_lora(temporary, adapter, header, dtype or torch.float32)
+        write_checked_lora(file, adapter, header, dtype or torch.float32)
 
     def _describe(
         self, carry: Carry, adapter: Mapping[str, Factors], header: Mapping[str, str]

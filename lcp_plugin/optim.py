@@ -37,6 +37,7 @@ BITSANDBYTES = {
     "pagedlion8bit": "PagedLion8bit",
     "sgdnesterov8bit": "SGD8bit",
     "ademamix8bit": "AdEMAMix8bit",
+    "pagedademamix8bit": "PagedAdEMAMix8bit",
 }
 UNQUANTISED = {
     "adamw8bit": "torch.optim.AdamW",

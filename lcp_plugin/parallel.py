@@ -20,7 +20,7 @@ from lcp_plugin.delta import (
     delta_from_tensors,
     delta_to_tensors,
 )
-from lcp_plugin.errors import LcpError
+from lcp_plugin.errors import FinishedError, LcpError
 from lcp_plugin.hooks import Carry, TaskStart
 from lcp_plugin.store import carry_from_tensors, carry_to_tensors
 
@@ -179,7 +179,6 @@ def _attempt(accelerator: Any, make: Callable[[], Any]) -> tuple[Any, LcpError |
 
 def _share_failure(accelerator: Any, failure: LcpError | None) -> None:
     message = share_object(accelerator, None if failure is None else str(failure))
-    if failure is not None:
-        raise failure
+    finished = share_object(accelerator, isinstance(failure, FinishedError))
     if message is not None:
-        raise LcpError(message)
+        raise failure or (FinishedError(message) if finished else LcpError(message))

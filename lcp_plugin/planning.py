@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import secrets
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,10 +20,11 @@ from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.logs import SECRETS
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
-from lcp_plugin.data.check import check_images
-from lcp_plugin.errors import ConfigError, LineageError, ResumeError
+from lcp_plugin.data.examples import check_images
+from lcp_plugin.errors import ConfigError, FinishedError, LineageError
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.registry import create_strategy, describe_arguments, find
+from lcp_plugin.restarting import take_up
 from lcp_plugin.sdxl.base_weights import identify_with
 from lcp_plugin.sdxl.load import BaseId, identify_base
 from lcp_plugin.starting import check_start
@@ -70,27 +70,21 @@ def make_plan(config: RunConfig) -> Plan:
     store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
     strategy = create_strategy(options.strategy, options.strategy_args)
     base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
-    known = store.read_run()
-    if options.overwrite and known is not None and known["status"] == "finished":
-        shutil.rmtree(store.root)
-        store.deliverable.unlink(missing_ok=True)
-        known = None
-    if known is None:
-        check_nothing_is_lost(store, options)
+    found = take_up(store, config, base)
+    known = None if found is None else found[0]
+    if found is None:
         parent = choose_parent(options, strategy, base)
+        check_start(options, parent, is_new=True)
         seed = options.seed if options.seed is not None else secrets.randbelow(2**31)
     else:
-        check_unchanged(known, config, base)
-        parent, seed = store.read_parent(), int(known["seed"])
-    check_start(options, parent, is_new=parent.source is None)
+        parent, seed = found[1], int(found[0]["seed"])
     tasks, configs = order_tasks(config, parent, strategy)
     if known is not None and known["status"] == "finished" and len(known["tasks"]) == len(tasks):
-        raise ResumeError(
+        raise FinishedError(
             f"run '{store.name}' is finished: {store.deliverable}. To learn more append [[tasks]] "
-            f"to "
-            "its config; to start over use --overwrite; else choose another --output_name."
+            "to its config; to start over use --overwrite; else choose another --output_name."
         )
-    check_images(configs[task.name] for task in tasks[len(store.folders()) :])
+    check_images(d for task in tasks[len(store.folders()) :] for d in configs[task.name].datasets)
     check_resume(options, tasks[len(store.folders()) :])
     facts = known or {"format": 1, "ended": [], "said": [], "base_sampled": False, "sessions": []}
     plan = Plan(config, store, strategy, base, parent, tasks, configs, seed, facts)
@@ -142,19 +136,6 @@ def follow_plan(config: RunConfig, parent: Parent, seed: int, facts: dict[str, A
     return Plan(config, store, strategy, base, parent, tasks, configs, seed, facts)
 
 
-def check_nothing_is_lost(store: RunStore, options: Options) -> None:
-    """A new run must not write over files that are there."""
-    for path in (store.deliverable, *store.root.glob("*/lineage.json")):
-        if path.exists():
-            if options.overwrite:
-                shutil.rmtree(store.root, ignore_errors=True)
-                store.deliverable.unlink(missing_ok=True)
-                return
-            raise ResumeError(
-                f"{path} exists already; choose another --output_name, or --overwrite it."
-            )
-
-
 def choose_parent(options: Options, strategy: Strategy, base: BaseId) -> Parent:
     """What --prev names, checked to fit base and strategy; an empty carry without it."""
     if not options.prev:
@@ -175,33 +156,6 @@ def choose_parent(options: Options, strategy: Strategy, base: BaseId) -> Parent:
             "use the same, or say --allow_strategy_change."
         )
     return parent if same else replace(parent, state={})
-
-
-def check_unchanged(known: Mapping[str, Any], config: RunConfig, base: BaseId) -> None:
-    """A run is resumed with the settings it was started with; tasks may be appended.
-
-    Raises:
-        ResumeError: naming the keys that differ.
-    """
-    old, new = dict(known["fingerprint"]), config.fingerprint()
-    old_tasks, new_tasks = old.pop("tasks"), list(new["tasks"])
-    new = {k: v for k, v in new.items() if k != "tasks"}
-    changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
-    if known["base"]["hash"] != base.hash:
-        changed.append("the base's weights")
-    if new_tasks[: len(old_tasks)] != old_tasks:
-        changed.append("tasks (only appending is possible)")
-    elif len(new_tasks) != len(old_tasks) and config.options.order_seed is not None:
-        changed.append("tasks (order_seed would shuffle the learned ones anew)")
-    if changed:
-        details = ", ".join(
-            f"{k} (was {old[k]!r}, is {new[k]!r})" if k in old and k in new else k for k in changed
-        )
-        raise ResumeError(
-            f"run '{known['name']}' was started with other settings: {details}. Restore them, "
-            f"choose "
-            "another --output_name, or --overwrite."
-        )
 
 
 def order_tasks(

@@ -25,7 +25,7 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import LcpError, LineageError
 from lcp_plugin.files import cache_folder, require_free_space
-from lcp_plugin.formats import portable_adapter, write_lora
+from lcp_plugin.formats import TOLERANCE, portable_adapter, write_checked_lora
 from lcp_plugin.hardware import SAVED_AS, weight_dtype
 from lcp_plugin.heading import describe_data, make_header
 from lcp_plugin.hooks import Carry, Observer, TaskStart
@@ -54,6 +54,7 @@ from lcp_plugin.samples import BASE_STAGE, SamplePlan, draw_grid, sample_stage
 from lcp_plugin.sdxl.conditioning import PromptBank
 from lcp_plugin.sdxl.layers import layer_shape
 from lcp_plugin.sdxl.load import load_pipeline, native_resolution
+from lcp_plugin.sdxl.long_prompts import describe_cut
 from lcp_plugin.sdxl.sample import sample_images, starting_latents
 from lcp_plugin.sdxl.traits import settle_zero_terminal
 from lcp_plugin.session import locked, stopping_on_signals, thawing, without_collecting
@@ -159,7 +160,14 @@ class Run(Plan):
         native = native_resolution(trainer.pipeline)
         cache = Path(config.options.cache_dir) if config.options.cache_dir else cache_folder()
         data = TaskData(config, self.seed, task.index, (native, native), cache / "encoded")
-        for notice in data.notices:
+        options = config.options
+        cut = describe_cut(
+            trainer.pipeline.tokenizer,
+            data.captions,
+            options.max_token_length,
+            options.weighted_captions,
+        )
+        for notice in (*data.notices, *([f"task {task.name}: {cut}"] if cut else [])):
             self.say(notice)
         self.encode(data)
         return config.options, data
@@ -224,12 +232,18 @@ class Run(Plan):
         )
 
     def write_lora(self, path: Path, carry: Carry, folders: Sequence[TaskFolder]) -> None:
-        """A carry as a LoRA file, in the deliverable's form and with its header."""
+        """A carry as a LoRA file in the deliverable's form, read back before it counts."""
         assert self.trainer is not None
         kind = self.trainer.prediction_type
         adapter = portable_adapter(deliverable_adapter(carry))
         header = make_header(carry, adapter, folders, path.stem, self.options, kind)
-        write_lora(path, adapter, header, SAVED_AS[self.options.save_precision or "float"])
+        dtype = SAVED_AS[self.options.save_precision or "float"]
+        lost = write_checked_lora(path, adapter, header, dtype)
+        if lost > TOLERANCE[dtype]:
+            self.say(
+                f"save_precision = {self.options.save_precision} cannot hold all of this LoRA: "
+                f"up to {lost:.1%} of a module is rounded away; bf16 or float hold it."
+            )
 
     def train(
         self,

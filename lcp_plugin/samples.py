@@ -45,7 +45,7 @@ def sample_stage(
     sampler: Sampler,
     facts: Mapping[str, str],
 ) -> dict[str, list[Image]]:
-    """Samples every record at a stage, or reads what an earlier try left; all of them by task
+    """Samples every record at a stage, or reads them where an earlier try left them all; by task
     name.
     """
     from PIL import Image as images
@@ -55,10 +55,13 @@ def sample_stage(
         for record in records
         if (prompts := plan.prompts(record))
     }
-    missing = [r for r in records if not all(p.is_file() for p in paths.get(r.name, ()))]
     wanted = [
-        (p, path) for r in missing for p, path in zip(plan.prompts(r), paths[r.name], strict=True)
+        (prompt, path)
+        for record in records
+        for prompt, path in zip(plan.prompts(record), paths.get(record.name, ()), strict=True)
     ]
+    if all(path.is_file() for _, path in wanted):  # else all: a batch decides its images' last bits
+        wanted = []
     drawn = sampler([prompt for prompt, _ in wanted], plan.seed, plan.count) if wanted else []
     for (prompt, path), image in zip(wanted, drawn, strict=True):
         save_image(path, image, {"prompt": prompt, "seed": str(plan.seed), **facts})

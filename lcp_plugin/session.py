@@ -15,6 +15,8 @@ from lcp_plugin.errors import DiskError
 
 log = logging.getLogger(__name__)
 
+LOCK = ".lock"  # in a run's folder
+
 
 @contextmanager
 def locked(folder: Path, name: str, busy: str = "") -> Iterator[None]:
@@ -24,7 +26,7 @@ def locked(folder: Path, name: str, busy: str = "") -> Iterator[None]:
         DiskError: another process holds it; `busy` is what it says, if not of a training.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
+    with (folder / LOCK).open("w") as handle:
         try:
             import fcntl
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +40,7 @@ from lcp_plugin.delta import (
     delta_to_tensors,
 )
 from lcp_plugin.errors import FileFormatError, LcpError, LineageError
-from lcp_plugin.formats import check_lora, portable_adapter, read_lora, write_lora
+from lcp_plugin.formats import read_lora, write_lora
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.tasks import Task, TaskRecord
 
@@ -425,6 +426,17 @@ class RunStore:
             return None
         return tensors if files.hash_tensors(tensors) == recorded else None
 
+    def holds_work(self) -> bool:
+        """Whether something was learned that starting over would lose: a task, a saved state, or a
+        file or state that was asked for between its steps.
+        """
+        kept = (self.root.glob("[0-9]*_*/lineage.json"), self.root.glob("state/*/state.json"))
+        interim = re.compile(
+            rf"{re.escape(self.name)}(-\d+_.+)?(-step\d+|-\d+)?(-state|\.safetensors)"
+        )
+        files_made = (p for p in self.output_dir.glob("*") if interim.fullmatch(p.name))
+        return any(True for found in (*kept, files_made) for _ in found)
+
     def clear_state(self) -> None:
         """Removes the state: its task is complete."""
         shutil.rmtree(self.root / "state", ignore_errors=True)
@@ -439,18 +451,6 @@ class RunStore:
             return files.read_header(self.deliverable).metadata.get("ss_lcp_carry_hash")
         except FileFormatError:
             return None
-
-    def write_deliverable(
-        self, carry: Carry, header: Mapping[str, str], dtype: torch.dtype = torch.float32
-    ) -> Path:
-        """One LoRA with every task so far, in kohya's keys with SGM names; read back before it
-        counts.
-        """
-        adapter = portable_adapter(deliverable_adapter(carry))
-        with files.replacing(self.deliverable) as temporary:
-            write_lora(temporary, adapter, dict(header), dtype)
-            check_lora(temporary, adapter, dtype)
-        return self.deliverable
 
 
 STEP_HOOKS = (

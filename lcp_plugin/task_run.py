@@ -79,9 +79,7 @@ class TaskRun:
         self.observer_state, self.sample = observer_state, sampler
         self.accelerator = trainer.accelerator
         self.accumulation = options.gradient_accumulation_steps
-        self.total = count_steps(
-            options, data.num_batches_per_epoch, self.accelerator.num_processes
-        )
+        self.total = data.total_steps(int(self.accelerator.num_processes))
         self.facts: dict[str, Any] = {}
         self.step = 0
         self.start_hash = ""  # of the frozen base that the task starts on
@@ -304,9 +302,12 @@ class TaskRun:
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
+            kept = "nothing was learned so far"
+            if self.store.holds_work():
+                kept = "what was learned before is kept (other settings start over: --overwrite)"
             raise NumericError(
                 f"the loss of task {self.task.name} became {loss} at step "
-                f"{self.step + 1}; the last good state is kept. Try: {REMEDIES}."
+                f"{self.step + 1}; {kept}. Try: {REMEDIES}."
             )
 
     # --------------------------------------------------------------------------- randomness
@@ -455,11 +456,3 @@ def limit_norms(pairs: Iterable[LoraPair], largest: float) -> int:
             (pair.up if pair.up.requires_grad else pair.down).mul_(largest / norm)
             scaled += 1
     return scaled
-
-
-def count_steps(options: Options, batches: int, processes: int) -> int:
-    """Optimizer steps of a task; max_train_epochs beats max_train_steps, as in kohya's trainer."""
-    if options.max_train_epochs:
-        per_epoch = math.ceil(batches / options.gradient_accumulation_steps / processes)
-        return options.max_train_epochs * per_epoch
-    return options.max_train_steps

@@ -33,6 +33,7 @@ from lcp_plugin.interim import Interim
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import encode_prompts
 from lcp_plugin.sdxl.fitting import encode
+from lcp_plugin.sdxl.latents import scale_latents
 from lcp_plugin.sdxl.layers import AdaptedUNet, LoraPair, layer_kernel, layer_shape
 from lcp_plugin.sdxl.load import prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
@@ -244,8 +245,7 @@ class Trainer:
         vae = self.pipeline.vae.to(self.device)
         with torch.no_grad():
             latents = encode(vae, pixels.to(self.device, vae.dtype))
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        return (latents.float() - shift) * float(vae.config.scaling_factor)
+        return scale_latents(vae, latents.float())
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Conditioning of prompts without time_ids, on the CPU."""

@@ -360,3 +360,16 @@ def test_a_task_without_images_is_refused(make: Make) -> None:
     task = replace(data.task, datasets=())
     with pytest.raises(DataError, match="'t' has no images"):
         TaskData(task, 0, 1, (32, 32))
+
+
+def test_tags_warm_up_by_optimizer_steps_on_any_number_of_processes(make: Make) -> None:
+    given = {"token_warmup_step": 4, "token_warmup_min": 1, "caption_extension": ".txt"}
+    data = make(1, given, max_train_steps=8)
+    (data.image_paths[0].with_suffix(".txt")).write_text("a, b, c, d, e", encoding="utf-8")
+    data = make(1, given, max_train_steps=8)
+    alone = [batch["captions"] for batch in data.loader(0, 8, 0)]
+    for rank in (0, 1):
+        beside = [batch["captions"] for batch in data.loader(0, 16, 0, stride=2, offset=rank)]
+        assert beside == alone
+    assert alone[0] == ["a"]
+    assert alone[4] == ["a, b, c, d, e"]

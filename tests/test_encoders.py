@@ -29,11 +29,10 @@ from lcp_plugin.evaluation.images import (
     Preprocessing,
     hash_image,
     list_images,
-    open_rgb,
     preprocess,
-    to_rgb,
 )
 from lcp_plugin.files import hash_file
+from lcp_plugin.pictures import open_rgb, to_rgb
 
 VISION = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "patch_size": 16}
 

@@ -41,13 +41,13 @@ from lcp_plugin.export import (
     weigh_tasks,
 )
 from lcp_plugin.files import file_model_hash, read_header, read_tensors, write_tensors
-from lcp_plugin.formats import check_lora, read_lora, write_lora
+from lcp_plugin.formats import check_lora, portable_adapter, read_lora, write_lora
 from lcp_plugin.fusing import Part, fuse_file
 from lcp_plugin.lineage import Lineage
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.load import hush_libraries
 from lcp_plugin.sdxl.single_file import write_single_file
-from lcp_plugin.store import RunStore
+from lcp_plugin.store import RunStore, deliverable_adapter
 from lcp_plugin.tasks import Task, TaskRecord
 
 # diffusers' scheduler under numpy 2
@@ -375,7 +375,8 @@ def run_of(folder: Path, strategy_name: str) -> tuple[Path, list[Adapter]]:
         }
         store.save_task(task, trained, carry, strategy, facts)
         updates.append(trained)
-    store.write_deliverable(carry, deliverable_header(carry, strategy_name, [], "toy", "ab"))
+    header = deliverable_header(carry, strategy_name, [], "toy", "ab")
+    write_lora(store.deliverable, portable_adapter(deliverable_adapter(carry)), header)
     return store.root, updates
 
 

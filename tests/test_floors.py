@@ -14,13 +14,23 @@ PACKAGE = ROOT / "lcp_plugin"
 
 FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that it is in
     0: ("lcp_plugin", "errors", "tasks", "seeds", "evaluation.scores"),
-    1: ("lora", "adapter", "delta", "norms", "files", "evaluation.tables", "report"),
+    1: ("lora", "adapter", "delta", "norms", "files", "pictures", "evaluation.tables")
+    + ("report",),
     2: ("hooks", "keys", "lineage", "merging"),
     3: ("strategies", "observers", "registry"),
     4: ("lycoris", "formats", "store", "config"),
     5: ("sdxl", "data", "optim", "schedules", "tiny", "parallel", "provenance", "conflicts")
     + ("streaming", "session"),
-    6: ("hardware", "trainer_state", "rates_course", "starting", "heading", "interim", "task_run")
+    6: (
+        "hardware",
+        "trainer_state",
+        "rates_course",
+        "starting",
+        "restarting",
+        "heading",
+        "interim",
+        "task_run",
+    )
     + ("trainer", "evaluation", "samples", "kohya", "fusing", "export", "planning", "bench")
     + ("doctor",),
     7: ("runner", "closing", "measuring", "measure_report"),

@@ -13,13 +13,12 @@ from PIL import Image
 from lcp_plugin.data.images import (
     change_colours,
     open_alpha,
-    open_image,
     open_mask,
-    read_size,
     resize,
     to_tensor,
 )
 from lcp_plugin.errors import DataError
+from lcp_plugin.pictures import open_rgb, read_size
 
 
 def test_a_photo_taken_sideways_stands_upright(tmp_path: Path) -> None:
@@ -28,7 +27,7 @@ def test_a_photo_taken_sideways_stands_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown after a quarter turn clockwise
     picture.save(tmp_path / "a.png", exif=exif)
-    upright = open_image(tmp_path / "a.png")
+    upright = open_rgb(tmp_path / "a.png")
     assert upright.size == read_size(tmp_path / "a.png") == (20, 40)
     assert upright.getpixel((10, 5)) == (0, 0, 255)  # left has become the top
 
@@ -37,7 +36,7 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     picture.putpixel((0, 0), (10, 20, 30, 255))
     picture.save(tmp_path / "a.png")
-    opened = open_image(tmp_path / "a.png")
+    opened = open_rgb(tmp_path / "a.png")
     assert opened.mode == "RGB"
     assert opened.getpixel((0, 0)) == (10, 20, 30)
     assert opened.getpixel((3, 3)) == (255, 255, 255)
@@ -48,7 +47,7 @@ def test_a_palette_with_a_transparent_colour_lies_on_white_too(tmp_path: Path) -
     picture.putpalette([0, 0, 0, 200, 100, 50] + [0] * 762)
     picture.putpixel((0, 0), 1)
     picture.save(tmp_path / "a.png", transparency=0)
-    opened = open_image(tmp_path / "a.png")
+    opened = open_rgb(tmp_path / "a.png")
     assert opened.getpixel((0, 0)) == (200, 100, 50)
     assert opened.getpixel((2, 2)) == (255, 255, 255)
 
@@ -57,20 +56,20 @@ def test_a_palette_with_a_transparent_colour_lies_on_white_too(tmp_path: Path) -
 def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     name = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new("RGB", (4, 4), "white").convert(mode).save(name)
-    assert open_image(name).mode == "RGB"
-    assert open_image(name).getpixel((1, 1)) == (255, 255, 255)
+    assert open_rgb(name).mode == "RGB"
+    assert open_rgb(name).getpixel((1, 1)) == (255, 255, 255)
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     values = np.full((4, 4), 257 * 100, dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
-    assert open_image(tmp_path / "a.png").getpixel((0, 0)) == (100, 100, 100)
+    assert open_rgb(tmp_path / "a.png").getpixel((0, 0)) == (100, 100, 100)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"broken\.png cannot be read"):
-        open_image(tmp_path / "broken.png")
+        open_rgb(tmp_path / "broken.png")
     with pytest.raises(DataError, match=r"broken\.png cannot be read"):
         read_size(tmp_path / "broken.png")
 
@@ -81,7 +80,7 @@ def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     whole = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"cut\.jpg cannot be read"):
-        open_image(tmp_path / "cut.jpg")
+        open_rgb(tmp_path / "cut.jpg")
 
 
 def test_pixels_run_from_minus_one_to_one() -> None:

@@ -147,3 +147,10 @@ def test_the_packages_are_an_extra_of_the_installation() -> None:
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
     (line,) = [line for line in text.splitlines() if '"optimizers": [' in line]
     assert all(f'"{package}>=' in line for package in PACKAGES)
+
+
+def test_every_optimizer_of_bitsandbytes_and_of_packages_passes_the_configs_check() -> None:
+    from lcp_plugin.config.check import OPTIMIZERS
+    from lcp_plugin.optim import BITSANDBYTES, PACKAGES
+
+    assert {*BITSANDBYTES, *PACKAGES} <= {name.lower() for name in OPTIMIZERS}

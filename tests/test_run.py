@@ -599,24 +599,3 @@ def test_a_state_that_replaying_cannot_give_is_kept(
     (first.path / "strategy.safetensors").unlink()
     with pytest.raises(LineageError, match="--keep_carries all"):
         run.store.parent_at(1, create_strategy)
-
-
-def test_a_deliverable_that_does_not_read_back_leaves_the_old_one(
-    train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lcp_plugin import store as stores
-    from lcp_plugin.adapter import Adapter
-    from lcp_plugin.errors import LcpError
-
-    run = train("run", tasks=(0,))
-    before = run.store.deliverable.read_bytes()
-    honest = stores.write_lora
-
-    def forgetful(path: Any, adapter: Any, *rest: Any) -> Any:
-        return honest(path, Adapter(dict(list(adapter.items())[1:])), *rest)
-
-    monkeypatch.setattr(stores, "write_lora", forgetful)
-    carry = run.store.folders()[0].read_carry()
-    with pytest.raises(LcpError):
-        run.store.write_deliverable(carry, {})
-    assert run.store.deliverable.read_bytes() == before

@@ -140,7 +140,7 @@ def test_settings_of_the_scores_reach_the_evaluation(
 
     asked: list[list[str]] = []
     monkeypatch.setattr(command, "run_command", lambda a: asked.append(list(a)) or "done")
-    monkeypatch.setattr(closing, "write_report", lambda folder: "report.html")
+    monkeypatch.setattr(closing, "write_report", lambda folder: folder / "report.html")
     options = Options(
         evaluate=("effnet", "clip_i"), evaluate_images=3, evaluate_prompts=2, guidance_scale=4.0
     )

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lcp_plugin.config.datasets import list_images
 from lcp_plugin.config.sources import find_config, read_table
 from lcp_plugin.errors import DataError, LcpError
+from lcp_plugin.pictures import list_images
 
 
 def list_objects(config: str) -> list[str]:

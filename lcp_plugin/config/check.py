@@ -35,7 +35,7 @@ OPTIMIZERS = (
     "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptAdanIP", "DAdaptLion", "DAdaptSGD",
     "Prodigy", "Adafactor", "AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree",
     "Adadelta", "Adagrad", "Adam", "Adamax", "ASGD", "LBFGS", "NAdam", "RAdam", "RMSprop", "Rprop",
-    "SGD", "Muon",
+    "SGD", "Muon", "AdEMAMix8bit", "PagedAdEMAMix8bit",
 )  # fmt: skip
 
 

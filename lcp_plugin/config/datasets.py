@@ -16,8 +16,8 @@ from typing import Any
 from lcp_plugin.config.convert import UNSET, Unfit, convert, convert_option
 from lcp_plugin.config.findings import Findings, did_you_mean
 from lcp_plugin.config.options import Options, option_fields, option_types
+from lcp_plugin.pictures import describe_left_out, list_images
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 _REPEATS = re.compile(r"^(\d+)(?:_(.*))?$")
 
 
@@ -87,12 +87,6 @@ _EXTRA_TYPES: dict[str, Any] = {
     "network_multiplier": float,
 }
 _PATHS = ("image_dir", "metadata_file", "conditioning_data_dir")
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Images directly in a folder, by name; hidden files are left out."""
-    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
-    return sorted(p for p in found if not p.name.startswith("."))
 
 
 @dataclass(frozen=True)
@@ -190,8 +184,8 @@ class DatasetReader:
             return True
         self.findings.problem(
             self.source,
-            f"{key} '{folder}' holds no images ({', '.join(e[1:] for e in IMAGE_ENDINGS)}); "
-            f"put some there or correct the path.",
+            f"{key} '{folder}' holds no images; put some there or correct the path. "
+            f"{describe_left_out(folder)}".strip(),
         )
         return False
 

@@ -171,5 +171,5 @@ class DataOptions:
         False, "keep cached text-encoder outputs on disk too"
     )
     cache_dir: str | None = _cache(
-        None, "folder of caches; unset: <output_dir>/<output_name>/cache", grade="ours"
+        None, "folder of caches; unset: $LCP_CACHE or ~/.cache/lcp_plugin", grade="ours"
     )

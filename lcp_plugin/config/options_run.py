@@ -40,7 +40,9 @@ class RunOptions:
         False, "chain on a folder that another strategy wrote", fixed=False
     )
     order_seed: int | None = _run(None, "shuffle the tasks as the paper does; unset: file order")
-    overwrite: bool = _run(False, "start over where a finished run is", fixed=False)
+    overwrite: bool = _run(
+        False, "start over where a finished run, or one with other settings, is", fixed=False
+    )
     carry_as: str = _run(
         "auto",
         "where the carried delta sits: fused into the weights (auto), or a branch beside them",

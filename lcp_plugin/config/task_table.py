@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lcp_plugin.config.convert import UNSET, convert_option
-from lcp_plugin.config.datasets import (
-    DatasetConfig,
-    DatasetReader,
-    SubsetConfig,
-    list_images,
-)
+from lcp_plugin.config.datasets import DatasetConfig, DatasetReader, SubsetConfig
 from lcp_plugin.config.findings import Findings, did_you_mean
 from lcp_plugin.config.options import Options, option_fields, option_types
 from lcp_plugin.config.sources import read_table
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.pictures import describe_left_out, list_images
 from lcp_plugin.tasks import TRAIN_PROMPTS, Kind, default_prompts, fill_prompt
 
 TASK_KEYS = (
@@ -251,10 +247,8 @@ class TaskReader:
         hint = (
             f"; its folders do ({', '.join(p.name for p in inner[:3])}): name one" if inner else ""
         )
-        self.findings.problem(
-            self.source,
-            f"{where}.image_dir '{folder}' holds no images{hint or '; put some there'}.",
-        )
+        told = f"holds no images{hint or '; put some there'}. {describe_left_out(folder)}".strip()
+        self.findings.problem(self.source, f"{where}.image_dir '{folder}' {told}")
         return []
 
 

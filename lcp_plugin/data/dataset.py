@@ -151,11 +151,7 @@ class TaskData:
     def total_steps(self, processes: int = 1) -> int:
         """Optimizer steps of the task: max_train_epochs if given, else max_train_steps."""
         epochs = self.options.max_train_epochs
-        return (
-            self.options.max_train_steps
-            if epochs is None
-            else (epochs * self.steps_per_epoch(processes))
-        )
+        return epochs * self.steps_per_epoch(processes) if epochs else self.options.max_train_steps
 
     # Encoding once
 
@@ -202,8 +198,8 @@ class TaskData:
         number, indices = self._plan(epoch)[place]
         return [self._examples[number][i] for i in indices]
 
-    def batch(self, k: int) -> dict[str, Any]:
-        """Micro-batch k of the task, on the CPU.
+    def batch(self, k: int, processes: int = 1) -> dict[str, Any]:
+        """Micro-batch k of the task, of which `processes` take one each at a time; on the CPU.
 
         latents (b, 4, h, w), or pixels (b, 3, H, W) where the VAE is live;
         encoder_hidden_states and text_embeds, or captions (a list) where text encoders are live;
@@ -211,18 +207,18 @@ class TaskData:
         in pixels; loss_weights (b,); masks (b, 1, H, W) in [0, 1] if any image has one;
         preserve (b,) if any image asks for output preservation.
         """
-        time = self._time(k)
+        time = self._time(k, processes)
         rows = []
         for place, example in enumerate(self.examples_of(k)):
             seed = derive_seed(self.seed, "example", self.task_index, k, place)
             rows.append(self._row(example, random.Random(seed), time))
         return collate_rows(rows)
 
-    def _time(self, k: int) -> CaptionTime:
+    def _time(self, k: int, processes: int) -> CaptionTime:
         return CaptionTime(
             epoch=k // self.num_batches_per_epoch,
-            step=k // self.options.gradient_accumulation_steps,
-            total_steps=self.total_steps(),
+            step=k // (processes * self.options.gradient_accumulation_steps),
+            total_steps=self.total_steps(processes),
         )
 
     def _row(self, example: Example, draw: random.Random, time: CaptionTime) -> dict[str, Any]:
@@ -251,16 +247,16 @@ class TaskData:
     def loader(
         self, start: int, stop: int, workers: int, stride: int = 1, offset: int = 0
     ) -> Iterator[dict[str, Any]]:
-        """Batches start + offset, start + offset + stride, ... below stop.
+        """Batches start + offset, start + offset + stride, ... below stop; `stride` processes.
 
         Worker processes are started only where images must be read in every step.
         """
         indices = range(start + offset, stop, stride)
         workers = min(workers, len(indices), count_cores()) if self.needs_vae else 0
         if workers <= 0:
-            return (self.batch(k) for k in indices)
+            return (self.batch(k, stride) for k in indices)
         loader: DataLoader[dict[str, Any]] = DataLoader(
-            _Batches(self),
+            _Batches(self, stride),
             batch_size=None,
             sampler=indices,
             num_workers=workers,
@@ -279,8 +275,8 @@ def count_cores() -> int:
 class _Batches(Dataset[dict[str, Any]]):
     """Batches by their index, for worker processes."""
 
-    def __init__(self, data: TaskData) -> None:
-        self._data = data
+    def __init__(self, data: TaskData, processes: int) -> None:
+        self._data, self._processes = data, processes
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._data.batch(index)
+        return self._data.batch(index, self._processes)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from lcp_plugin.config.datasets import DatasetConfig, SubsetConfig, list_images
+from lcp_plugin.config.datasets import DatasetConfig, SubsetConfig
 from lcp_plugin.data.buckets import Bucketing, Placement
 from lcp_plugin.data.captions import read_caption, read_metadata
-from lcp_plugin.data.images import Size, read_size
+from lcp_plugin.data.contents import check_pictures, read_contents
+from lcp_plugin.data.images import Size
 from lcp_plugin.errors import DataError
+from lcp_plugin.pictures import describe_left_out, list_images
 from lcp_plugin.seeds import derive_seed
 
 Part = Literal["train", "validation"]
@@ -34,7 +36,7 @@ class Example:
     size: Size  # of the upright image, (width, height)
     placement: Placement
     repeats: int
-    content: str  # sha256 of the file
+    content: str  # sha256 of the file, and of its mask
     mask: Path | None = None
 
 
@@ -77,37 +79,54 @@ def collect_examples(
         chosen = _split(list(captions), dataset.validation_split, seed, part)
         if part == "validation" and subset.is_reg:
             continue
-        for path in chosen if not subset.is_reg else captions:
-            examples.append(_example(path, subset, captions[path], bucketing))
+        paths = chosen if not subset.is_reg else list(captions)
+        for path, mask in _masks_of(paths, subset).items():
+            examples.append(_example(path, mask, subset, captions[path], bucketing))
     return ExampleSet(tuple(_balance(examples)), dataset.batch_size, tuple(notices))
 
 
-def _example(path: Path, subset: SubsetConfig, caption: str, bucketing: Bucketing) -> Example:
-    size = read_size(path)
-    mask = _mask_of(path, subset)
-    content = hashlib.sha256(path.read_bytes())
-    if mask:
-        content.update(mask.read_bytes())
+def check_images(datasets: Iterable[DatasetConfig]) -> None:
+    """Decodes every image and mask, those that validation holds out too.
+
+    Raises:
+        DataError: naming those that cannot be read (five at most), or what is missing.
+    """
+    paths: list[Path] = []
+    for subset in (subset for dataset in datasets for subset in dataset.subsets):
+        for path, mask in _masks_of(list(_captions_of(subset)[0]), subset).items():
+            paths += [path] if mask is None else [path, mask]
+    check_pictures(paths)
+
+
+def _example(
+    path: Path, mask: Path | None, subset: SubsetConfig, caption: str, bucketing: Bucketing
+) -> Example:
+    contents = read_contents(path)
+    content = contents.digest
+    if mask is not None:
+        content = hashlib.sha256((content + read_contents(mask).digest).encode()).hexdigest()
     return Example(
         path=path,
         subset=subset,
         caption=caption,
-        size=size,
-        placement=bucketing.place(size),
+        size=contents.size,
+        placement=bucketing.place(contents.size),
         repeats=subset.num_repeats,
-        content=content.hexdigest(),
+        content=content,
         mask=mask,
     )
 
 
-def _mask_of(path: Path, subset: SubsetConfig) -> Path | None:
+def _masks_of(paths: Sequence[Path], subset: SubsetConfig) -> dict[Path, Path | None]:
+    """Image -> the mask of its name in conditioning_data_dir; None without such a folder."""
     folder = subset.conditioning_data_dir
     if folder is None:
-        return None
-    found = [p for p in list_images(folder) if p.stem == path.stem] if folder.is_dir() else []
-    if not found:
-        raise DataError(f"no mask image for {path} in {folder}; add {path.stem}.png.")
-    return found[0]
+        return dict.fromkeys(paths)
+    masks = {p.stem: p for p in reversed(list_images(folder))} if folder.is_dir() else {}
+    missing = next((path for path in paths if path.stem not in masks), None)
+    if missing is not None:
+        raise DataError(f"no mask image for {missing} in {folder}; add {missing.stem}.png.")
+    return {path: masks[path.stem] for path in paths}
 
 
 def _captions_of(subset: SubsetConfig) -> tuple[dict[Path, str], list[str]]:
@@ -115,9 +134,10 @@ def _captions_of(subset: SubsetConfig) -> tuple[dict[Path, str], list[str]]:
     if subset.metadata_file is not None:
         return _captions_of_metadata(subset, subset.metadata_file), []
     images = list_images(subset.image_dir)
+    left_out = describe_left_out(subset.image_dir)
     if not images:
-        raise DataError(f"{subset.image_dir} holds no images; put some there.")
-    notices = []
+        raise DataError(f"{subset.image_dir} holds no images; put some there. {left_out}".strip())
+    notices = [left_out] if left_out else []
     ending = subset.caption_extension
     ending = ending if ending.startswith(".") else f".{ending}"
     has_own = any(image.with_suffix(ending).is_file() for image in images)

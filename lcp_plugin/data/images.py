@@ -1,7 +1,6 @@
-"""Images from disk, upright and in RGB, and their way to a tensor in [-1, 1].
+"""Images on their way from `pictures` to a tensor in [-1, 1].
 
-EXIF orientation is applied and transparent pixels are laid on white (kohya keeps whatever colour
-lies beneath them). Resizing averages areas to shrink and uses Lanczos to enlarge, as kohya does.
+Resizing averages areas to shrink and uses Lanczos to enlarge, as kohya does.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from lcp_plugin.errors import DataError
+from lcp_plugin.pictures import has_alpha, open_upright
 
 Size = tuple[int, int]  # (width, height) in pixels
 
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 exchange the sides
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
@@ -31,60 +29,15 @@ _FILTERS = {
 }
 
 
-def read_size(path: Path) -> Size:
-    """(width, height) of the upright image, from its header only. Raises DataError."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise _unreadable(path, error) from None
-    return (height, width) if turned else (width, height)
-
-
-def open_image(path: Path) -> Image.Image:
-    """The upright image as RGB, transparency laid on white. Raises DataError."""
-    image = _open_upright(path)
-    if image.mode == "RGB":
-        return image
-    if _has_alpha(image):
-        colours = image.convert("RGBA")
-        white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, colours).convert("RGB")
-    return image.convert("RGB")
-
-
 def open_alpha(path: Path) -> Image.Image | None:
     """The upright image's transparency as "L" (255 is opaque), None if it has none."""
-    image = _open_upright(path)
-    return image.convert("RGBA").getchannel("A") if _has_alpha(image) else None
+    image = open_upright(path)
+    return image.convert("RGBA").getchannel("A") if has_alpha(image) else None
 
 
 def open_mask(path: Path) -> Image.Image:
     """A mask image's red channel as "L"; 255 counts fully."""
-    return _open_upright(path).convert("RGB").getchannel("R")
-
-
-def _open_upright(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise _unreadable(path, error) from None
-    if upright.mode.startswith("I"):  # 16 bits a channel: PIL would clip, not scale
-        values = np.asarray(upright, dtype=np.float64) / 257.0
-        upright = Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8))
-    return upright
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
-    return DataError(f"image {path} cannot be read ({reason}); replace or remove it.")
+    return open_upright(path).convert("RGB").getchannel("R")
 
 
 def resize(image: Image.Image, size: Size, interpolation: str | None = None) -> Image.Image:

@@ -16,11 +16,11 @@ from lcp_plugin.data.images import (
     change_colours,
     mask_to_tensor,
     open_alpha,
-    open_image,
     open_mask,
     resize,
     to_tensor,
 )
+from lcp_plugin.pictures import open_rgb
 
 TEXT = ("encoder_hidden_states", "text_embeds")
 STACKED = ("latents", "pixels", *TEXT, "time_ids", "loss_weights")
@@ -72,7 +72,7 @@ def read_pixels(
     colours: random.Random | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The image as it is trained, (3, height, width) in [-1, 1], and its mask."""
-    image = _fit(open_image(example.path), example, flipped, crop)
+    image = _fit(open_rgb(example.path), example, flipped, crop)
     if colours is not None:
         image = change_colours(image, colours)
     return to_tensor(image), read_mask(example, flipped, crop)

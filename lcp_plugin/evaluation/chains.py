@@ -17,11 +17,11 @@ from typing import Any
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import DataError, LineageError
 from lcp_plugin.evaluation.generate import BASE, Stage, name_weights
-from lcp_plugin.evaluation.images import SUFFIXES
 from lcp_plugin.files import hash_file, read_header, read_json
 from lcp_plugin.formats import read_lora
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.lineage import Lineage
+from lcp_plugin.pictures import list_images
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.base_weights import BaseSource, source_of
 from lcp_plugin.store import RunStore, TaskFolder, hash_carry, read_folder, task_of
@@ -254,11 +254,10 @@ def find_images(source: Path) -> list[Path]:
     """A folder's images, or those in its folders (`<Style>/<Object>/<n>.jpg`); an image itself."""
     if source.is_file():
         return [source]
-    for pattern in ("*", "*/*"):
-        found = sorted(p for p in source.glob(pattern) if p.suffix.lower() in SUFFIXES)
-        if found:
-            return found
-    return []
+    if not source.is_dir():
+        return []
+    inner = sorted(folder for folder in source.iterdir() if folder.is_dir())
+    return list_images(source) or [image for folder in inner for image in list_images(folder)]
 
 
 def chain_of_adapters(files: Sequence[Path], tasks: Sequence[EvalTask], base: BaseSource) -> Chain:

@@ -1,4 +1,4 @@
-"""Images as encoders want them: upright, RGB, resized and cropped as the published scores did it.
+"""Images as encoders want them: RGB, resized and cropped as the published scores did it.
 
 No torchvision: PIL resizes, which is what its transforms and the PIL processors of transformers do
 underneath. `crop` names the two ways of placing an odd centre crop: torchvision rounds half to
@@ -15,12 +15,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from lcp_plugin import pictures
 from lcp_plugin.errors import DataError
+from lcp_plugin.pictures import to_rgb
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -40,37 +41,10 @@ def list_images(folder: Path) -> list[Path]:
     """The image files of a folder, sorted by name; DataError where there are none."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder of images.")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    found = pictures.list_images(folder)
     if not found:
-        raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}).")
+        raise DataError(f"{folder} holds no images. {pictures.describe_left_out(folder)}".strip())
     return found
-
-
-def open_rgb(path: Path) -> Image.Image:
-    """The image as a viewer shows it: EXIF orientation applied, RGB, transparency on white.
-
-    Raises:
-        DataError: missing, truncated or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not a readable image ({error}).") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode as RGB: transparency over white, 16 bits scaled to 8."""
-    if image.mode == "RGB":
-        return image.copy()
-    if image.mode.startswith("I;16"):
-        wide = np.asarray(image, dtype=np.float64)
-        return Image.fromarray(np.round(wide / 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        ground = Image.new("RGBA", coloured.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, coloured).convert("RGB")
-    return image.convert("RGB")
 
 
 def preprocess(image: Image.Image, how: Preprocessing) -> Tensor:

@@ -28,11 +28,13 @@ from torch import Tensor
 from lcp_plugin.errors import FileFormatError
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
 from lcp_plugin.evaluation.generate import Stage, Studio
-from lcp_plugin.evaluation.images import Preprocessing, open_rgb, preprocess
+from lcp_plugin.evaluation.images import Preprocessing, preprocess
 from lcp_plugin.evaluation.scores import none_if_nan
 from lcp_plugin.files import hash_file, read_json, write_json
+from lcp_plugin.pictures import open_rgb
 from lcp_plugin.sdxl.conditioning import make_time_ids
 from lcp_plugin.sdxl.fitting import encode
+from lcp_plugin.sdxl.latents import scale_latents
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.sdxl.load import native_resolution, prediction_type
 from lcp_plugin.seeds import derive_seed
@@ -179,7 +181,7 @@ def encode_images(pipeline: StableDiffusionXLPipeline, files: Sequence[Path]) ->
     pixels = torch.stack([preprocess(image, how) for image in images])
     vae = pipeline.vae
     latents = encode(vae, pixels.to(vae.device, vae.dtype))
-    return (latents.float() * float(vae.config.scaling_factor)).cpu()
+    return scale_latents(vae, latents.float()).cpu()
 
 
 def make_bank(pipeline: StableDiffusionXLPipeline, clean: Tensor, prompt: str, seed: int) -> Bank:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from lcp_plugin.errors import DiskError
 from lcp_plugin.hooks import Carry, Observer, RunView, StepReport
 from lcp_plugin.tasks import Task
 
@@ -27,7 +29,7 @@ class JsonLines(Observer):
         """Opens the file for appending."""
         self._path = Path(run.output_dir) / "logs" / "steps.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)  # by lines
 
     def on_step_end(self, run: RunView, step: StepReport) -> None:
         """One line per optimizer step."""
@@ -63,18 +65,28 @@ class JsonLines(Observer):
         self._close()
 
     def on_exception(self, run: RunView, error: BaseException) -> None:
-        """Notes the error and closes the file."""
-        self._write(event="error", error=type(error).__name__, message=str(error))
+        """Notes the error and closes the file; a full disk takes no note of itself."""
+        with suppress(DiskError):
+            self._write(event="error", error=type(error).__name__, message=str(error))
         self._close()
 
     def _write(self, **facts: Any) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps({"time": round(time.time(), 3), **facts}) + "\n")
+        except OSError as error:
+            self._close()
+            raise DiskError(
+                f"{self._path} could not be written ({error.strerror or error}); what was learned "
+                "so far is whole. Free some space and run the same command again."
+            ) from error
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # what could not be written was told of
+                file.close()
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:

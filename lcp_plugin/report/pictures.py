@@ -7,7 +7,10 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from lcp_plugin.errors import DataError
+from lcp_plugin.pictures import open_rgb
 
 SIDE = 320  # pixels; larger pictures are shrunk to it
 SMALL = 128  # pictures below this are shown with their pixels
@@ -31,8 +34,8 @@ def embed_picture(path: Path, alt: str, side: int = SIDE) -> Embedded | None:
         with Image.open(path) as image:
             text = getattr(image, "text", {})
             alt = str(text.get("prompt") or alt)
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError):
+        upright = open_rgb(path)
+    except (OSError, ValueError, SyntaxError, DataError):
         return None
     small = max(upright.size) <= SMALL
     upright.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -17,8 +17,8 @@ import numpy as np
 
 from lcp_plugin.errors import DataError
 from lcp_plugin.evaluation.scores import Matrix
+from lcp_plugin.pictures import list_images
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 Facts = Mapping[str, Any]
 
 
@@ -157,7 +157,7 @@ def _list_images(source: Path) -> list[Path]:
     """A training folder's images (perhaps no longer there), or the image itself."""
     if source.is_file():
         return [source]
-    return sorted(p for p in source.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return list_images(source) if source.is_dir() else []
 
 
 def _read_samples(root: Path, tasks: Sequence[TaskFacts]) -> dict[int, dict[str, tuple[Path, ...]]]:
@@ -167,7 +167,7 @@ def _read_samples(root: Path, tasks: Sequence[TaskFacts]) -> dict[int, dict[str,
         digits = folder.name.partition("_")[0]
         if not digits.isdigit():
             continue
-        images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        images = list_images(folder)
         cells = {t.name: tuple(p for p in images if _belongs(p, t)) for t in tasks}
         cells = {name: paths for name, paths in cells.items() if paths}
         if cells:

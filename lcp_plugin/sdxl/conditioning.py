@@ -46,7 +46,11 @@ def make_time_ids(
 
 
 class PromptBank:
-    """Encoded prompts by text, so that text encoders may leave memory after a run has begun."""
+    """Encoded prompts by text, so that text encoders may leave memory after a run has begun.
+
+    Each is encoded alone: a row's last bits depend on what else is in its batch, and a run that was
+    killed meets other prompts together than one that was not.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, dict[str, Tensor]] = {}
@@ -56,7 +60,7 @@ class PromptBank:
         new = sorted(set(prompts) - self._known.keys())
         if new:
             with torch.no_grad():
-                encoded = encode_prompts(pipeline, new)
+                encoded = encode_prompts(pipeline, new, batch_size=1)
             for i, prompt in enumerate(new):
                 self._known[prompt] = {k: v[i : i + 1].cpu() for k, v in encoded.items()}
 

@@ -77,3 +77,32 @@ def encode_long_prompts(
         pooled = result[0].float().unflatten(0, (len(prompts), -1))[:, 0]
     assert pooled is not None
     return {"encoder_hidden_states": torch.cat(joined, dim=-1), "text_embeds": pooled}
+
+
+def describe_cut(
+    tokenizer: Any, captions: Sequence[str], max_length: int | None, weighted: bool
+) -> str:
+    """One sentence on the captions that are cut, and which option helps; empty where none is."""
+    limit = max_length or PIECE
+    lengths = [
+        sum(
+            len(tokenizer(text, add_special_tokens=False, truncation=False).input_ids)
+            for text, _ in (parse_weights(caption) if weighted else [(caption, 1.0)])
+        )
+        for caption in captions
+    ]
+    cut = [length for length in lengths if length > limit]
+    if not cut:
+        return ""
+    longest = max(cut)
+    enough = next((n for n in (150, 225) if longest <= n), None)
+    remedy = f"max_token_length = {enough} keeps them whole"
+    if enough is None:
+        remedy = "225 is the most that max_token_length can keep"
+        remedy += "" if limit == 225 else " (set it)"
+        remedy += "; put what matters first, or shorten them"
+    verb = "is" if len(cut) == 1 else "are"
+    return (
+        f"{len(cut)} of {len(captions)} different captions {verb} longer than {limit} tokens "
+        f"(up to {longest}) and cut there: {remedy}."
+    )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.sdxl.fitting import decode, in_batches
+from lcp_plugin.sdxl.latents import unscale_latents
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -107,16 +108,7 @@ def decode_latents(pipeline: StableDiffusionXLPipeline, latents: Tensor) -> list
     """
     vae, home = pipeline.vae, pipeline.vae.device
     vae.to(pipeline.unet.device)
-    latents = latents.to(vae.device, vae.dtype)
-    mean = getattr(vae.config, "latents_mean", None)
-    std = getattr(vae.config, "latents_std", None)
-    if mean is not None and std is not None:  # some replacement VAEs of SDXL
-        shape = (1, -1, 1, 1)
-        latents = latents * latents.new_tensor(std).view(shape) / vae.config.scaling_factor
-        latents = latents + latents.new_tensor(mean).view(shape)
-    else:
-        latents = latents / vae.config.scaling_factor
-    pixels = decode(vae, latents)
+    pixels = decode(vae, unscale_latents(vae, latents.to(vae.device, vae.dtype)))
     vae.to(home)
     pictures: list[Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
     return pictures
