@@ -25,8 +25,15 @@ OUT_OF_MEMORY = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, or answers a question about it; returns the exit status."""
+    status = _serve(sys.argv[1:] if argv is None else argv)
+    if status != 0:
+        _leave_processes(failed=True)
+    return status
+
+
+def _serve(argv: Sequence[str]) -> int:
     try:
-        config = load_config(sys.argv[1:] if argv is None else argv)
+        config = load_config(argv)
         _open_log(config)
         return _train(config) if not _answer(config) else 0
     except LcpError as error:
@@ -92,8 +99,9 @@ def _train(config: RunConfig) -> int:
     except torch.OutOfMemoryError:
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
         return 1
+    run.trainer = None  # the model leaves memory before another is loaded for the scores
+    _leave_processes(failed=False)
     if run.is_main:
-        run.trainer = None  # the model leaves memory before another is loaded for the scores
         closing = close_run(run.output_dir, run.options, run.device)
         print("\n".join([summarise(run), *closing]))
     return 0
@@ -112,6 +120,13 @@ def _close_anew(config: RunConfig) -> bool:
     if made:
         print("\n".join([f"finished     {folder}; what was missing is made", *made]))
     return bool(made)
+
+
+def _leave_processes(failed: bool) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from lcp_plugin.parallel import end_processes
+
+        end_processes(failed)
 
 
 if __name__ == "__main__":

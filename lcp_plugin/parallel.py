@@ -5,6 +5,7 @@ Values are sent tensor by tensor; only names and shapes go as objects, in memory
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -66,6 +67,20 @@ def describe_processes(options: Options, some_unused: bool = False) -> list[Any]
         wait = timedelta(minutes=options.ddp_timeout)
         handlers.append(InitProcessGroupKwargs(timeout=wait))
     return handlers
+
+
+def end_processes(failed: bool = False) -> None:
+    """End the process group: a thread of it that outlives the interpreter aborts the process.
+
+    After a failure a peer may still wait inside a collective, and NCCL would wait for it: there
+    the launcher ends the processes.
+    """
+    group = torch.distributed
+    if not group.is_available() or not group.is_initialized():
+        return
+    gc.collect()  # models that share gradients hold the group in circles
+    if not failed or group.get_backend() == "gloo":
+        group.destroy_process_group()
 
 
 def meets_always(accelerator: Any) -> bool:

@@ -120,7 +120,7 @@ def test_the_hash_belongs_to_the_picture_not_to_its_file(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_torch_checkpoint_is_read_without_unpickling(tmp_path, zipped):
+def test_a_torch_checkpoint_is_read_with_the_arguments_of_its_trainer_left_out(tmp_path, zipped):
     import argparse
 
     storage = torch.arange(12.0)
@@ -140,6 +140,10 @@ def test_a_torch_checkpoint_is_read_without_unpickling(tmp_path, zipped):
     assert sorted(strip_prefixes(tensors)) == ["b", "count", "half", "w"]
 
 
+class _Foreign:
+    """A class of somebody else's, beside the tensors."""
+
+
 def test_a_checkpoint_that_would_run_code_runs_none(tmp_path):
     target = tmp_path / "made_by_the_file"
     code = f"cposix\nsystem\n(Vtouch {target}\ntR."
@@ -149,10 +153,33 @@ def test_a_checkpoint_that_would_run_code_runs_none(tmp_path):
     assert not target.exists()
 
 
-def test_a_damaged_checkpoint_is_one_clear_line(tmp_path):
-    (tmp_path / "cut.pth").write_bytes(b"\x80\x02nonsense")
-    with pytest.raises(FileFormatError, match=r"cut\.pth"):
-        read_checkpoint(tmp_path / "cut.pth")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_with_a_foreign_object_is_refused_by_its_name(tmp_path, zipped):
+    file = tmp_path / "foreign.pth"
+    state = {"w": torch.ones(2), "best": _Foreign()}
+    torch.save(state, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(FileFormatError, match=r"foreign\.pth is not a .*_Foreign in it") as caught:
+        read_checkpoint(file)
+    assert "\n" not in str(caught.value)
+
+
+def _cut(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+def _scramble(whole: bytes) -> bytes:
+    return whole[:200] + bytes(reversed(whole[200:400])) + whole[400:]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"\x80\x02nonsense", lambda _: b"", _cut, _scramble])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_checkpoint_is_one_clear_line(tmp_path, damage, zipped):
+    file = tmp_path / "cut.pth"
+    torch.save({"w": torch.ones(64)}, file, _use_new_zipfile_serialization=zipped)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(FileFormatError, match=r"cut\.pth is damaged or not") as caught:
+        read_checkpoint(file)
+    assert "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------ networks

@@ -144,7 +144,7 @@ def test_model_libraries_are_imported_inside_functions(module: str) -> None:
 @pytest.mark.parametrize("module", [m for m in MODULES if floor_of(m) == 0])
 def test_the_ground_floor_needs_the_standard_library_and_numpy_only(module: str) -> None:
     outside = {n.split(".")[0] for n, _ in imported_names(MODULES[module])}
-    allowed = set(sys.stdlib_module_names) | {"numpy", "pydantic", "lcp_plugin"}
+    allowed = set(sys.stdlib_module_names) | {"numpy", "lcp_plugin"}
     assert outside <= allowed, outside - allowed
 
 

@@ -22,15 +22,47 @@ COMMON: dict[str, Any] = {
 }
 
 
-def launch(config: Path, processes: int = 2) -> None:
+WITNESS = """
+import atexit, os, pathlib, sys
+
+@atexit.register
+def tell_whether_the_group_lives():
+    torch = sys.modules.get("torch")
+    if torch is not None and "RANK" in os.environ:
+        lives = torch.distributed.is_initialized()
+        (pathlib.Path(__file__).parent / f"rank{os.environ['RANK']}").write_text(str(lives))
+"""
+
+
+def launch(config: Path, processes: int = 2, **environment: str) -> None:
     """torchrun on this machine's CPU; a failure shows the end of what was printed."""
+    done = attempt(config, processes, **environment)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def attempt(
+    config: Path, processes: int = 2, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The command's end, whatever it is."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={processes}", str(ROOT / "train_continual_sdxl.py")]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(
         [*command, "--config", str(config)], env=env, capture_output=True, text=True, timeout=600
     )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def witness(folder: Path) -> dict[str, str]:
+    """An environment in which each rank, as its interpreter ends, tells of its process group."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(WITNESS, encoding="utf-8")
+    paths = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def groups_alive(folder: Path) -> list[str]:
+    """What the ranks told, in their order."""
+    return [path.read_text(encoding="utf-8") for path in sorted(folder.glob("rank*"))]
 
 
 def run_both(
@@ -75,3 +107,25 @@ def test_two_processes_with_adamw_reach_the_delta_of_one_with_twice_the_accumula
     assert wanted.norm() > 0
     assert difference.norm() / wanted.norm() < 1e-3  # a sign of a tiny gradient may turn
     assert pair.deliverable.is_file()
+
+
+def test_a_finished_run_ends_its_process_group_before_the_interpreter(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    environment = witness(tmp_path / "witness")
+    launch(write_config("pair", **COMMON), **environment)
+    assert groups_alive(tmp_path / "witness") == ["False", "False"]
+    assert_ran_in_two_processes(RunStore(tmp_path / "out", "pair"))
+
+
+def test_an_error_ends_the_process_group_too_and_is_no_abort(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    environment = witness(tmp_path / "witness")
+    prev = str(tmp_path / "nothing.safetensors")
+    done = attempt(write_config("pair", prev=prev, **COMMON), **environment)
+    assert done.returncode != 0
+    assert f"error: --prev {prev} does not exist" in done.stderr
+    assert "SIGABRT" not in done.stderr
+    # the launcher may stop the second process before it has told
+    assert set(groups_alive(tmp_path / "witness")) == {"False"}

