@@ -15,14 +15,14 @@ PACKAGE = ROOT / "lcp_plugin"
 FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that it is in
     0: ("lcp_plugin", "errors", "tasks", "seeds", "evaluation.scores"),
     1: ("lora", "adapter", "delta", "norms", "files", "evaluation.tables", "report"),
-    2: ("hooks", "keys", "lineage", "merging"),
+    2: ("hooks", "keys", "lineage", "header", "foreign_header", "merging"),
     3: ("strategies", "observers"),
     4: ("registry", "lycoris", "formats", "store", "config"),
     5: ("sdxl", "data", "optim", "schedules", "tiny", "parallel", "provenance", "conflicts")
     + ("streaming", "session"),
     6: ("hardware", "trainer_state", "rates_course", "starting", "heading", "interim", "task_run")
     + ("trainer", "evaluation", "samples", "kohya", "fusing", "export", "planning", "bench")
-    + ("doctor",),
+    + ("doctor", "chaining", "data_facts", "retraining"),
     7: ("runner", "closing"),
     8: ("cli",),
 }
