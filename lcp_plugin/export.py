@@ -36,16 +36,16 @@ from lcp_plugin.formats import (
     write_lora,
 )
 from lcp_plugin.fusing import Fused, check_fused, checkpoint_slots, component_slots, few, fuse_file
+from lcp_plugin.header import size_header
+from lcp_plugin.heading import make_header
 from lcp_plugin.keys import PREFIXES, kohya_name
 from lcp_plugin.lineage import Lineage, Source
-from lcp_plugin.provenance import header_of_run
 from lcp_plugin.sdxl.base_weights import BaseSource, check_added, source_of, sum_weights
 from lcp_plugin.store import (
     RunStore,
     StrategyMaker,
     TaskFolder,
     deliverable_adapter,
-    deliverable_header,
     list_folders,
     read_folder,
 )
@@ -152,18 +152,14 @@ def _learned_in_run(folder: TaskFolder, make_strategy: StrategyMaker) -> Learned
     store = RunStore(folder.path.parent.parent, folder.path.parent.name)
     folders = [f for f in store.folders() if f.index <= folder.index]
     carry = store.carry_after(folder.index, make_strategy)
-    strategy, base = folder.lineage["strategy"], folder.lineage["base"]
-    metadata = {
-        **header_of_run(folders, store.name),
-        **deliverable_header(carry, strategy["name"], strategy["args"], base["name"], base["hash"]),
-    }
+    adapter = deliverable_adapter(carry)
+    metadata = make_header(carry, adapter, folders, store.name)
     updates = {f.name: Delta.of(f.read_adapter()) for f in folders}
     rest = store.read_parent().carry.total
     if not _is_sum(carry.total, [rest, *updates.values()]):
         updates, rest = {}, Delta()
     source = Source(folder.path.name, folder.lineage["hashes"]["carry"])
     trained_on = source_of(folder.lineage)
-    adapter = deliverable_adapter(carry)
     return Learned(adapter, metadata, updates, rest, source, trained_on)
 
 
@@ -255,20 +251,11 @@ def export_lora(
         metadata.pop("ss_lcp_blocks", None)
     if layout.startswith("kohya"):
         adapter = portable_adapter(adapter)
-        metadata.update(_sizes(adapter))
+        metadata.update(size_header(adapter))
     with files.replacing(path) as temporary:
         write_lora(temporary, adapter, metadata, dtype, layout)
         check_lora(temporary, adapter, dtype)
     return Exported(path, len(adapter), path.stat().st_size, overall, errors)
-
-
-def _sizes(adapter: Adapter) -> dict[str, str]:
-    """kohya's entries for rank and alpha: those of the file, not of the training options."""
-    ranks, alphas = {f.rank for f in adapter.values()}, {f.alpha for f in adapter.values()}
-    return {
-        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
-        "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
-    }
 
 
 def _describe_truncation(rank: int, overall: float, errors: Mapping[str, float]) -> object:

@@ -23,7 +23,6 @@ hooks need our trainer: sd-scripts calls none.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,9 +32,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcp_plugin.adapter import Adapter, AdapterSpec, Factors
+from lcp_plugin.adapter import Adapter, AdapterSpec
+from lcp_plugin.chaining import (
+    base_of_header,
+    check_base,
+    check_name,
+    fit_strategy,
+    identify_given,
+    tell_apart,
+)
 from lcp_plugin.delta import Delta
-from lcp_plugin.errors import BaseModelError, ConfigError, LineageError, StrategyError
+from lcp_plugin.errors import ConfigError, LineageError, StrategyError
 from lcp_plugin.formats import (
     LoraFile,
     lora_from_tensors,
@@ -43,14 +50,15 @@ from lcp_plugin.formats import (
     read_lora,
     write_checked_lora,
 )
+from lcp_plugin.heading import complete_header, counts_of
 from lcp_plugin.hooks import Carry, Strategy, TaskStart
 from lcp_plugin.keys import PREFIXES
-from lcp_plugin.lineage import modelspec_header, tag_frequency
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.kohya_layers import AdaptedLayer, choose_layers, fuse, name_layers
 from lcp_plugin.sdxl.layers import layer_kernel, layer_shape
+from lcp_plugin.sdxl.load import BaseId
 from lcp_plugin.seeds import derive_seed
-from lcp_plugin.store import Parent, deliverable_adapter, deliverable_header, read_parent
+from lcp_plugin.store import Parent, deliverable_adapter, lineage_of, read_parent
 from lcp_plugin.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -93,17 +101,8 @@ class Arguments:
         strategy_args = tuple(f"{name}={value}" for name, value in sorted(texts.items()))
         strategy = create_strategy(own.get("strategy", "merge_init"), strategy_args)
         _refuse_step_hooks(strategy)
-        parent = Parent()
-        if own.get("prev"):
-            parent = read_parent(Path(own["prev"]).expanduser(), create_strategy)
-        same = (parent.strategy, parent.strategy_args) == (strategy.name, strategy_args)
-        allowed = own.get("allow_strategy_change", "").lower() in ("true", "1", "yes")
-        if parent.strategy is not None and not same and not allowed:
-            raise LineageError(
-                f"prev was made with strategy {parent.strategy}, this run uses {strategy.name} "
-                "(or other arguments); use the same, or say allow_strategy_change=true."
-            )
-        if same and parent.state:
+        parent = _parent_of(own, strategy, strategy_args)
+        if parent.state:
             strategy.load_state_dict(parent.state)
         targets = own.get("lora_targets", "transformer")
         if targets not in ("transformer", "attention"):
@@ -120,6 +119,20 @@ class Arguments:
         )
 
 
+def _parent_of(own: Mapping[str, str], strategy: Strategy, args: Sequence[str]) -> Parent:
+    """What `prev` names, as this strategy and this task may go on from it."""
+    if not own.get("prev"):
+        return Parent()
+    parent = read_parent(Path(own["prev"]).expanduser(), create_strategy)
+    allowed = own.get("allow_strategy_change", "").lower() in ("true", "1", "yes")
+    option = "allow_strategy_change=true"
+    parent = fit_strategy("prev", parent, (strategy.name, args), allowed, option)
+    parent = tell_apart(parent, [own.get("task", "")])
+    if own.get("task"):
+        check_name(own["task"], parent, "say task=NAME with another name")
+    return parent
+
+
 def _refuse_step_hooks(strategy: Strategy) -> None:
     used = [h for h in STEP_HOOKS if getattr(type(strategy), h) is not getattr(Strategy, h)]
     if used:
@@ -132,7 +145,9 @@ def _refuse_step_hooks(strategy: Strategy) -> None:
 def _task_of(own: Mapping[str, str], parent: Parent) -> Task:
     records = parent.carry.tasks
     index = (records[-1].index if records else 0) + 1
-    name = own.get("task") or f"task{index}"
+    taken = {record.name for record in records}
+    free = (f"task{number}" for number in range(index, index + len(taken) + 1))
+    name = own.get("task") or next(name for name in free if name not in taken)
     return Task(
         index=index,
         name=name,
@@ -242,6 +257,7 @@ class ContinualNetwork(nn.Module):
         self._carry = arguments.parent.carry
         self._start: TaskStart | None = None
         self._dropout = dropout
+        self._base: BaseId | None = None  # of prepare_network
         self._resting = Delta()  # what network_weights brought for modules that do not train
 
     # ------------------------------------------------------------------------ setting up
@@ -253,8 +269,6 @@ class ContinualNetwork(nn.Module):
             LineageError: the parent was trained on another base.
             ConfigError: text encoders are cached before the parent's change of them is applied.
         """
-        from lcp_plugin.sdxl.load import identify_base
-
         parent = self._arguments.parent
         cached = getattr(args, "cache_text_encoder_outputs", False)
         if cached and any(not name.startswith("unet.") for name in parent.carry.total):
@@ -262,18 +276,10 @@ class ContinualNetwork(nn.Module):
                 "prev changes the text encoders, but cache_text_encoder_outputs stores what they "
                 "said before; drop cache_text_encoder_outputs."
             )
-        name = getattr(args, "pretrained_model_name_or_path", None)
-        if parent.base_hash and name and Path(name).exists():
-            try:
-                found = identify_base(name)
-            except BaseModelError as error:
-                log.warning("the base could not be compared with the parent's: %s", error)
-                return
-            if found.hash != parent.base_hash:
-                raise LineageError(
-                    f"prev was trained on base '{parent.base_name}', this run uses "
-                    f"{found.short}. Chain runs on one base."
-                )
+        self._base = identify_given(args)
+        if self._base is None and parent.base_hash:
+            log.warning("the base could not be compared with the parent's '%s'", parent.base_name)
+        check_base("prev", parent, self._base)
 
     def apply_to(
         self,
@@ -470,40 +476,15 @@ class ContinualNetwork(nn.Module):
             raise ConfigError(f"{file}: only .safetensors is written; set save_model_as to it.")
         header = dict(metadata or {})
         carry = self.carry_after().noting(
-            images=header.get("ss_num_train_images"),
-            steps=header.get("ss_steps"),
-            rank=self._spec.rank,
-            alpha=self._spec.alpha,
+            **counts_of(header), rank=self._spec.rank, alpha=self._spec.alpha
         )
         adapter = portable_adapter(deliverable_adapter(carry))
-        header |= self._describe(carry, adapter, header)
+        args = self._arguments
+        lineage = lineage_of(
+            carry, args.strategy.name, args.strategy_args, *base_of_header(header, self._base)
+        )
+        header = complete_header(header, adapter, lineage, len(args.parent.carry.tasks))
         write_checked_lora(file, adapter, header, dtype or torch.float32)
-
-    def _describe(
-        self, carry: Carry, adapter: Mapping[str, Factors], header: Mapping[str, str]
-    ) -> dict[str, str]:
-        """Lineage, trigger words, and the rank and alpha that the file really has."""
-        ranks, alphas = {f.rank for f in adapter.values()}, {f.alpha for f in adapter.values()}
-        title = header.get("modelspec.title") or header.get("ss_output_name") or "lora"
-        triggers = tuple(dict.fromkeys(task.concept for task in carry.tasks))
-        spec = modelspec_header(title, triggers=triggers)
-        given = header if any(key.startswith("modelspec.") for key in header) else spec
-        added = {
-            **{k: v for k, v in given.items() if k.startswith("modelspec.")},
-            "modelspec.trigger_phrase": spec["modelspec.trigger_phrase"],
-            "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
-            "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
-            **deliverable_header(
-                carry,
-                self._arguments.strategy.name,
-                self._arguments.strategy_args,
-                header.get("ss_sd_model_name", ""),
-                header.get("ss_new_sd_model_hash", ""),
-            ),
-        }
-        if "ss_tag_frequency" not in header:
-            added["ss_tag_frequency"] = json.dumps(tag_frequency(carry.tasks), ensure_ascii=False)
-        return added
 
     # ------------------------------------------------------------------------------ merging
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lcp_plugin import __version__
+from lcp_plugin.chaining import check_base, check_name, fit_strategy, tell_apart
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.logs import SECRETS
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.examples import check_images
-from lcp_plugin.errors import ConfigError, FinishedError, LineageError
+from lcp_plugin.errors import ConfigError, FinishedError
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.registry import create_strategy, describe_arguments, find
 from lcp_plugin.restarting import take_up
@@ -74,6 +75,7 @@ def make_plan(config: RunConfig) -> Plan:
     known = None if found is None else found[0]
     if found is None:
         parent = choose_parent(options, strategy, base)
+        parent = tell_apart(parent, [task.name for task in config.tasks])
         check_start(options, parent, is_new=True)
         seed = options.seed if options.seed is not None else secrets.randbelow(2**31)
     else:
@@ -108,11 +110,6 @@ def settle_init(config: RunConfig) -> RunConfig:
     return replace(config, options=replace(options, strategy_args=args))
 
 
-def without_init(args: Sequence[str]) -> tuple[str, ...]:
-    """A strategy's arguments but for how a fresh A is drawn, which is each task's own matter."""
-    return tuple(arg for arg in args if not arg.startswith("init="))
-
-
 def check_resume(options: Options, tasks: Sequence[Task]) -> None:
     """Raises ConfigError unless the state that --resume names is of a task still to be learned."""
     if not options.resume:
@@ -141,21 +138,10 @@ def choose_parent(options: Options, strategy: Strategy, base: BaseId) -> Parent:
     if not options.prev:
         return Parent()
     parent = read_parent(Path(options.prev).expanduser(), create_strategy)
-    if parent.base_hash is not None and parent.base_hash != base.hash:
-        raise LineageError(
-            f"{options.prev} was trained on base '{parent.base_name}' ({parent.base_hash[:10]}), "
-            f"this run uses {base.short}. Chain runs on one base."
-        )
-    same = parent.strategy == strategy.name
-    same = same and without_init(parent.strategy_args) == without_init(options.strategy_args)
-    if parent.strategy is not None and not same and not options.allow_strategy_change:
-        theirs = " ".join([parent.strategy, *parent.strategy_args])
-        ours = " ".join([strategy.name, *options.strategy_args])
-        raise LineageError(
-            f"{options.prev} was made with strategy {theirs}, this run uses {ours}; "
-            "use the same, or say --allow_strategy_change."
-        )
-    return parent if same else replace(parent, state={})
+    check_base(options.prev, parent, base)
+    mine = (strategy.name, options.strategy_args)
+    allow = options.allow_strategy_change
+    return fit_strategy(options.prev, parent, mine, allow, "--allow_strategy_change")
 
 
 def order_tasks(
@@ -163,13 +149,8 @@ def order_tasks(
 ) -> tuple[tuple[Task, ...], dict[str, TaskConfig]]:
     """The run's tasks, numbered along the chain; one task for a strategy that joins them."""
     learned = max((r.index for r in parent.carry.tasks), default=0)
-    taken = {record.name for record in parent.carry.tasks}
     for task in config.tasks:
-        if task.name in taken:
-            raise LineageError(
-                f"task '{task.name}' is already in the chain that --prev names; give it another "
-                f"name."
-            )
+        check_name(task.name, parent)
     tasks = tuple(make_task(learned + 1 + i, c) for i, c in enumerate(config.tasks))
     configs = {c.name: c for c in config.tasks}
     tasks = shuffle_tasks(tasks, config.options.order_seed)
@@ -214,6 +195,7 @@ def join_tasks(tasks: Sequence[Task], config: RunConfig) -> tuple[Task, TaskConf
         eval_prompts=(),
         datasets=tuple(d for c in config.tasks for d in c.datasets),
         options=replace(config.options, max_train_steps=steps),
+        has_tables=any(c.has_tables for c in config.tasks),
     )
 
 

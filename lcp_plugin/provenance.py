@@ -6,30 +6,21 @@ folder of the file and in the folders that the caller names.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lcp_plugin.config.options import Options
 from lcp_plugin.errors import FileFormatError, LcpError, LineageError
 from lcp_plugin.files import Header, file_model_hash, read_header, read_json
+from lcp_plugin.foreign_header import Summary, summarise
 from lcp_plugin.keys import parse_key
-from lcp_plugin.lineage import (
-    Lineage,
-    Source,
-    Summary,
-    kohya_header,
-    modelspec_header,
-    summarise,
-    tag_frequency,
-)
+from lcp_plugin.lineage import Lineage
 from lcp_plugin.store import LINEAGE, TaskFolder, list_folders, read_folder
 from lcp_plugin.tasks import TaskRecord
 
 MAX_SEARCHED = 500  # files looked at for a parent
+_SSHS = re.compile("[0-9a-f]{64}")  # sha256 of all tensors' bytes, as kohya's sshs_model_hash
 
 
 @dataclass(frozen=True)
@@ -101,7 +92,7 @@ def _trace_file(path: Path, search: Search) -> Node:
     checks = []
     claimed = header.metadata.get("sshs_model_hash")
     if claimed:
-        checks.append(Check("tensors", "verified" if claimed == actual else "differs", claimed))
+        checks.append(_check_tensors(claimed, actual))
     lines = [_describe_tensors(path, header), *_describe_summary(summary)]
     if not claimed:
         lines.append(f"hash {actual[:12]} (of its tensors; none recorded)")
@@ -114,6 +105,15 @@ def _trace_file(path: Path, search: Search) -> Node:
         deeper = Search(search.folders, search.base_hash, search.seen | {actual})
         children += [_trace_parent(p.name, p.hash, path, deeper) for p in lineage.parents]
     return Node(str(path), tuple(lines), tuple(checks), tuple(children))
+
+
+def _check_tensors(claimed: str, actual: str) -> Check:
+    """Whether a file's tensors have the hash that its header claims. LyCORIS and some others hash
+    tensor by tensor, in the order of saving, which a file does not keep: nothing to compare with.
+    """
+    if not _SSHS.fullmatch(claimed.lower()):
+        return Check("tensors", "not checked (another kind of hash)", one_line(claimed))
+    return Check("tensors", "verified" if claimed.lower() == actual else "differs", claimed)
 
 
 def _describe_tensors(path: Path, header: Header) -> str:
@@ -134,10 +134,11 @@ def _describe_summary(summary: Summary) -> list[str]:
         "trigger words": ", ".join(summary.triggers),
         "trained on": "; ".join(f"{n} ({c})" for n, c in summary.datasets.items()),
     }
-    return [_one_line(f"{name}: {value}") for name, value in named.items() if value]
+    return [one_line(f"{name}: {value}") for name, value in named.items() if value]
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Text of a header as one printable line of at most 300 characters."""
     text = "".join(c if c.isprintable() else " " for c in text)
     return text if len(text) <= 300 else text[:297] + "..."
 
@@ -148,7 +149,7 @@ def _describe_lineage(lineage: Lineage) -> list[str]:
     for name, table in (("seeds", lineage.seeds), ("versions", lineage.versions)):
         if table:
             lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in table.items()))
-    return [_one_line(line) for line in lines]
+    return [one_line(line) for line in lines]
 
 
 def describe_task(record: TaskRecord) -> str:
@@ -159,7 +160,7 @@ def describe_task(record: TaskRecord) -> str:
         if isinstance(value, str | int | float)
     )  # hashes by their first digits
     text = f"{record.index:02d} {record.name}: {record.kind} '{record.concept}'"
-    return _one_line(text + (f" ({facts})" if facts else ""))
+    return one_line(text + (f" ({facts})" if facts else ""))
 
 
 def _trace_tasks_of(path: Path, lineage: Lineage, checks: list[Check]) -> list[Node]:
@@ -205,7 +206,7 @@ def _check_base(recorded: str, search: Search) -> list[Check]:
 
 
 def _trace_parent(name: str, wanted: str, path: Path, search: Search) -> Node:
-    title = f"parent: {_one_line(name)}"
+    title = f"parent: {one_line(name)}"
     if wanted in search.seen:
         return Node(f"{title} (already shown)")
     found = find_by_hash(wanted, (path.parent, *search.folders))
@@ -240,162 +241,10 @@ def _claimed_hash(file: Path) -> str | None:
         if (file.parent / LINEAGE).is_file():
             hashes = dict(read_json(file.parent / LINEAGE).get("hashes", {}))
             return str(hashes.get(file.stem, ""))
-        return read_header(file).metadata.get("sshs_model_hash")
+        claim = read_header(file).metadata.get("sshs_model_hash", "").lower()
+        return claim if _SSHS.fullmatch(claim) else None
     except (LcpError, AttributeError, TypeError, ValueError):
         return ""
-
-
-# ------------------------------------------------------------------------- a complete header
-
-
-def header_of_run(folders: Sequence[TaskFolder], title: str) -> dict[str, str]:
-    """All of a deliverable's header that its run's task folders record: kohya's `ss_*`,
-    `modelspec.*` with trigger words, and parents, seeds, versions and options of the lineage.
-
-    store.deliverable_header adds what describes the carry itself.
-
-    Args:
-        folders: the run's complete tasks in order; at least one.
-    """
-    last, records = folders[-1].lineage, folders[-1].records
-    options = {**asdict(Options()), **last.get("options", {})}
-    versions = dict(last.get("versions", {}))
-    lineage = Lineage(
-        parents=_parent_source(folders[0].lineage.get("parent", {})),
-        seeds={"seed": last.get("seed"), "order_seed": options.get("order_seed")},
-        versions=versions,
-        options=last.get("options", {}),
-    )
-    spec = modelspec_header(
-        options.get("metadata_title") or title,
-        resolution=_resolution(options.get("resolution")),
-        prediction_type="v" if options.get("v_parameterization") else "epsilon",
-        triggers=tuple(dict.fromkeys(r.concept for r in records)),
-        version=versions.get("lcp_plugin", ""),
-        extra={
-            name.removeprefix("metadata_"): str(value)
-            for name, value in options.items()
-            if name.startswith("metadata_") and name != "metadata_title" and value
-        },
-    )
-    facts = {**_facts_of_run(folders), "output_name": title}
-    return {**kohya_header(options, facts), **spec, **lineage.to_metadata()}
-
-
-def _facts_of_run(folders: Sequence[TaskFolder]) -> dict[str, Any]:
-    """What kohya's header says that no option does."""
-    last = folders[-1].lineage
-    base, training = last.get("base", {}), last.get("training", {})
-    sessions = [folder.lineage.get("session", {}) for folder in folders]
-    images = [int(folder.lineage.get("data", {}).get("images", 0)) for folder in folders]
-    facts = {
-        "session_id": sessions[-1].get("id"),
-        "training_started_at": sessions[0].get("started_at"),
-        "training_finished_at": sessions[-1].get("finished_at"),
-        "num_train_images": sum(images),
-        "steps": sum(int(f.lineage.get("training", {}).get("steps", 0)) for f in folders),
-        "seed": last.get("seed"),
-        "sd_model_name": base.get("name"),
-        "new_sd_model_hash": base.get("hash"),
-        "tag_frequency": tag_frequency(folders[-1].records),
-        "dataset_dirs": {
-            folder.path.name: {"n_repeats": 1, "img_count": count}
-            for folder, count in zip(folders, images, strict=True)
-        },
-    }
-    used = training.get("optimizer")  # the one really used; the option may have been replaced
-    return {**facts, "optimizer": used} if used else facts
-
-
-def _parent_source(parent: Mapping[str, Any]) -> tuple[Source, ...]:
-    """What the run's first task was chained on; the name only, not the path to it."""
-    if not parent.get("hash"):
-        return ()
-    return (Source(Path(str(parent.get("source") or "parent")).name, str(parent["hash"])),)
-
-
-def _resolution(value: Any) -> str:
-    """WxH of kohya's resolution option, which may be one number or two."""
-    sides = re.findall(r"\d+", str(value or 1024))
-    return f"{sides[0]}x{sides[-1]}" if sides else "1024x1024"
-
-
-# ------------------------------------------------------------------------------ training again
-
-_NOT_AGAIN = ("prev", "output_dir", "overwrite", "config", "config_file", "dry_run")
-
-
-def retraining_config(path: str | Path) -> str:
-    """TOML that would train a file again, as far as its header tells.
-
-    Image folders are not in a header: each task has a line to fill in.
-
-    Raises:
-        FileFormatError: as `read_header`.  LineageError: the header says nothing of training.
-    """
-    path = Path(path)
-    metadata = read_header(path).metadata
-    summary, lineage = summarise(metadata), Lineage.from_metadata(metadata)
-    options = {n: v for n, v in summary.options.items() if n not in _NOT_AGAIN and v is not None}
-    if not options and not summary.triggers:
-        raise LineageError(f"the header of {path} says nothing about how it was trained.")
-    if lineage is not None and lineage.base:
-        options["pretrained_model_name_or_path"] = lineage.base
-    options.setdefault("output_name", f"{path.stem}_again")
-    if lineage is not None and lineage.strategy and ":" not in lineage.strategy:
-        options["strategy"] = lineage.strategy
-        options["strategy_args"] = list(lineage.strategy_args)
-    seeds = lineage.seeds if lineage is not None else {}
-    options.update({name: value for name, value in seeds.items() if value is not None})
-    tasks = lineage.tasks if lineage is not None else _tasks_of(summary, path)
-    lines = [f"# trains {path.name} again, as far as its header tells"]
-    for parent in lineage.parents if lineage is not None else ():
-        lines.append(
-            f"# it was made from {_one_line(parent.name)} ({parent.hash[:12]}): see --prev"
-        )
-    lines += [f"{name} = {toml_value(value)}" for name, value in sorted(options.items())]
-    for task in tasks:
-        lines += ["", "[[tasks]]", *_task_lines(task)]
-    return "\n".join(lines) + "\n"
-
-
-def _tasks_of(summary: Summary, path: Path) -> tuple[TaskRecord, ...]:
-    """The tasks of a foreign file: its folders, or else its trigger words, or else its name."""
-    words = [re.sub(r"^\d+_", "", Path(name).name) for name in summary.datasets]
-    words = words or list(summary.triggers[:1]) or [path.stem]
-    return tuple(
-        TaskRecord(i, word, "object", word, facts={"trained on": str(list(summary.datasets))})
-        for i, word in enumerate(words, 1)
-    )
-
-
-def _task_lines(task: TaskRecord) -> list[str]:
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", task.name).strip("._-") or f"task{task.index}"
-    values: dict[str, Any] = {"name": name, "kind": task.kind, "concept": task.concept}
-    if task.train_prompt:
-        values["train_prompt"] = task.train_prompt
-    if task.prompts:
-        values["eval_prompts"] = list(task.prompts)
-    known = ", ".join(f"{k} {v}" for k, v in task.facts.items() if isinstance(v, str | int))
-    lines = [f"{key} = {toml_value(value)}" for key, value in values.items()]
-    return [*lines, _one_line(f'image_dir = ""  # fill in; recorded: {known or "nothing"}')]
-
-
-def toml_value(value: Any) -> str:
-    """A value in TOML's words: booleans, numbers, text, lists of these."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(toml_value(v) for v in value if v is not None) + "]"
-    if isinstance(value, Mapping):
-        return (
-            "{"
-            + ", ".join(f"{json.dumps(str(k))} = {toml_value(v)}" for k, v in value.items())
-            + "}"
-        )
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def failed(checks: Sequence[Check]) -> list[Check]:

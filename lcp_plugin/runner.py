@@ -23,11 +23,12 @@ from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.logs import TrackerSettings, tracker_settings
 from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
+from lcp_plugin.data_facts import describe_data
 from lcp_plugin.errors import LcpError, LineageError
 from lcp_plugin.files import cache_folder, require_free_space
 from lcp_plugin.formats import TOLERANCE, portable_adapter, write_checked_lora
 from lcp_plugin.hardware import SAVED_AS, weight_dtype
-from lcp_plugin.heading import describe_data, make_header
+from lcp_plugin.heading import make_header
 from lcp_plugin.hooks import Carry, Observer, TaskStart
 from lcp_plugin.interim import Interim
 from lcp_plugin.observers import Console, JsonLines, Trackers
@@ -234,9 +235,8 @@ class Run(Plan):
     def write_lora(self, path: Path, carry: Carry, folders: Sequence[TaskFolder]) -> None:
         """A carry as a LoRA file in the deliverable's form, read back before it counts."""
         assert self.trainer is not None
-        kind = self.trainer.prediction_type
         adapter = portable_adapter(deliverable_adapter(carry))
-        header = make_header(carry, adapter, folders, path.stem, self.options, kind)
+        header = make_header(carry, adapter, folders, path.stem)
         dtype = SAVED_AS[self.options.save_precision or "float"]
         lost = write_checked_lora(path, adapter, header, dtype)
         if lost > TOLERANCE[dtype]:
@@ -401,6 +401,7 @@ class Run(Plan):
         """The facts of lineage.json besides records and hashes; everything that varies is in
         "session".
         """
+        assert self.trainer is not None
         folders = self.store.folders()
         before = folders[-1].lineage["hashes"]["carry"] if folders else self.parent.hash
         return {
@@ -413,6 +414,7 @@ class Run(Plan):
             "seed": self.seed,
             "data": describe_data(data, held_out, int(self.accelerator.num_processes)),
             "training": trained.facts,
+            "prediction_type": self.trainer.prediction_type,
             "options": describe_options(options),
             "versions": versions(),
             "session": {

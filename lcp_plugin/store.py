@@ -16,7 +16,6 @@ the adapters.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -42,23 +41,13 @@ from lcp_plugin.delta import (
 from lcp_plugin.errors import FileFormatError, LcpError, LineageError
 from lcp_plugin.formats import read_lora, write_lora
 from lcp_plugin.hooks import Carry, Strategy
+from lcp_plugin.lineage import Lineage, collect_blocks
 from lcp_plugin.tasks import Task, TaskRecord
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 LINEAGE = "lineage.json"
-HEADER_KEYS = {  # key in a deliverable's header -> what it holds
-    "ss_lcp_format": "version of these keys",
-    "ss_lcp_tasks": "JSON list of task records, oldest first",
-    "ss_lcp_strategy": "strategy of the last task",
-    "ss_lcp_strategy_args": "JSON list of its key=value arguments",
-    "ss_lcp_base": "name of the base",
-    "ss_lcp_base_hash": "hash of the base's weights",
-    "ss_lcp_carry": "adapter: its factors go on training; delta: they rest",
-    "ss_lcp_carry_hash": "hash of the carry's tensors",
-    "ss_lcp_blocks": "JSON: ranks stacked, oldest first; * for all modules not named",
-}
 
 StrategyMaker = Callable[[str, Sequence[str]], Strategy]
 
@@ -498,37 +487,28 @@ def deliverable_adapter(carry: Carry) -> Adapter:
     return Adapter({**rest.as_adapter(), **alone})
 
 
-def deliverable_header(
+def lineage_of(
     carry: Carry, strategy: str, strategy_args: Sequence[str], base_name: str, base_hash: str
-) -> dict[str, str]:
-    """The lineage part of a deliverable's header (`HEADER_KEYS`), all strings."""
+) -> Lineage:
+    """What a deliverable's header says of the carry that it holds."""
     going_on = carry.adapter is not None and not carry.delta
-    return {
-        "ss_lcp_format": str(FORMAT),
-        "ss_lcp_tasks": json.dumps([r.to_json() for r in carry.tasks]),
-        "ss_lcp_strategy": strategy,
-        "ss_lcp_strategy_args": json.dumps(list(strategy_args)),
-        "ss_lcp_base": base_name,
-        "ss_lcp_base_hash": base_hash,
-        "ss_lcp_carry": "adapter" if going_on else "delta",
-        "ss_lcp_carry_hash": hash_carry(carry),
-        "ss_lcp_blocks": json.dumps(_collect_blocks(carry.total)),
-    }
+    stacked = {n: e.blocks for n, e in carry.total.items() if isinstance(e, Stacked)}
+    return Lineage(
+        tasks=carry.tasks,
+        strategy=strategy,
+        strategy_args=tuple(strategy_args),
+        base=base_name,
+        base_hash=base_hash,
+        carry="adapter" if going_on else "delta",
+        carry_hash=hash_carry(carry),
+        blocks=collect_blocks(stacked),
+    )
 
 
-def _collect_blocks(total: Delta) -> dict[str, list[int]]:
-    stacked = {name: list(e.blocks) for name, e in total.items() if isinstance(e, Stacked)}
-    if not stacked:
-        return {}
-    every = list(stacked.values())
-    common = max(every, key=every.count)
-    return {"*": common, **{n: blocks for n, blocks in stacked.items() if blocks != common}}
-
-
-def _restore_blocks(delta: Delta, blocks: Mapping[str, Sequence[int]]) -> Delta:
+def _restore_blocks(delta: Delta, lineage: Lineage) -> Delta:
     entries: dict[str, Entry] = dict(delta)
     for name, entry in delta.items():
-        wanted = tuple(int(b) for b in blocks.get(name, blocks.get("*", ())))
+        wanted = lineage.blocks_of(name)
         if isinstance(entry, Stacked) and sum(wanted) == entry.rank:
             entries[name] = Stacked(entry.up, entry.down, wanted, entry.kernel)
     return Delta(entries)
@@ -573,28 +553,27 @@ def _parent_of_file(path: Path) -> Parent:
     lora = read_lora(path)
     lora.adapter.check_finite()
     lora.delta.check_finite()
-    facts = lora.metadata
-    if "ss_lcp_format" not in facts:
-        name = facts.get("ss_output_name") or path.stem
+    try:
+        lineage = Lineage.from_metadata(lora.metadata)
+    except LineageError as error:
+        raise LineageError(f"{path}: {error}") from error
+    if lineage is None or not lineage.tasks:
+        said = lora.metadata.get("ss_output_name", "None")
+        name = path.stem if said in ("None", "") else said
         record = TaskRecord(1, name, "object", name, facts={"source": path.name})
         carry = Carry(lora.delta, lora.adapter or None, (record,))
         return Parent(carry, source=str(path), hash=files.file_model_hash(path), foreign=True)
-    try:
-        records = tuple(TaskRecord.from_json(r) for r in json.loads(facts["ss_lcp_tasks"]))
-        args = tuple(str(a) for a in json.loads(facts.get("ss_lcp_strategy_args", "[]")))
-        blocks = json.loads(facts.get("ss_lcp_blocks", "{}"))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise LineageError(f"{path}: the lineage in its header is damaged ({error}).") from error
-    if facts.get("ss_lcp_carry") == "adapter":
-        carry = Carry(lora.delta, lora.adapter, records)
+    if lineage.carry == "adapter":
+        carry = Carry(lora.delta, lora.adapter, lineage.tasks)
     else:
-        carry = Carry(_restore_blocks(lora.delta + Delta.of(lora.adapter), blocks), None, records)
+        total = _restore_blocks(lora.delta + Delta.of(lora.adapter), lineage)
+        carry = Carry(total, None, lineage.tasks)
     return Parent(
         carry=carry,
-        strategy=facts.get("ss_lcp_strategy"),
-        strategy_args=args,
-        base_name=facts.get("ss_lcp_base"),
-        base_hash=facts.get("ss_lcp_base_hash"),
+        strategy=lineage.trained_by,
+        strategy_args=lineage.strategy_args if lineage.trained_by else (),
+        base_name=lineage.base or None,
+        base_hash=lineage.base_hash or None,
         source=str(path),
         hash=files.file_model_hash(path),
     )

@@ -351,7 +351,7 @@ def test_a_checkpoint_wants_a_base(tmp_path: Path) -> None:
 
 def run_of(folder: Path, strategy_name: str) -> tuple[Path, list[Adapter]]:
     """Three tasks learned under a strategy, with the deliverable beside the run."""
-    from lcp_plugin.store import deliverable_header
+    from lcp_plugin.store import lineage_of
 
     store = RunStore(folder, "run")
     strategy = create_strategy(strategy_name, [])
@@ -375,7 +375,7 @@ def run_of(folder: Path, strategy_name: str) -> tuple[Path, list[Adapter]]:
         }
         store.save_task(task, trained, carry, strategy, facts)
         updates.append(trained)
-    header = deliverable_header(carry, strategy_name, [], "toy", "ab")
+    header = lineage_of(carry, strategy_name, [], "toy", "ab").to_metadata()
     write_lora(store.deliverable, portable_adapter(deliverable_adapter(carry)), header)
     return store.root, updates
 

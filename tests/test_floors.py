@@ -16,7 +16,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
     0: ("lcp_plugin", "errors", "tasks", "seeds", "evaluation.scores"),
     1: ("lora", "adapter", "delta", "norms", "files", "pictures", "evaluation.tables")
     + ("report",),
-    2: ("hooks", "keys", "lineage", "merging"),
+    2: ("hooks", "keys", "lineage", "header", "foreign_header", "merging"),
     3: ("strategies", "observers", "registry"),
     4: ("lycoris", "formats", "store", "config"),
     5: ("sdxl", "data", "optim", "schedules", "tiny", "parallel", "provenance", "conflicts")
@@ -32,7 +32,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
         "task_run",
     )
     + ("trainer", "evaluation", "samples", "kohya", "fusing", "export", "planning", "bench")
-    + ("doctor",),
+    + ("doctor", "chaining", "data_facts", "retraining"),
     7: ("runner", "closing", "measuring", "measure_report"),
     8: ("cli",),
 }

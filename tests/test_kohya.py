@@ -200,7 +200,7 @@ def test_a_chain_of_files_knows_its_tasks(
     assert [(t.index, t.name) for t in lineage.tasks] == [(1, "boots"), (2, "can"), (3, "pot")]
     assert header["modelspec.trigger_phrase"] == "boots, twt can, pot"
     assert lineage.tasks[2].kind == "style"
-    assert lineage.tasks[1].facts["steps"] == "2"
+    assert lineage.tasks[1].facts["steps"] == 2
     assert lineage.blocks_of(OUT) == (3, 4, 4)
     assert header["ss_network_dim"] != "4"  # kohya's argument is not what the file has
 

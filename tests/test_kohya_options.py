@@ -512,7 +512,6 @@ def test_the_header_says_what_kohyas_does_and_more(train: Train) -> None:
     ],
 )
 def test_every_metadata_option_is_in_the_header(name: str) -> None:
-    from lcp_plugin.config.options import Options
     from lcp_plugin.heading import make_header
     from lcp_plugin.hooks import Carry
     from lcp_plugin.store import TaskFolder
@@ -526,7 +525,7 @@ def test_every_metadata_option_is_in_the_header(name: str) -> None:
         "options": {f"metadata_{name}": "what I say"},
     }
     folder = TaskFolder(Path("01_a"), facts)
-    header = make_header(Carry(), Adapter(), [folder], "run", Options(), "epsilon")
+    header = make_header(Carry(), Adapter(), [folder], "run")
     assert header[f"modelspec.{name}"] == "what I say"
 
 

@@ -12,17 +12,12 @@ from lora_samples import load_tool, mixed_adapter
 
 from lcp_plugin.errors import LineageError
 from lcp_plugin.files import read_header, write_json, write_tensors
+from lcp_plugin.foreign_header import summarise
 from lcp_plugin.formats import lora_tensors, write_lora
-from lcp_plugin.lineage import (
-    Lineage,
-    Source,
-    collect_blocks,
-    kohya_header,
-    modelspec_header,
-    summarise,
-    tag_frequency,
-)
-from lcp_plugin.provenance import Search, failed, find_by_hash, retraining_config, trace
+from lcp_plugin.header import kohya_header, modelspec_header, tag_frequency
+from lcp_plugin.lineage import Lineage, Source, collect_blocks
+from lcp_plugin.provenance import Search, failed, find_by_hash, trace
+from lcp_plugin.retraining import retraining_config
 from lcp_plugin.tasks import TaskRecord
 
 TASKS = (
@@ -103,7 +98,7 @@ def test_triggers_are_the_tasks_concepts_once_each() -> None:
 def test_kohyas_header_is_text_with_none_and_true_spelled_out() -> None:
     options = {"network_dim": 8, "network_alpha": 4.0, "gradient_checkpointing": True}
     facts = {"steps": 100, "tag_frequency": tag_frequency(TASKS)}
-    header = kohya_header({**options, "pretrained_model_name_or_path": "base"}, facts)
+    header = kohya_header(options, {**facts, "sd_model_name": "base"})
     assert header["ss_network_dim"] == "8"
     assert header["ss_gradient_checkpointing"] == "True"
     assert header["ss_min_snr_gamma"] == "None"

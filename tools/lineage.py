@@ -2,6 +2,7 @@
 
     python tools/lineage.py out/objects.safetensors
     python tools/lineage.py someones_lora.safetensors --toml > again.toml
+    python tools/lineage.py out/objects --toml       # a run's or a task's folder: with its images
 
 Works on our deliverables, task folders and runs, and on files of kohya, OneTrainer and ai-toolkit.
 Parents are found by the hash of their tensors, beside the file and in --search folders.
@@ -17,7 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lcp_plugin.errors import LcpError
-from lcp_plugin.provenance import Search, failed, retraining_config, trace
+from lcp_plugin.provenance import Search, failed, trace
+from lcp_plugin.retraining import retraining_config
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -26,16 +26,10 @@ from lcp_plugin.delta import Delta, Stacked
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.export import Learned, export_checkpoint, export_lora
 from lcp_plugin.files import file_model_hash
+from lcp_plugin.foreign_header import summarise
 from lcp_plugin.formats import LoraFile, find_lora, read_lora
-from lcp_plugin.lineage import (
-    Lineage,
-    Source,
-    collect_blocks,
-    kohya_header,
-    modelspec_header,
-    summarise,
-    tag_frequency,
-)
+from lcp_plugin.heading import header_of_merge
+from lcp_plugin.lineage import Lineage, Source, collect_blocks
 from lcp_plugin.merging import METHODS, Merged, MergeOptions, merge_deltas
 from lcp_plugin.tasks import TaskRecord
 
@@ -87,6 +81,17 @@ def common_base(loras: Sequence[LoraFile]) -> tuple[str, str]:
     return bases.pop() if whole else ("", "")
 
 
+def number_tasks(records: Sequence[TaskRecord]) -> tuple[TaskRecord, ...]:
+    """The tasks of all files in order, told apart by name: `can`, `can_2`."""
+    tasks: list[TaskRecord] = []
+    for index, record in enumerate(records, 1):
+        taken, number, name = {task.name for task in tasks}, 2, record.name
+        while name in taken:
+            name, number = f"{record.name}_{number}", number + 1
+        tasks.append(replace(record, index=index, name=name))
+    return tuple(tasks)
+
+
 def describe_merge(
     files: Sequence[Path], loras: Sequence[LoraFile], options: argparse.Namespace, merged: Merged
 ) -> dict[str, str]:
@@ -99,7 +104,7 @@ def describe_merge(
         found = lineage.tasks if lineage and lineage.tasks else None
         records += found or [TaskRecord(0, file.stem, "object", word) for word in words[:1]]
     base, base_hash = common_base(loras)
-    tasks = tuple(replace(task, index=i) for i, task in enumerate(records, 1))
+    tasks = number_tasks(records)
     arguments = [
         f"{k}={getattr(options, k)}" for k in ("density", "energy", "scale", "rank", "seed")
     ]
@@ -118,16 +123,9 @@ def describe_merge(
         ),
         versions={"lcp_plugin": __version__},
     )
-    title = options.output.stem
-    kohya = kohya_header({}, {"output_name": title, "tag_frequency": tag_frequency(tasks)})
-    spec = modelspec_header(
-        title,
-        triggers=lineage.triggers,
-        merged_from=[file.stem for file in files],
-        version=__version__,
-    )
     error = {"ss_lcp_truncation": json.dumps({"rank": options.rank, "error": merged.error})}
-    return {**kohya, **spec, **lineage.to_metadata(), **(error if options.rank else {})}
+    names, extra = [file.stem for file in files], error if options.rank else {}
+    return header_of_merge(lineage, options.output.stem, names, extra)
 
 
 def merge(options: argparse.Namespace) -> list[str]:

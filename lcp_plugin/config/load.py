@@ -209,6 +209,7 @@ def _single_task(reader: TaskReader, table: Mapping[str, Any]) -> tuple[TaskConf
             eval_prompts=default_prompts("object", concept),
             datasets=datasets,
             options=options,
+            has_tables=bool(options.dataset_config) or "datasets" in table,
         ),
     )
 

@@ -45,6 +45,7 @@ class TaskConfig:
     datasets: tuple[DatasetConfig, ...]
     options: Options
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    has_tables: bool = False  # its data sets are described in tables, not by folders and options
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class TaskReader:
             datasets=self._datasets(table, where, options, texts, train_prompt),
             options=options,
             overrides=overrides,
+            has_tables="datasets" in table or "dataset_config" in table,
         )
 
     def _texts(self, table: Mapping[str, Any], where: str) -> dict[str, str]:

@@ -61,6 +61,8 @@ class TaskData:
         self.resolution = max(used, key=math.prod, default=resolution)  # the largest of all
         sets = [collect_examples(d, resolution, part, seed) for d in task.datasets]
         self._sets = [s for s in sets if s.examples]
+        self.native = resolution
+        self.examples_by_dataset = tuple(zip(task.datasets, sets, strict=True))
         if not self._sets and part == "train":
             raise DataError(f"task {task.name!r} has no images.")
         self._examples: list[list[Example]] = [list(s.examples) for s in self._sets]

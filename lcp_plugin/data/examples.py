@@ -47,6 +47,7 @@ class ExampleSet:
     examples: tuple[Example, ...]
     batch_size: int
     notices: tuple[str, ...]
+    captions: tuple[tuple[str, ...], ...] = ()  # of each subset; of regularisation images all
 
     def buckets(self) -> dict[Size, list[int]]:
         """Bucket -> indices of examples, each as often as it repeats, in order."""
@@ -73,16 +74,18 @@ def collect_examples(
         )
     seed = default_seed if dataset.validation_seed is None else dataset.validation_seed
     examples: list[Example] = []
+    listed: list[tuple[str, ...]] = []
     for subset in dataset.subsets:
         captions, told = _captions_of(subset)
         notices += told
         chosen = _split(list(captions), dataset.validation_split, seed, part)
-        if part == "validation" and subset.is_reg:
-            continue
-        paths = chosen if not subset.is_reg else list(captions)
-        for path, mask in _masks_of(paths, subset).items():
+        if subset.is_reg:
+            chosen = [] if part == "validation" else list(captions)
+        listed.append(tuple(captions[path] for path in chosen))
+        for path, mask in _masks_of(chosen, subset).items():
             examples.append(_example(path, mask, subset, captions[path], bucketing))
-    return ExampleSet(tuple(_balance(examples)), dataset.batch_size, tuple(notices))
+    kept = tuple(_balance(examples))
+    return ExampleSet(kept, dataset.batch_size, tuple(notices), tuple(listed))
 
 
 def check_images(datasets: Iterable[DatasetConfig]) -> None:
