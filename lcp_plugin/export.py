@@ -28,7 +28,6 @@ from lcp_plugin.adapter import Adapter
 from lcp_plugin.delta import Delta, Entry, Stacked
 from lcp_plugin.errors import BaseModelError, ConfigError, DiskError, FileFormatError, LineageError
 from lcp_plugin.formats import (
-    DIFFUSERS_METADATA,
     check_lora,
     find_lora,
     portable_adapter,
@@ -38,6 +37,7 @@ from lcp_plugin.formats import (
 from lcp_plugin.fusing import Fused, check_fused, checkpoint_slots, component_slots, few, fuse_file
 from lcp_plugin.keys import PREFIXES, kohya_name
 from lcp_plugin.lineage import Lineage, Source
+from lcp_plugin.peft_config import DIFFUSERS_METADATA
 from lcp_plugin.provenance import header_of_run
 from lcp_plugin.sdxl.base_weights import BaseSource, check_added, source_of, sum_weights
 from lcp_plugin.store import (

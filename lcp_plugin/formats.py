@@ -12,12 +12,11 @@ Written: the same names, factors as they are.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +30,6 @@ from lcp_plugin.files import (
     layout_of,
     legacy_hash,
     read_header,
-    read_json,
     read_tensors,
     write_hashed,
     write_json,
@@ -39,6 +37,14 @@ from lcp_plugin.files import (
 )
 from lcp_plugin.keys import PREFIXES, Layout, parse_key, write_key
 from lcp_plugin.lycoris import build_dense, build_factors
+from lcp_plugin.peft_config import (
+    DIFFUSERS_METADATA,
+    PEFT_FILE,
+    PeftConfigs,
+    describe_models,
+    only_model,
+    peft_config,
+)
 
 LAYOUTS: dict[str, Layout] = {
     "kohya": "sgm",
@@ -46,10 +52,9 @@ LAYOUTS: dict[str, Layout] = {
     "diffusers": "diffusers",
     "peft": "peft",
 }
-FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+FOLDER_FILES = (PEFT_FILE, "pytorch_lora_weights.safetensors")
 Part = Literal["down", "up", "alpha"]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of ||D||
-DIFFUSERS_METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's configuration
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def lora_from_tensors(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
 ) -> LoraFile:
     """As `read_lora` for tensors in memory; `path` names them in messages."""
-    configs = _Configs.of(path, metadata)
+    configs = PeftConfigs.of(path, metadata)
     grouped, family = _group_keys(path, tensors, configs.only_prefix(path))
     try:
         factors = {
@@ -94,7 +99,7 @@ def lora_from_tensors(
             if "down" in parts or "up" in parts
         }
         dense = {
-            module: build_dense(module, parts)
+            module: build_dense(module, parts, configs.scale_of)
             for module, parts in grouped.items()
             if module not in factors
         }
@@ -165,60 +170,6 @@ def _few(names: Iterable[str], count: int = 5) -> str:
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
-# ------------------------------------------------------- alphas outside the tensors (peft's way)
-
-
-@dataclass(frozen=True)
-class _Configs:
-    """peft's configuration of each model: prefix -> {r, lora_alpha, alpha_pattern, ...}."""
-
-    by_prefix: Mapping[str, Mapping[str, Any]]
-
-    @classmethod
-    def of(cls, path: Path, metadata: Mapping[str, str]) -> _Configs:
-        """From adapter_config.json beside the file, or the header's `lora_adapter_metadata`."""
-        by_prefix: dict[str, dict[str, Any]] = {}
-        try:
-            beside = path.parent / "adapter_config.json"
-            if path.name == FOLDER_FILES[0] and beside.is_file():
-                by_prefix = dict.fromkeys(PREFIXES, dict(read_json(beside)))
-            if DIFFUSERS_METADATA in metadata:
-                by_prefix = {}
-                for name, value in dict(json.loads(metadata[DIFFUSERS_METADATA])).items():
-                    prefix, _, option = name.partition(".")
-                    by_prefix.setdefault(prefix + ".", {})[option] = value
-            configs = cls(by_prefix)
-            for prefix in by_prefix.keys() & set(PREFIXES):
-                configs.alpha_of(prefix + "x", 1)  # what cannot be read fails here, not half-way
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise FileFormatError(f"the LoRA configuration of {path} is damaged.") from error
-        if any(config.get("use_dora") for config in by_prefix.values()):
-            raise FileFormatError(
-                f"{path} is a DoRA (use_dora), which cannot be added to other changes; fuse it "
-                "into a checkpoint with the tool that made it."
-            )
-        return configs
-
-    def only_prefix(self, path: Path) -> str | None:
-        """The one model that a peft file without prefixes belongs to, if something says so."""
-        if len(self.by_prefix) == 1:
-            return next(iter(self.by_prefix))
-        return next((p for p in PREFIXES if p == path.parent.name + "."), None)
-
-    def alpha_of(self, module: str, rank: int) -> float:
-        """The alpha of a module that has no tensor for it; the rank where nothing is known."""
-        prefix = next(p for p in PREFIXES if module.startswith(p))
-        config = self.by_prefix.get(prefix, {})
-        if config.get("lora_alpha") is None:
-            return float(rank)
-        alpha = float(config["lora_alpha"])
-        name = module[len(prefix) :]
-        for pattern, value in dict(config.get("alpha_pattern") or {}).items():
-            if name == pattern or name.endswith("." + pattern):
-                alpha = float(value)
-        return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
-
-
 # ------------------------------------------------------------------------------------- writing
 
 
@@ -250,9 +201,9 @@ def write_lora(
     if layout.startswith("kohya"):
         return _write_rounded(path, adapter, written, dtype, layout)
     adapter.check_finite()
-    written[DIFFUSERS_METADATA] = json.dumps(_peft_metadata(adapter), sort_keys=True)
+    written[DIFFUSERS_METADATA] = json.dumps(describe_models(adapter), sort_keys=True)
     write_tensors(path, lora_tensors(adapter, dtype, layout), written)
-    if layout == "peft" and Path(path).name == FOLDER_FILES[0]:
+    if layout == "peft" and Path(path).name == PEFT_FILE:
         write_json(Path(path).parent / "adapter_config.json", peft_config(adapter))
     return written
 
@@ -322,7 +273,7 @@ def lora_tensors(
     """The tensors of a LoRA file by key."""
     naming = LAYOUTS[layout]
     if layout == "peft":
-        _one_model(adapter)
+        only_model(adapter)
     return {
         write_key(module, part, naming): tensor if part == "alpha" else tensor.to(dtype)
         for module, factors in adapter.items()
@@ -346,47 +297,6 @@ def _alpha_tensor(alpha: float) -> Tensor:
     """fp32, as kohya has it; fp64 where that would round."""
     single = torch.tensor(alpha, dtype=torch.float32)
     return single if single.item() == alpha else torch.tensor(alpha, dtype=torch.float64)
-
-
-def _one_model(adapter: Adapter) -> str:
-    prefixes = {prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in adapter)}
-    if len(prefixes) != 1:
-        raise FileFormatError(
-            "a peft file holds one model; write UNet and text encoders into folders of their own."
-        )
-    return prefixes.pop()
-
-
-def _peft_metadata(adapter: Adapter) -> dict[str, Any]:
-    """The configurations of all models in diffusers' flat form: `unet.r`, `unet.lora_alpha`, ..."""
-    flat: dict[str, Any] = {}
-    for prefix in PREFIXES:
-        part = adapter.restrict(name for name in adapter if name.startswith(prefix))
-        if part:
-            flat.update({prefix + option: value for option, value in peft_config(part).items()})
-    return flat
-
-
-def peft_config(adapter: Adapter) -> dict[str, Any]:
-    """peft's LoraConfig of one model's factors, as a JSON table.
-
-    Names of text encoders leave out `text_model.`, which transformers 5 no longer has; peft
-    matches ends of names, so they fit version 4 too.
-    """
-    prefix = _one_model(adapter)
-    names = {name: name[len(prefix) :].removeprefix("text_model.") for name in adapter}
-    rank = Counter(f.rank for f in adapter.values()).most_common(1)[0][0]
-    alpha = Counter(f.alpha for f in adapter.values()).most_common(1)[0][0]
-    return {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {names[n]: f.rank for n, f in adapter.items() if f.rank != rank},
-        "alpha_pattern": {names[n]: f.alpha for n, f in adapter.items() if f.alpha != alpha},
-        "target_modules": sorted(names.values()),
-        "bias": "none",
-        "lora_dropout": 0.0,
-    }
 
 
 def check_lora(path: Path, adapter: Adapter, dtype: torch.dtype) -> None:

@@ -17,7 +17,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
     1: ("lora", "adapter", "delta", "norms", "files", "evaluation.tables", "report"),
     2: ("hooks", "keys", "lineage", "merging"),
     3: ("strategies", "observers"),
-    4: ("registry", "lycoris", "formats", "store", "config"),
+    4: ("registry", "lycoris", "peft_config", "formats", "store", "config"),
     5: ("sdxl", "data", "optim", "schedules", "tiny", "parallel", "provenance", "conflicts")
     + ("streaming", "session"),
     6: ("hardware", "trainer_state", "rates_course", "starting", "heading", "interim", "task_run")
