@@ -12,6 +12,7 @@ Written: the same names, factors as they are.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor
 from lcp_plugin.adapter import Adapter, Factors, is_finite
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import FileFormatError, NumericError
+from lcp_plugin.families import check_family
 from lcp_plugin.files import (
     hash_tensors,
     in_file_order,
@@ -35,7 +37,7 @@ from lcp_plugin.files import (
     write_json,
     write_tensors,
 )
-from lcp_plugin.keys import PREFIXES, Layout, parse_key, write_key
+from lcp_plugin.keys import PREFIXES, Layout, embedding_of, kind_of, parse_key, write_key
 from lcp_plugin.lycoris import build_dense, build_factors
 from lcp_plugin.peft_config import (
     DIFFUSERS_METADATA,
@@ -46,6 +48,7 @@ from lcp_plugin.peft_config import (
     peft_config,
 )
 
+log = logging.getLogger(__name__)
 LAYOUTS: dict[str, Layout] = {
     "kohya": "sgm",
     "kohya_blocks": "blocks",
@@ -108,6 +111,9 @@ def lora_from_tensors(
         delta.check_finite()
     except (FileFormatError, NumericError) as error:
         raise type(error)(f"{path}: {error}") from error
+    shapes = {name: f.shape for name, f in factors.items()}
+    shapes |= {name: entry.shape for name, entry in dense.items()}
+    check_family(shapes, metadata, path)
     return LoraFile(adapter, delta, dict(metadata), family)
 
 
@@ -132,7 +138,16 @@ def _group_keys(
     grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
     by_family: dict[str, list[str]] = defaultdict(list)
     unknown: list[str] = []
+    embeddings = {n for name in tensors if (n := embedding_of(name))}
+    if embeddings:
+        log.warning(
+            "%s: the embeddings %s bundled with the LoRA are left out; their words do nothing "
+            "without a file of their own.",
+            *(path, _few(embeddings)),
+        )
     for name, tensor in tensors.items():
+        if embedding_of(name):
+            continue
         key = parse_key(name)
         if key is None:
             unknown.append(name)
@@ -145,6 +160,13 @@ def _group_keys(
         by_family[key.family].append(name)
         grouped[module][key.part] = tensor
     if unknown:
+        kinds = sorted({kind for key in unknown if (kind := kind_of(key))})
+        if kinds:
+            raise FileFormatError(
+                f"{path} holds {' and '.join(kinds)} (e.g. {_few(unknown, 1)}): an SDXL adapter of "
+                "a kind that is not read; LoRA, LoHa, LoKr and full are. Fuse it into a checkpoint "
+                "with the tool that made it."
+            )
         raise FileFormatError(f"{path} holds keys that no SDXL LoRA has: {_few(unknown)}.")
     if not grouped:
         raise FileFormatError(f"{path} holds no tensors; it is no LoRA.")

@@ -128,6 +128,8 @@ def build_dense(
     Raises:
         FileFormatError: as `build_factors`.
     """
+    if "diff_b" in parts:
+        _refuse_foreign_parts(module, parts, set(parts))
     builders = {"diff": _full_diff, "hada": _loha, "lokr": _lokr}
     kind = next((k for k in builders if any(part.startswith(k) for part in parts)), None)
     if kind is None:

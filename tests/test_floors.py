@@ -15,7 +15,7 @@ PACKAGE = ROOT / "lcp_plugin"
 FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that it is in
     0: ("lcp_plugin", "errors", "tasks", "seeds", "evaluation.scores"),
     1: ("lora", "adapter", "delta", "norms", "files", "evaluation.tables", "report"),
-    2: ("hooks", "keys", "lineage", "merging"),
+    2: ("families", "hooks", "keys", "lineage", "merging"),
     3: ("strategies", "observers"),
     4: ("registry", "lycoris", "peft_config", "formats", "store", "config"),
     5: ("sdxl", "data", "optim", "schedules", "tiny", "parallel", "provenance", "conflicts")
