@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lcp_plugin import files
 from lcp_plugin.delta import Delta, Dense, Entry, Stacked
-from lcp_plugin.errors import LineageError
+from lcp_plugin.errors import FileFormatError, LineageError
 from lcp_plugin.merging import Merged
 from lcp_plugin.store import (
     RunStore,
@@ -205,6 +205,11 @@ def compare_adapters(deltas: Mapping[str, Delta]) -> list[Pair]:
             a, b = deltas[names[i]].get(module), deltas[names[j]].get(module)
             if a is not None or b is not None:
                 a, b = a or _nothing_like(b), b or _nothing_like(a)
+                if a.shape != b.shape:
+                    raise FileFormatError(
+                        f"{module} is {a.shape} in {names[i]} and {b.shape} in {names[j]}; they "
+                        "belong to different bases."
+                    )
                 tally.add(module, a, b, overlap=True)
     return [tally.done() for tally in tallies.values()]
 

@@ -28,7 +28,6 @@ from lcp_plugin.adapter import Adapter
 from lcp_plugin.delta import Delta, Entry, Stacked
 from lcp_plugin.errors import BaseModelError, ConfigError, DiskError, FileFormatError, LineageError
 from lcp_plugin.formats import (
-    DIFFUSERS_METADATA,
     check_lora,
     find_lora,
     portable_adapter,
@@ -40,6 +39,7 @@ from lcp_plugin.header import size_header
 from lcp_plugin.heading import make_header
 from lcp_plugin.keys import PREFIXES, kohya_name
 from lcp_plugin.lineage import Lineage, Source
+from lcp_plugin.peft_config import DIFFUSERS_METADATA
 from lcp_plugin.sdxl.base_weights import BaseSource, check_added, source_of, sum_weights
 from lcp_plugin.store import (
     RunStore,
@@ -140,10 +140,17 @@ def read_learned(path: str | Path, make_strategy: StrategyMaker) -> Learned:
     lora = read_lora(path)
     adapter = Adapter({**lora.delta.as_adapter(), **lora.adapter})
     lineage = Lineage.from_metadata(lora.metadata)
-    updates = _split_blocks(adapter, lineage) if lineage is not None else {}
-    stale = ("sshs_model_hash", "sshs_legacy_hash", DIFFUSERS_METADATA)
-    metadata = {k: v for k, v in lora.metadata.items() if k not in stale}
     file = find_lora(path)
+    whole = lineage is not None and files.is_as_written(file, lora.metadata)
+    updates = _split_blocks(adapter, lineage) if lineage is not None and whole else {}
+    stale: tuple[str, ...] = (
+        "sshs_model_hash",
+        "sshs_legacy_hash",
+        files.OWN_HASH,
+        DIFFUSERS_METADATA,
+    )
+    stale += () if whole else ("ss_lcp_blocks", "ss_lcp_carry_hash")  # mixed by another tool
+    metadata = {k: v for k, v in lora.metadata.items() if k not in stale}
     source = Source(file.name, files.file_model_hash(file))
     return Learned(adapter, metadata, updates, source=source)
 
@@ -192,6 +199,21 @@ def _split_blocks(adapter: Adapter, lineage: Lineage) -> dict[str, Delta]:
     return {name: Delta(entries) for name, entries in shares.items()}
 
 
+def _why_not_apart(task: str, learned: Learned, lineage: Lineage | None) -> str:
+    """Why a task that the lineage names has no share of its own."""
+    strategy = lineage.strategy if lineage else "?"
+    start = f"the share of {task} is not kept apart here: "
+    if learned.updates:
+        return f"{start}it was learned before this run; weigh it where it was learned."
+    if strategy in ("merge_init", "merge_ortho_init"):
+        return (
+            f"{start}the file's factors are not those of its tasks one after another (truncated, "
+            "mixed by another tool, or started from a LoRA without lineage); use the run that "
+            "learned it."
+        )
+    return f"{start}strategy {strategy} does not sum its tasks' updates."
+
+
 def weigh_tasks(learned: Learned, weights: Mapping[str, float]) -> Learned:
     """The same tasks with other weights; 0 leaves one out.
 
@@ -209,12 +231,7 @@ def weigh_tasks(learned: Learned, weights: Mapping[str, float]) -> Learned:
         )
     inherited = sorted(set(weights) - set(learned.updates))
     if inherited:
-        strategy = lineage.strategy if lineage else "?"
-        raise LineageError(
-            f"the share of {inherited[0]} is not kept apart here: strategy {strategy} does not sum "
-            "its tasks' updates, or they were learned before this run; use the run that learned it "
-            "(merge_init and merge_ortho_init sum)."
-        )
+        raise LineageError(_why_not_apart(inherited[0], learned, lineage))
     total = learned.rest
     for name, update in learned.updates.items():
         total = total + update.weighted(weights.get(name, 1.0))
@@ -416,6 +433,15 @@ def export(
         return export_checkpoint(learned, base, target)
     layout = "diffusers" if form.kind == "diffusers" else "kohya"
     return export_lora(learned, target, layout, form.rank, dtype)
+
+
+def check_output(path: Path) -> None:
+    """Raises ConfigError for a name that promises a pickle: what is written is safetensors."""
+    if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
+        raise ConfigError(
+            f"-o {path}: {path.suffix} is a pickle's name, and what is written is safetensors, "
+            f"which readers refuse under it; use {path.with_suffix('.safetensors').name}."
+        )
 
 
 def target_of(form: Form, deliverable: Path, base: Path | None) -> Path:

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from lcp_plugin.errors import DiskError, FileFormatError, NumericError
 
+OWN_HASH = "ss_lcp_model_hash"  # sshs_model_hash as we wrote it: other tools renew theirs only
 MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 MAX_JSON_BYTES = 256_000_000
 # dtype -> (bytes, torch type), in the order in which safetensors sorts (largest first in the file)
@@ -460,6 +461,8 @@ def write_hashed(
     Raises:
         DiskError: as `replacing`. What `make` raises; no file is there then.
     """
+    own = (OWN_HASH,) if "ss_lcp_format" in metadata else ()
+    metadata = {**metadata, **dict.fromkeys(own, "0" * 64)}
     written = {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
     whole, legacy = hashlib.sha256(), _LegacyHash(layout, metadata)
     with replacing(path) as temporary:
@@ -473,6 +476,7 @@ def write_hashed(
                     legacy.update(chunk)
                     write(chunk)
         written |= {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": legacy.hexdigest()}
+        written |= dict.fromkeys(own, whole.hexdigest())
         with temporary.open("r+b") as file:
             file.write(build_header(layout, written))  # of the same length
     return written
@@ -598,6 +602,12 @@ def file_model_hash(path: str | Path) -> str:
     """sshs_model_hash of a file as it is, streamed."""
     header = read_header(path)
     return _hash_from(Path(path), header.size)
+
+
+def is_as_written(path: str | Path, metadata: Mapping[str, str]) -> bool:
+    """Whether the tensors of a file of ours are those that were written with its lineage."""
+    recorded = metadata.get(OWN_HASH) or metadata.get("sshs_model_hash")
+    return recorded is None or recorded == file_model_hash(path)
 
 
 def _hash_from(path: Path, offset: int) -> str:

@@ -12,12 +12,12 @@ Written: the same names, factors as they are.
 from __future__ import annotations
 
 import json
-import math
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,32 +25,40 @@ from torch import Tensor
 from lcp_plugin.adapter import Adapter, Factors, is_finite
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import FileFormatError, NumericError
+from lcp_plugin.families import check_family
 from lcp_plugin.files import (
     hash_tensors,
     in_file_order,
     layout_of,
     legacy_hash,
     read_header,
-    read_json,
     read_tensors,
     replacing,
     write_hashed,
     write_json,
     write_tensors,
 )
-from lcp_plugin.keys import PREFIXES, Layout, parse_key, write_key
+from lcp_plugin.keys import PREFIXES, Layout, embedding_of, kind_of, parse_key, write_key
 from lcp_plugin.lycoris import build_dense, build_factors
+from lcp_plugin.peft_config import (
+    DIFFUSERS_METADATA,
+    PEFT_FILE,
+    PeftConfigs,
+    describe_models,
+    only_model,
+    peft_config,
+)
 
+log = logging.getLogger(__name__)
 LAYOUTS: dict[str, Layout] = {
     "kohya": "sgm",
     "kohya_blocks": "blocks",
     "diffusers": "diffusers",
     "peft": "peft",
 }
-FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+FOLDER_FILES = (PEFT_FILE, "pytorch_lora_weights.safetensors")
 Part = Literal["down", "up", "alpha"]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of ||D||
-DIFFUSERS_METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's configuration
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def lora_from_tensors(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
 ) -> LoraFile:
     """As `read_lora` for tensors in memory; `path` names them in messages."""
-    configs = _Configs.of(path, metadata)
+    configs = PeftConfigs.of(path, metadata)
     grouped, family = _group_keys(path, tensors, configs.only_prefix(path))
     try:
         factors = {
@@ -95,7 +103,7 @@ def lora_from_tensors(
             if "down" in parts or "up" in parts
         }
         dense = {
-            module: build_dense(module, parts)
+            module: build_dense(module, parts, configs.scale_of)
             for module, parts in grouped.items()
             if module not in factors
         }
@@ -104,6 +112,9 @@ def lora_from_tensors(
         delta.check_finite()
     except (FileFormatError, NumericError) as error:
         raise type(error)(f"{path}: {error}") from error
+    shapes = {name: f.shape for name, f in factors.items()}
+    shapes |= {name: entry.shape for name, entry in dense.items()}
+    check_family(shapes, metadata, path)
     return LoraFile(adapter, delta, dict(metadata), family)
 
 
@@ -128,7 +139,16 @@ def _group_keys(
     grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
     by_family: dict[str, list[str]] = defaultdict(list)
     unknown: list[str] = []
+    embeddings = {n for name in tensors if (n := embedding_of(name))}
+    if embeddings:
+        log.warning(
+            "%s: the embeddings %s bundled with the LoRA are left out; their words do nothing "
+            "without a file of their own.",
+            *(path, _few(embeddings)),
+        )
     for name, tensor in tensors.items():
+        if embedding_of(name):
+            continue
         key = parse_key(name)
         if key is None:
             unknown.append(name)
@@ -141,6 +161,13 @@ def _group_keys(
         by_family[key.family].append(name)
         grouped[module][key.part] = tensor
     if unknown:
+        kinds = sorted({kind for key in unknown if (kind := kind_of(key))})
+        if kinds:
+            raise FileFormatError(
+                f"{path} holds {' and '.join(kinds)} (e.g. {_few(unknown, 1)}): an SDXL adapter of "
+                "a kind that is not read; LoRA, LoHa, LoKr and full are. Fuse it into a checkpoint "
+                "with the tool that made it."
+            )
         raise FileFormatError(f"{path} holds keys that no SDXL LoRA has: {_few(unknown)}.")
     if not grouped:
         raise FileFormatError(f"{path} holds no tensors; it is no LoRA.")
@@ -164,60 +191,6 @@ def _few(names: Iterable[str], count: int = 5) -> str:
     names = [n if len(n) <= 90 else n[:87] + "..." for n in names]
     shown = ", ".join(n if n.isprintable() else repr(n) for n in sorted(names)[:count])
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")
-
-
-# ------------------------------------------------------- alphas outside the tensors (peft's way)
-
-
-@dataclass(frozen=True)
-class _Configs:
-    """peft's configuration of each model: prefix -> {r, lora_alpha, alpha_pattern, ...}."""
-
-    by_prefix: Mapping[str, Mapping[str, Any]]
-
-    @classmethod
-    def of(cls, path: Path, metadata: Mapping[str, str]) -> _Configs:
-        """From adapter_config.json beside the file, or the header's `lora_adapter_metadata`."""
-        by_prefix: dict[str, dict[str, Any]] = {}
-        try:
-            beside = path.parent / "adapter_config.json"
-            if path.name == FOLDER_FILES[0] and beside.is_file():
-                by_prefix = dict.fromkeys(PREFIXES, dict(read_json(beside)))
-            if DIFFUSERS_METADATA in metadata:
-                by_prefix = {}
-                for name, value in dict(json.loads(metadata[DIFFUSERS_METADATA])).items():
-                    prefix, _, option = name.partition(".")
-                    by_prefix.setdefault(prefix + ".", {})[option] = value
-            configs = cls(by_prefix)
-            for prefix in by_prefix.keys() & set(PREFIXES):
-                configs.alpha_of(prefix + "x", 1)  # what cannot be read fails here, not half-way
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise FileFormatError(f"the LoRA configuration of {path} is damaged.") from error
-        if any(config.get("use_dora") for config in by_prefix.values()):
-            raise FileFormatError(
-                f"{path} is a DoRA (use_dora), which cannot be added to other changes; fuse it "
-                "into a checkpoint with the tool that made it."
-            )
-        return configs
-
-    def only_prefix(self, path: Path) -> str | None:
-        """The one model that a peft file without prefixes belongs to, if something says so."""
-        if len(self.by_prefix) == 1:
-            return next(iter(self.by_prefix))
-        return next((p for p in PREFIXES if p == path.parent.name + "."), None)
-
-    def alpha_of(self, module: str, rank: int) -> float:
-        """The alpha of a module that has no tensor for it; the rank where nothing is known."""
-        prefix = next(p for p in PREFIXES if module.startswith(p))
-        config = self.by_prefix.get(prefix, {})
-        if config.get("lora_alpha") is None:
-            return float(rank)
-        alpha = float(config["lora_alpha"])
-        name = module[len(prefix) :]
-        for pattern, value in dict(config.get("alpha_pattern") or {}).items():
-            if name == pattern or name.endswith("." + pattern):
-                alpha = float(value)
-        return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
 
 
 # ------------------------------------------------------------------------------------- writing
@@ -251,9 +224,9 @@ def write_lora(
     if layout.startswith("kohya"):
         return _write_rounded(path, adapter, written, dtype, layout)
     adapter.check_finite()
-    written[DIFFUSERS_METADATA] = json.dumps(_peft_metadata(adapter), sort_keys=True)
+    written[DIFFUSERS_METADATA] = json.dumps(describe_models(adapter), sort_keys=True)
     write_tensors(path, lora_tensors(adapter, dtype, layout), written)
-    if layout == "peft" and Path(path).name == FOLDER_FILES[0]:
+    if layout == "peft" and Path(path).name == PEFT_FILE:
         write_json(Path(path).parent / "adapter_config.json", peft_config(adapter))
     return written
 
@@ -323,7 +296,7 @@ def lora_tensors(
     """The tensors of a LoRA file by key."""
     naming = LAYOUTS[layout]
     if layout == "peft":
-        _one_model(adapter)
+        only_model(adapter)
     return {
         write_key(module, part, naming): tensor if part == "alpha" else tensor.to(dtype)
         for module, factors in adapter.items()
@@ -347,47 +320,6 @@ def _alpha_tensor(alpha: float) -> Tensor:
     """fp32, as kohya has it; fp64 where that would round."""
     single = torch.tensor(alpha, dtype=torch.float32)
     return single if single.item() == alpha else torch.tensor(alpha, dtype=torch.float64)
-
-
-def _one_model(adapter: Adapter) -> str:
-    prefixes = {prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in adapter)}
-    if len(prefixes) != 1:
-        raise FileFormatError(
-            "a peft file holds one model; write UNet and text encoders into folders of their own."
-        )
-    return prefixes.pop()
-
-
-def _peft_metadata(adapter: Adapter) -> dict[str, Any]:
-    """The configurations of all models in diffusers' flat form: `unet.r`, `unet.lora_alpha`, ..."""
-    flat: dict[str, Any] = {}
-    for prefix in PREFIXES:
-        part = adapter.restrict(name for name in adapter if name.startswith(prefix))
-        if part:
-            flat.update({prefix + option: value for option, value in peft_config(part).items()})
-    return flat
-
-
-def peft_config(adapter: Adapter) -> dict[str, Any]:
-    """peft's LoraConfig of one model's factors, as a JSON table.
-
-    Names of text encoders leave out `text_model.`, which transformers 5 no longer has; peft
-    matches ends of names, so they fit version 4 too.
-    """
-    prefix = _one_model(adapter)
-    names = {name: name[len(prefix) :].removeprefix("text_model.") for name in adapter}
-    rank = Counter(f.rank for f in adapter.values()).most_common(1)[0][0]
-    alpha = Counter(f.alpha for f in adapter.values()).most_common(1)[0][0]
-    return {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {names[n]: f.rank for n, f in adapter.items() if f.rank != rank},
-        "alpha_pattern": {names[n]: f.alpha for n, f in adapter.items() if f.alpha != alpha},
-        "target_modules": sorted(names.values()),
-        "bias": "none",
-        "lora_dropout": 0.0,
-    }
 
 
 def check_lora(path: Path, adapter: Adapter, dtype: torch.dtype) -> None:

@@ -279,7 +279,23 @@ def _parse_old(start: str, projection: str, part: str) -> Key | None:
     return Key(module, part, "diffusers") if is_module(module) else None
 
 
+# Beginnings that other tools write, in the words of those that are parsed: OneTrainer's OMI names,
+# ComfyUI's, and SimpleTuner's LyCORIS
+_OTHER_TOOLS = (
+    (re.compile(r"^(?:text_encoders\.)?clip_l\.(?:transformer\.)?"), "text_encoder."),
+    (re.compile(r"^(?:text_encoders\.)?clip_g\.(?:transformer\.)?"), "text_encoder_2."),
+    (re.compile(r"^lycoris_(?!te|text)"), "lora_unet_"),
+    (re.compile(r"^unet\.(?=(?:in|out)put_blocks\.|middle_block\.)"), "diffusion_model."),
+    (re.compile(r"^unet\.(?=time_embed\.|label_emb\.|out\.)"), "diffusion_model."),
+)
+
+
 def _parse_module(name: str, part: str, layers_per_block: int) -> Key | None:
+    for beginning, ours in _OTHER_TOOLS:
+        name, found = beginning.subn(ours, name)
+        if found and ours.startswith("text_encoder"):
+            module = canonical(name)
+            return Key(module, part, "kohya") if is_module(module) else None
     for prefix, kohya in _KOHYA_TEXT.items():
         if name.startswith(kohya):
             dotted = _unflatten("text", name[len(kohya) :])
@@ -301,6 +317,26 @@ def _parse_module(name: str, part: str, layers_per_block: int) -> Key | None:
         return Key(name, part, "peft") if is_module(name) else None
     name = canonical(name)
     return Key(name, part, "diffusers") if is_module(name) else None
+
+
+_EMBEDDING = re.compile(r"^bundle_emb\.(.+)\.(?:clip_[lg](?:_out)?|[^.]+)$")
+_KINDS = {  # adapters of SDXL that are not read, by the ends of their keys
+    "IA3": re.compile(r"\.(on_input|ia3_l(\.weight)?)$|^lora_\w+\.weight$"),
+    "OFT or BOFT": re.compile(r"\.(oft_\w+|boft_\w+)(\.weight)?$"),
+    "GLoRA": re.compile(r"\.[ab][12](\.weight)?$"),
+    "a change of norms": re.compile(r"\.[wb]_norm$"),
+}
+
+
+def embedding_of(key: str) -> str | None:
+    """The name of the textual embedding that a key of OneTrainer's bundles holds a part of."""
+    match = _EMBEDDING.match(key)
+    return match[1] if match else None
+
+
+def kind_of(key: str) -> str | None:
+    """The kind of SDXL adapter that a key belongs to, of those that are known and not read."""
+    return next((kind for kind, pattern in _KINDS.items() if pattern.search(key)), None)
 
 
 def canonical(name: str) -> str:
@@ -332,7 +368,10 @@ def write_key(
     ending = {"down": "lora_A.weight", "up": "lora_B.weight"}[part]
     if layout == "diffusers":
         return f"{module}.{ending}"
-    return f"base_model.model.{module[len(prefix) :]}.{ending}"
+    name = module[len(prefix) :]
+    if prefix == "text_encoder.":  # transformers 5: CLIPTextModel has no `text_model.` any more
+        name = name.removeprefix("text_model.")
+    return f"base_model.model.{name}.{ending}"
 
 
 @lru_cache(maxsize=8192)

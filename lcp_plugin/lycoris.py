@@ -118,16 +118,28 @@ def _refuse_foreign_parts(module: str, parts: Mapping[str, Tensor], allowed: set
         raise FileFormatError(f"{module} mixes kinds of adapters: {', '.join(sorted(parts))}.")
 
 
-def build_dense(module: str, parts: dict[str, Tensor]) -> Dense:
-    """The matrix of a LoHa, LoKr or full-diff module. Raises FileFormatError as `build_factors`."""
+def build_dense(
+    module: str, parts: dict[str, Tensor], scale_of: Callable[[str], float | None]
+) -> Dense:
+    """The matrix of a LoHa, LoKr or full-diff module.
+
+    Args:
+        scale_of: module -> alpha / rank of a LoHa or LoKr that has no alpha tensor, if it is known.
+    Raises:
+        FileFormatError: as `build_factors`.
+    """
+    if "diff_b" in parts:
+        _refuse_foreign_parts(module, parts, set(parts))
     builders = {"diff": _full_diff, "hada": _loha, "lokr": _lokr}
     kind = next((k for k in builders if any(part.startswith(k) for part in parts)), None)
     if kind is None:
         _refuse_foreign_parts(module, parts, {"alpha", "scalar"})
         raise FileFormatError(f"{module} has only {', '.join(sorted(parts))}: no factors.")
-    weight = builders[kind](
-        module, parts, _as_floats(module, parts)
-    )  # (out, in) or (out, in, k, l)
+    # (out, in) or (out, in, k, l)
+    weight = builders[kind](module, parts, _as_floats(module, parts))
+    scale = scale_of(module) if kind != "diff" and "alpha" not in parts else None
+    if scale is not None:
+        weight = weight * scale
     if "scalar" in parts:
         weight = weight * parts["scalar"].float().reshape(())
     if weight.dim() not in (2, 4) or not weight.numel():

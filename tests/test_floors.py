@@ -16,9 +16,9 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
     0: ("lcp_plugin", "errors", "tasks", "seeds", "evaluation.scores"),
     1: ("lora", "adapter", "delta", "norms", "files", "pictures", "evaluation.tables")
     + ("report",),
-    2: ("hooks", "keys", "lineage", "header", "foreign_header", "merging"),
+    2: ("families", "hooks", "keys", "lineage", "header", "foreign_header", "merging"),
     3: ("strategies", "observers", "registry"),
-    4: ("lycoris", "formats", "store", "config"),
+    4: ("lycoris", "peft_config", "formats", "store", "config"),
     5: ("sdxl", "data", "optim", "schedules", "tiny", "parallel", "provenance", "conflicts")
     + ("streaming", "session"),
     6: (

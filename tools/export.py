@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from lcp_plugin.errors import ConfigError, LcpError
-from lcp_plugin.export import Exported, Form, export, read_learned, weigh_tasks
+from lcp_plugin.export import Exported, Form, check_output, export, read_learned, weigh_tasks
 from lcp_plugin.registry import create_strategy
 
 PRECISIONS = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -91,6 +91,7 @@ def describe(done: Exported) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
+        check_output(options.output)
         form = Form.parse(options.form)
         learned = read_learned(options.source, create_strategy)
         if options.weights:

@@ -24,7 +24,7 @@ from lcp_plugin import __version__
 from lcp_plugin.conflicts import compare_adapters, energy_lost
 from lcp_plugin.delta import Delta, Stacked
 from lcp_plugin.errors import ConfigError, LcpError
-from lcp_plugin.export import Learned, export_checkpoint, export_lora
+from lcp_plugin.export import Learned, check_output, export_checkpoint, export_lora
 from lcp_plugin.files import file_model_hash
 from lcp_plugin.foreign_header import summarise
 from lcp_plugin.formats import LoraFile, find_lora, read_lora
@@ -130,6 +130,7 @@ def describe_merge(
 
 def merge(options: argparse.Namespace) -> list[str]:
     """Read, measure, merge and write; the lines to print."""
+    check_output(options.output)
     weights = options.weights
     if weights is not None and len(weights) != len(options.files):
         raise ConfigError(
