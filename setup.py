@@ -63,6 +63,7 @@ setup(
         "safetensors>=0.5",
         "bitsandbytes>=0.45",
         "toml>=0.10.2",
+        "tomli>=2.0; python_version < '3.11'",
         "pydantic>=2.7",
         "numpy>=1.26",
         "pillow>=10.0",

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lcp_plugin.config.datasets import list_images
-from lcp_plugin.config.sources import find_config, read_table
+from lcp_plugin.config.sources import find_config
+from lcp_plugin.config.tables import read_table
 from lcp_plugin.errors import DataError, LcpError
 
 

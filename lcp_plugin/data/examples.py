@@ -73,6 +73,7 @@ def collect_examples(
     examples: list[Example] = []
     for subset in dataset.subsets:
         captions, told = _captions_of(subset)
+        captions = _large_enough(captions, dataset.skip_image_resolution)
         notices += told
         chosen = _split(list(captions), dataset.validation_split, seed, part)
         if part == "validation" and subset.is_reg:
@@ -80,6 +81,13 @@ def collect_examples(
         for path in chosen if not subset.is_reg else captions:
             examples.append(_example(path, subset, captions[path], bucketing))
     return ExampleSet(tuple(_balance(examples)), dataset.batch_size, tuple(notices))
+
+
+def _large_enough(captions: dict[Path, str], skipped: Size | None) -> dict[Path, str]:
+    """The images of more pixels than `skipped` has (sd-scripts#2273)."""
+    if skipped is None:
+        return captions
+    return {p: c for p, c in captions.items() if math.prod(read_size(p)) > math.prod(skipped)}
 
 
 def _example(path: Path, subset: SubsetConfig, caption: str, bucketing: Bucketing) -> Example:
