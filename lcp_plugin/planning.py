@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import secrets
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.registry import create_strategy, describe_arguments, find
 from lcp_plugin.restarting import take_up
 from lcp_plugin.sdxl.base_weights import identify_with
-from lcp_plugin.sdxl.load import BaseId, identify_base
+from lcp_plugin.sdxl.load import BaseId, check_vae, identify_base
 from lcp_plugin.starting import check_start
 from lcp_plugin.store import Parent, RunStore, hash_carry, read_parent
 from lcp_plugin.tasks import Task, fill_prompt, shuffle_tasks
@@ -68,6 +69,8 @@ def make_plan(config: RunConfig) -> Plan:
         LcpError: one line; nothing was changed on disk, but for --overwrite.
     """
     options = config.options
+    check_places(options)
+    check_vae(options.vae)
     store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
     strategy = create_strategy(options.strategy, options.strategy_args)
     base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
@@ -92,6 +95,37 @@ def make_plan(config: RunConfig) -> Plan:
     plan = Plan(config, store, strategy, base, parent, tasks, configs, seed, facts)
     facts.update(describe_plan(plan))
     return plan
+
+
+def check_places(options: Options) -> None:
+    """Raises ConfigError for an output_dir or cache_dir that cannot be made or written to."""
+    for key in ("output_dir", "cache_dir"):
+        if not (name := getattr(options, key)):
+            continue
+        found = Path(name).expanduser().absolute()
+        while not found.exists() and found != found.parent:
+            found = found.parent
+        if not found.is_dir():
+            reason = f"'{found}' is a file, not a folder"
+        else:
+            try:
+                with tempfile.TemporaryFile(dir=found):
+                    continue
+            except OSError:
+                reason = f"nothing can be written in '{found}'"
+        raise ConfigError(f"{key} = {name!r} cannot be made: {reason}; choose another folder.")
+
+
+def check_before_run(config: RunConfig) -> None:
+    """What a run would find wrong before it loads a model, for a dry run. Raises LcpError."""
+    options = config.options
+    check_places(options)
+    check_vae(options.vae)
+    strategy = create_strategy(options.strategy, options.strategy_args)
+    base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
+    parent = choose_parent(options, strategy, base)
+    check_start(options, parent, is_new=True)
+    order_tasks(config, parent, strategy)
 
 
 def settle_init(config: RunConfig) -> RunConfig:

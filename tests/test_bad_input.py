@@ -184,3 +184,19 @@ def test_an_unfinished_parent_is_refused(complain: Callable[..., str], tmp_path:
 
 def test_an_unknown_optimizer_gets_did_you_mean(complain: Callable[..., str]) -> None:
     assert "AdamW" in complain(optimizer_type="AdamWW", loads=True)
+
+
+@pytest.mark.parametrize("key", ["output_dir", "cache_dir"])
+def test_a_folder_that_is_a_file_is_refused(
+    complain: Callable[..., str], tmp_path: Path, key: str
+) -> None:
+    (tmp_path / "afile").write_text("x")
+    assert f"{key} = " in complain(**{key: str(tmp_path / "afile")})
+
+
+def test_a_wrong_vae_is_not_blamed_on_the_base(complain: Callable[..., str]) -> None:
+    assert "vae 'None' does not exist" in complain(vae="None")
+
+
+def test_a_dry_run_names_a_missing_parent(complain: Callable[..., str]) -> None:
+    assert "nowhere.safetensors does not exist" in complain("--dry_run", prev="nowhere.safetensors")

@@ -135,9 +135,9 @@ BROKEN: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "[tasks]\nname = 'dog'\nimage_dir = 'dogs'\n", "", ("no task", "[[tasks]]")),
     "a misspelt list of tasks": (
         TASK.replace("tasks", "task"), "", ("unknown key 'task'", "Did you mean tasks?")),
-    "a table within a table": (  # the format of another tool's front end
-        "[network_args.args]\nnetwork_dim = 8\n" + TASK, "",
-        ("args is a table", "move its keys up")),
+    "a table within a table": (
+        "[network_arguments.inner]\nnetwork_dim = 8\n" + TASK, "",
+        ("inner is a table", "move its keys up")),
     "an unknown preset": (
         'preset = "16gb"\n' + TASK, "", ("preset = '16gb'", "8gb, 12gb, 24gb, paper")),
 }  # fmt: skip

@@ -67,7 +67,7 @@ def test_a_json_file_has_texts_and_tables(tmp_path: Path) -> None:
         ("p.json", "{}", "wanted a list"),
         ("p.json", '[{"promt": "x"}]', "unknown key 'promt'.*Did you mean prompt"),
         ("p.json", "[3]", "wanted a text or a table"),
-        ("p.json", "[", "not valid JSON"),
+        ("p.json", "[", "is not valid"),
         ("p.toml", "a = 1", r"wanted \[prompt\]"),
         ("p.toml", "[prompt]\n[[prompt.subset]]\nseed = 1", "prompt is missing"),
     ],
@@ -83,3 +83,12 @@ def test_broken_files_are_refused_by_place(
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_prompts(tmp_path / "none.txt")
+
+
+def test_capital_letters_and_settings_on_their_own_line_count(tmp_path: Path) -> None:
+    file = tmp_path / "p.txt"
+    file.write_text("a toy --W 48 --H 64\na cat\n --s 2 --D -1\n")
+    assert read_prompts(file) == (
+        SamplePrompt("a toy", width=48, height=64),
+        SamplePrompt("a cat", sample_steps=2),
+    )

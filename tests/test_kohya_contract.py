@@ -56,7 +56,8 @@ KOHYA = {
         tokenizer_cache_dir disable_mmap_load_safetensors in_json dataset_repeats dataset_class
         debug_dataset conditioning_data_dir masked_loss secondary_separator caption_separator
         token_warmup_min token_warmup_step color_aug random_crop face_crop_aug_range
-        resize_interpolation skip_cache_check network_train_text_encoder_only lr_scheduler_power
+        resize_interpolation skip_image_resolution skip_cache_check lr_scheduler_power
+        network_train_text_encoder_only
         lr_decay_steps lr_scheduler_timescale lr_scheduler_min_lr_ratio mem_eff_attn torch_compile
         dynamo_backend deepspeed zero_stage offload_optimizer_device offload_optimizer_nvme_path
         offload_param_device offload_param_nvme_path zero3_init_flag zero3_save_16bit_model

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lcp_plugin.config.load import load_config
-from lcp_plugin.config.sources import read_table
+from lcp_plugin.config.tables import read_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY.parent / "shared" / "data"

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from lcp_plugin.config.load import RunConfig, load_config
-from lcp_plugin.config.sources import find_config, read_table
+from lcp_plugin.config.sources import find_config
+from lcp_plugin.config.tables import read_table
 from lcp_plugin.tasks import Task, shuffle_tasks
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lcp_plugin.config.sources import find_config, read_table
+from lcp_plugin.config.sources import find_config
+from lcp_plugin.config.tables import read_table
 from lcp_plugin.errors import DataError, LcpError
 from lcp_plugin.pictures import list_images
 

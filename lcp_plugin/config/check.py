@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -285,7 +285,10 @@ def _check_files(options: Options, problem: Any) -> None:
             problem(key, f"= {name!r} does not exist; correct the path of the LoRA file.")
     if options.sample_prompts:
         try:
-            read_prompts(Path(options.sample_prompts))
+            prompts = read_prompts(Path(options.sample_prompts))
+            samplers = {p.sample_sampler for p in prompts if p.sample_sampler}
+            if options.zero_terminal_snr and samplers - set(FROM_PURE_NOISE):
+                problem("sample_prompts", cannot_start(samplers - set(FROM_PURE_NOISE)))
         except ConfigError as error:
             problem("sample_prompts", f"= {options.sample_prompts!r}: {error}")
     if options.max_file_size:
@@ -299,6 +302,14 @@ def _check_files(options: Options, problem: Any) -> None:
                 "export",
                 f"= {form!r}: wanted lora:RANK, diff, diffusers, peft or checkpoint.",
             )
+
+
+def cannot_start(samplers: Iterable[str]) -> str:
+    """Why a prompt file's samplers do not go with a base whose last step is pure noise."""
+    return (
+        f"asks for {', '.join(sorted(samplers))}, which cannot start from pure noise as "
+        f"zero_terminal_snr needs; use {', '.join(FROM_PURE_NOISE)}."
+    )
 
 
 def _check_sampler(options: Options, problem: Any) -> None:

@@ -30,7 +30,7 @@ def convert_option(field: Field[Any], annotation: Any, value: Any) -> Any:
     """
     if isinstance(value, str) and value.strip() == "" and not field.metadata["keep"]:
         return "" if field.default == "" else UNSET
-    if field.metadata["zero_unset"] and str(value).strip() == "0":
+    if field.metadata["zero_unset"] and is_zero(value):
         return UNSET
     if field.metadata["key_values"]:
         return key_values(value)
@@ -39,6 +39,11 @@ def convert_option(field: Field[Any], annotation: Any, value: Any) -> Any:
     _check_limits(result, field.metadata["minimum"], field.metadata["maximum"])
     _check_multiple(result, field.metadata["multiple_of"])
     return result
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a value is a GUI's 0 for "not given", as number or text."""
+    return not isinstance(value, bool) and str(value).strip() in ("0", "0.0")
 
 
 def convert(value: Any, annotation: Any) -> Any:

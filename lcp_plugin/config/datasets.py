@@ -65,6 +65,7 @@ class DatasetConfig:
     max_bucket_reso: int = 1024
     bucket_reso_steps: int = 64
     bucket_no_upscale: bool = False
+    skip_image_resolution: tuple[int, int] | None = None  # images of no more pixels are left out
     validation_split: float = 0.0
     validation_seed: int | None = None
 
@@ -203,8 +204,12 @@ class DatasetReader:
         if not isinstance(sets, list) or not sets:
             self.findings.problem(source, "datasets: wanted at least one [[datasets]] table.")
             return ()
+        before = len(self.findings.problems)
         read = [reader._one(s, general, f"datasets[{i}]") for i, s in enumerate(sets)]
-        return tuple(d for d in read if d.subsets)
+        filled = tuple(d for d in read if d.subsets)
+        if not filled and len(self.findings.problems) == before:
+            self.findings.problem(source, "no subset holds images; put some there.")
+        return filled
 
     def _one(self, table: Any, general: dict[str, Any], where: str) -> DatasetConfig:
         values = self.values(table, where, (*DATASET_KEYS, *SUBSET_KEYS, "subsets"))
@@ -245,7 +250,8 @@ class DatasetReader:
         folder = merged.pop("image_dir")
         if not self.is_folder(folder, f"{where}.image_dir", str(values["image_dir"])):
             return None
-        if not self.has_images(folder, f"{where}.image_dir"):
+        if not list_images(folder):
+            self.findings.notice(f"{where}.image_dir '{folder}' holds no images; it is left out.")
             return None
         return self.defaults(folder, **merged)
 

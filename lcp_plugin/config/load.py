@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lcp_plugin.config.check import check_options, settle_options, settle_rates
-from lcp_plugin.config.convert import UNSET, convert_option
+from lcp_plugin.config.convert import UNSET, convert_option, is_zero
 from lcp_plugin.config.datasets import DatasetReader
 from lcp_plugin.config.findings import FOREIGN_KEYS, Findings, closest, did_you_mean
+from lcp_plugin.config.foreign import translate_foreign
 from lcp_plugin.config.options import Options, option_fields, option_types
-from lcp_plugin.config.sources import OWN_TABLES, find_config, flatten, parse_flags, read_table
+from lcp_plugin.config.sources import OWN_TABLES, find_config, flatten, parse_flags
+from lcp_plugin.config.tables import read_table
 from lcp_plugin.config.task_table import (
     TaskConfig,
     TaskReader,
@@ -73,6 +75,8 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     writes = _is_true(flags.get("output_config"))  # then the config file is what is written
     path = find_config(name) if name and not writes else None
     table = read_table(path) if path else {}
+    if not _is_true(flags.get("strict_config", flatten(table).get("strict_config"))):
+        table = translate_foreign(table, str(path), flags, findings)
     layers = _layers(flags, table, path, findings)
     options, provenance = _merge(layers, findings)
     if (options.list_strategies or writes) and not findings.problems:
@@ -136,6 +140,9 @@ def _merge(
                 continue
             if value is not UNSET:
                 values[key], provenance[key] = value, source
+    steps = [layer.get("max_train_steps") for _, layer in layers]
+    if any(map(is_zero, steps)) and not {"max_train_steps", "max_train_epochs"} & set(values):
+        findings.problem("", "max_train_steps = 0: wanted at least 1, or max_train_epochs.")
     return Options(**values), provenance
 
 
@@ -234,7 +241,8 @@ def _without_paths(dataset: Mapping[str, Any]) -> Any:
         {k: v for k, v in subset.items() if not isinstance(v, Path)}
         for subset in dataset["subsets"]
     ]
-    return _jsonable({**dataset, "subsets": subsets})
+    rules = {k: v for k, v in dataset.items() if k != "skip_image_resolution" or v is not None}
+    return _jsonable({**rules, "subsets": subsets})
 
 
 def _jsonable(value: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lcp_plugin.config.options import Options
-from lcp_plugin.config.sources import read_table
+from lcp_plugin.config.tables import read_table
 from lcp_plugin.errors import ConfigError
 
 LIBRARIES = ("httpx", "accelerate", "PIL", "matplotlib")  # told of from WARNING on

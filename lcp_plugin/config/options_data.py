@@ -110,7 +110,11 @@ class DataOptions:
         False, "(word:1.2) and [word] weigh words", grade="S", per_task=False
     )
     max_token_length: int | None = _caption(
-        None, "tokens of a caption: 75, 150 or 225", choices=(75, 150, 225), per_task=False
+        None,
+        "tokens of a caption: 75, 150 or 225",
+        choices=(75, 150, 225),
+        per_task=False,
+        zero_unset=True,
     )
 
     enable_bucket: bool = _image(False, "keep aspect ratios, in buckets of equal area")
@@ -127,6 +131,12 @@ class DataOptions:
         "how images are resized; unset: area to shrink, lanczos to enlarge",
         grade="R",
         choices=("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"),
+    )
+    skip_image_resolution: tuple[int, int] | None = _image(
+        None,
+        "leave out images of no more pixels than this (size as for resolution), so that a data "
+        "set of a higher resolution gets no small ones",
+        grade="R",
     )
     flip_aug: bool = _image(False, "mirror half of the images", grade="S")
     color_aug: bool = _image(False, "small changes of hue and gamma", grade="R")
@@ -147,7 +157,9 @@ class DataOptions:
         differs="set aside, with a notice, where random_crop or color_aug forbid it",
     )
     cache_latents_to_disk: bool = _cache(False, "keep cached latents on disk too")
-    vae_batch_size: int = _cache(1, "images that the VAE encodes at once", grade="S", minimum=1)
+    vae_batch_size: int = _cache(
+        1, "images that the VAE encodes at once", grade="S", minimum=1, zero_unset=True
+    )
     skip_cache_check: bool = _cache(
         False,
         "trust caches on disk",

@@ -116,6 +116,7 @@ class ModelOptions:
         "largest norm of a module's update; larger ones are scaled down",
         grade="S",
         minimum=0,
+        zero_unset=True,
         per_task=True,
     )
     lora_targets: str = _network(
@@ -190,10 +191,16 @@ class OptimizerOptions:
     lr_decay_steps: float = _optimizer(
         0, "steps of decay of warmup_stable_decay; below 1 a share", grade="R", minimum=0
     )
-    lr_scheduler_num_cycles: int = _optimizer(1, "restarts of cosine_with_restarts", minimum=1)
+    lr_scheduler_num_cycles: int = _optimizer(
+        1, "restarts of cosine_with_restarts", minimum=1, zero_unset=True
+    )
     lr_scheduler_power: float = _optimizer(1.0, "power of polynomial", grade="R")
     lr_scheduler_timescale: int | None = _optimizer(
-        None, "steps; of inverse_sqrt; unset: the warm-up's", grade="R", minimum=1
+        None,
+        "steps; of inverse_sqrt; unset: the warm-up's",
+        grade="R",
+        minimum=1,
+        zero_unset=True,
     )
     lr_scheduler_min_lr_ratio: float | None = _optimizer(
         None,
@@ -205,11 +212,13 @@ class OptimizerOptions:
     lr_scheduler_type: str = _optimizer("", "package.mod.Class of a scheduler", grade="S")
     lr_scheduler_args: tuple[str, ...] = _optimizer((), "key=value", grade="S", key_values=True)
     max_grad_norm: float = _optimizer(1.0, "gradients are clipped to it; 0 = never", minimum=0)
-    max_train_steps: int = _optimizer(1600, "optimizer steps of a task", minimum=1)
+    max_train_steps: int = _optimizer(1600, "optimizer steps of a task", minimum=1, zero_unset=True)
     max_train_epochs: int | None = _optimizer(
         None, "epochs of a task; beats max_train_steps", minimum=1, zero_unset=True
     )
-    gradient_accumulation_steps: int = _optimizer(1, "micro-batches in a step", minimum=1)
+    gradient_accumulation_steps: int = _optimizer(
+        1, "micro-batches in a step", minimum=1, zero_unset=True
+    )
     seed: int | None = _optimizer(
         None,
         "of all random numbers",
@@ -290,7 +299,12 @@ class MemoryOptions:
         no_effect="not for SDXL, in kohya's tools too",
     )
     ddp_timeout: int | None = _memory(
-        None, "minutes that processes wait for each other", grade="R", fixed=False, minimum=1
+        None,
+        "minutes that processes wait for each other",
+        grade="R",
+        fixed=False,
+        minimum=1,
+        zero_unset=True,
     )
     ddp_gradient_as_bucket_view: bool = _memory(
         False, "processes share gradients without a copy", grade="R", fixed=False
@@ -324,7 +338,7 @@ class NoiseOptions:
         False, "draw it between 0 and ip_noise_gamma", grade="S"
     )
     min_snr_gamma: float | None = _noise(
-        None, "weight min(snr, gamma) / snr (5; arXiv 2303.09556)", minimum=0
+        None, "weight min(snr, gamma) / snr (5; arXiv 2303.09556)", minimum=0, zero_unset=True
     )
     debiased_estimation_loss: bool = _noise(
         False, "weight 1 / sqrt(snr) (arXiv 2310.08442)", grade="S"
@@ -349,7 +363,12 @@ class NoiseOptions:
         None, "lowest timestep (0 to 999)", grade="S", minimum=0, maximum=999
     )
     max_timestep: int | None = _noise(
-        None, "timesteps stay below it (1 to 1000)", grade="S", minimum=1, maximum=1000
+        None,
+        "timesteps stay below it (1 to 1000)",
+        grade="S",
+        minimum=1,
+        maximum=1000,
+        zero_unset=True,
     )
     loss_type: str = _noise(
         "l2", "loss per pixel", grade="S", choices=("l2", "l1", "huber", "smooth_l1")

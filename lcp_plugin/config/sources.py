@@ -1,4 +1,4 @@
-"""Configuration files: where they are found, how they are read and flattened, and the flags.
+"""Configuration files: where they are found and how they are flattened; and the flags.
 
 kohya's rules (sd-scripts, library/train_util.py at 48d368fa): ".toml" is appended if missing, every
 top-level table is flattened one level, section names mean nothing, later duplicates win.
@@ -7,13 +7,10 @@ top-level table is flattened one level, section names mean nothing, later duplic
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-
-import toml
 
 from lcp_plugin.config.convert import type_name
 from lcp_plugin.config.fields import Grade
@@ -49,30 +46,6 @@ def find_config(name: str) -> Path:
     raise ConfigError(
         f"config {name!r} is not a file, and not one of ours ({', '.join(known) or 'none'}).{hint}"
     )
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """A TOML or JSON file as a dictionary; a Windows BOM is skipped. Raises ConfigError."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8.") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
-    try:
-        table = json.loads(text) if path.suffix.lower() == ".json" else toml.loads(text)
-    except (json.JSONDecodeError, toml.TomlDecodeError, IndexError, TypeError) as error:
-        raise ConfigError(f"{path}: {_syntax_help(error, text)}") from None
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: wanted a table of keys at the top.")
-    return table
-
-
-def _syntax_help(error: Exception, text: str) -> str:
-    message = " ".join(str(error).split())
-    if "escape" in message.lower() or ("\\" in text and "\\\\" not in text):
-        message += "; write Windows paths with / or in 'single quotes'"
-    return f"is not valid: {message}."
 
 
 def flatten(table: Mapping[str, Any]) -> dict[str, Any]:

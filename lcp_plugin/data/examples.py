@@ -77,6 +77,7 @@ def collect_examples(
     listed: list[tuple[str, ...]] = []
     for subset in dataset.subsets:
         captions, told = _captions_of(subset)
+        captions = _large_enough(captions, dataset.skip_image_resolution)
         notices += told
         chosen = _split(list(captions), dataset.validation_split, seed, part)
         if subset.is_reg:
@@ -99,6 +100,14 @@ def check_images(datasets: Iterable[DatasetConfig]) -> None:
         for path, mask in _masks_of(list(_captions_of(subset)[0]), subset).items():
             paths += [path] if mask is None else [path, mask]
     check_pictures(paths)
+
+
+def _large_enough(captions: dict[Path, str], skipped: Size | None) -> dict[Path, str]:
+    """The images of more pixels than `skipped` has (sd-scripts#2273)."""
+    if skipped is None:
+        return captions
+    least = math.prod(skipped)
+    return {p: c for p, c in captions.items() if math.prod(read_contents(p).size) > least}
 
 
 def _example(

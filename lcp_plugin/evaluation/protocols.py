@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import toml
-
+from lcp_plugin.config.tables import read_table
 from lcp_plugin.errors import ConfigError, DataError
 from lcp_plugin.evaluation.chains import EvalTask
 from lcp_plugin.evaluation.generate import Sampling
@@ -56,9 +55,9 @@ def read_protocol(
         ConfigError: unreadable, or with keys that no protocol has.
     """
     try:
-        table = toml.loads(path.read_text("utf-8"))
-    except (OSError, toml.TomlDecodeError) as error:
-        raise ConfigError(f"protocol {path} cannot be read: {error}.") from error
+        table = read_table(path)
+    except ConfigError as error:
+        raise ConfigError(f"protocol {path} cannot be read: {error}") from error
     prompts = table.pop("prompts", {})
     listed = table.pop("prompt_list", None)
     known = {f.name for f in fields(Sampling)}
@@ -99,7 +98,7 @@ def read_dreambooth_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         text = path.read_text("utf-8")
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
     _, _, objects = text.partition("Object Prompts")
     objects, _, live = objects.partition("Live Subject Prompts")
     found = {"object": _templates(objects), "live": _templates(live)}

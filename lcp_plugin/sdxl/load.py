@@ -112,6 +112,16 @@ def _check_folder(folder: Path, name: str) -> None:
             f"base model '{name}' is {facts.get('_class_name', 'unknown')}, not SDXL "
             "(two text encoders and a text_time UNet); choose an SDXL base."
         )
+    if (channels := unet.get("in_channels", 4)) != 4:
+        raise BaseModelError(
+            f"base model '{name}' takes {channels} channels (an inpainting UNet), and training "
+            "gives 4; choose the ordinary base that it was made from."
+        )
+    for part in ("tokenizer", "tokenizer_2"):
+        if not (folder / part).is_dir():
+            raise BaseModelError(
+                f"base model '{name}' has no folder {part}; copy it from the SDXL base."
+            )
     for weights in sorted((folder / "unet").glob("*.safetensors")):
         read_header(weights)
 
@@ -162,13 +172,13 @@ def load_pipeline(
     path = find_base(name)
     try:
         pipeline = _read_pipeline(path, dtype, config)
-        if vae:
-            pipeline.vae = load_vae(vae)
     except BaseModelError:
         raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise BaseModelError(f"base model '{name}' cannot be loaded: {reason}") from error
+    if vae:
+        pipeline.vae = load_vae(vae)
     if pipeline.vae.dtype is not torch.float32:
         pipeline.vae.to(torch.float32)
     for component in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
@@ -184,6 +194,7 @@ def _read_pipeline(path: Path, dtype: torch.dtype, config: str | None) -> Stable
 
     options: dict[str, Any] = {"dtype": dtype}
     if path.is_dir():
+        options["variant"] = _variant(path)
         return StableDiffusionXLPipeline.from_pretrained(path, local_files_only=True, **options)
     local = config or _folder_beside(path)
     if local:
@@ -195,6 +206,13 @@ def _read_pipeline(path: Path, dtype: torch.dtype, config: str | None) -> Stable
     elif V_KEY in keys:
         pipeline.scheduler.register_to_config(prediction_type="v_prediction")
     return pipeline
+
+
+def _variant(folder: Path) -> str | None:
+    """`fp16` or the like, where the UNet's weights are there in no other form."""
+    names = [p.name for p in (folder / "unet").glob("*.safetensors")]
+    kinds = [k for k in ("fp16", "bf16") if names and all(f".{k}." in n for n in names)]
+    return kinds[0] if kinds else None
 
 
 def hush_libraries() -> None:
@@ -237,15 +255,40 @@ def _folder_beside(path: Path) -> str | None:
     return str(beside) if beside.is_dir() else os.environ.get("LCP_SDXL_CONFIG")
 
 
-def load_vae(name: str) -> Any:
-    """A replacement VAE in fp32 from a diffusers folder, a hub id or a single file."""
-    from diffusers import AutoencoderKL
-
+def check_vae(name: str | None) -> None:
+    """Raises BaseModelError, in terms of --vae, for what cannot be a VAE; no weights are read."""
+    if not name:
+        return
     path = Path(name).expanduser()
     if path.is_file():
-        return AutoencoderKL.from_single_file(str(path), dtype=torch.float32)
-    subfolder = "vae" if (path / "vae").is_dir() else None
-    return AutoencoderKL.from_pretrained(name, subfolder=subfolder, dtype=torch.float32)
+        if path.suffix != ".safetensors":
+            raise BaseModelError(f"vae '{name}': only .safetensors files and folders are read.")
+        names = read_header(path).tensors
+        if not any("decoder.conv_out." in n for n in names):
+            raise BaseModelError(f"vae '{name}' holds no VAE (no decoder); name a VAE's file.")
+    elif path.is_dir():
+        if not any((p / "config.json").is_file() for p in (path, path / "vae")):
+            raise BaseModelError(f"vae '{name}' has no config.json; wanted a diffusers VAE folder.")
+    elif path.suffix or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise BaseModelError(
+            f"vae '{name}' does not exist; give a file, a folder or a hub id, or leave vae out."
+        )
+
+
+def load_vae(name: str) -> Any:
+    """A replacement VAE in fp32 from a folder, a hub id or a file. Raises BaseModelError."""
+    from diffusers import AutoencoderKL
+
+    check_vae(name)
+    path = Path(name).expanduser()
+    try:
+        if path.is_file():
+            return AutoencoderKL.from_single_file(str(path), dtype=torch.float32)
+        subfolder = "vae" if (path / "vae").is_dir() else None
+        return AutoencoderKL.from_pretrained(name, subfolder=subfolder, dtype=torch.float32)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BaseModelError(f"vae '{name}' cannot be loaded: {reason}") from error
 
 
 def native_resolution(pipeline: StableDiffusionXLPipeline) -> int:

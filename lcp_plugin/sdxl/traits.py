@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lcp_plugin.config.check import FROM_PURE_NOISE
+from lcp_plugin.config.check import FROM_PURE_NOISE, cannot_start
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.options import Options
+from lcp_plugin.config.prompts import read_prompts
 from lcp_plugin.errors import BaseModelError, ConfigError
 from lcp_plugin.files import read_header
 from lcp_plugin.sdxl.load import V_KEY, ZERO_SNR_KEY, find_base
@@ -82,6 +83,11 @@ def settle_zero_terminal(config: RunConfig) -> RunConfig:
             f"sample_sampler = {options.sample_sampler!r} cannot start from pure noise, and "
             f"{_SAYS_SO}; use one of {', '.join(FROM_PURE_NOISE)}."
         )
+
+    if options.sample_prompts:
+        prompts = read_prompts(Path(options.sample_prompts))
+        if unfit := {p.sample_sampler for p in prompts if p.sample_sampler} - set(FROM_PURE_NOISE):
+            raise ConfigError(f"sample_prompts {cannot_start(unfit)}")
 
     def switched_on(given: Options) -> Options:
         return replace(given, zero_terminal_snr=True)

@@ -1,0 +1,174 @@
+"""Files of kohya's front ends, and TOML as people write it, through the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lcp_plugin.cli import main
+from lcp_plugin.config.load import RunConfig, load_config
+
+FORM: dict[str, Any] = {
+    "LoRA_type": "Standard", "optimizer": "AdamW8bit", "optimizer_args": "", "epoch": 30,
+    "max_train_epochs": "", "max_train_steps": 0, "max_resolution": "64,64", "network_dim": 8,
+    "network_alpha": 4, "learning_rate": 1e-4, "unet_lr": 1e-4, "text_encoder_lr": 0,
+    "train_data_dir": "img", "caption_extension": ".txt", "conv_dim": 1, "rank_dropout": 0.1,
+    "block_dims": "", "unit": 1, "use_cp": False, "noise_offset_type": "Original",
+    "noise_offset": 0, "adaptive_noise_scale": 0.01, "multires_noise_iterations": 8, "seed": 0,
+    "vae_batch_size": 0, "lr_warmup": 10, "xformers": "xformers", "sdxl": True, "vae": "",
+    "additional_parameters": "--min_snr_gamma 5", "output_name": "x", "min_snr_gamma": 0,
+    "pretrained_model_name_or_path": "tiny-sdxl",
+}  # fmt: skip
+EASY = """
+[[subsets]]
+image_dir = "img/2_sks toy"
+num_repeats = 3
+name = "one"
+[train_mode]
+train_mode = "lora"
+[general_args.args]
+pretrained_model_name_or_path = "tiny-sdxl"
+max_train_epochs = 2
+[general_args.dataset_args]
+resolution = 64
+batch_size = 2
+[network_args.args]
+network_dim = 4
+[network_args.args.network_args]
+conv_dim = 2
+algo = "locon"
+[optimizer_args.args]
+optimizer_type = "AdamW"
+[optimizer_args.args.optimizer_args]
+weight_decay = 0.1
+"""
+
+
+@pytest.fixture(autouse=True)
+def _images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("img/2_sks toy", "empty"):
+        Path(folder).mkdir(parents=True)
+    Image.new("RGB", (96, 64), "teal").save("img/2_sks toy/a.png")
+
+
+def load_form(**changes: Any) -> RunConfig:
+    Path("gui.json").write_text(json.dumps({**FORM, **changes}))
+    return load_config(["--config", "gui.json"])
+
+
+@pytest.fixture
+def complain(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """complain(file, text, *flags): what a dry run of this config ends with; it must fail."""
+
+    def run(name: str, text: str, *flags: str) -> str:
+        Path(name).write_text(text)
+        assert main(["--config", name, "--dry_run", *flags]) != 0
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_a_forms_names_and_units_are_translated() -> None:
+    options = load_form().options
+    assert (options.optimizer_type, options.max_train_epochs) == ("AdamW8bit", 30)
+    assert (options.resolution, options.network_module) == ((64, 64), "networks.lora")
+    assert options.network_args == ("rank_dropout=0.1",)  # conv_dim is LoCon's
+    assert options.xformers
+    assert options.lr_warmup_steps == pytest.approx(0.1)
+    assert options.min_snr_gamma == 5.0
+
+
+def test_a_forms_zeros_were_left_alone() -> None:
+    options = load_form().options
+    assert (options.seed, options.vae_batch_size, options.noise_offset) == (42, 1, None)
+    assert options.multires_noise_iterations is None  # the form has chosen noise offset
+    assert options.network_train_unet_only
+
+
+def test_a_forms_locon_adapts_convolutions() -> None:
+    assert "conv_dim=1" in load_form(LoRA_type="Kohya LoCon").options.network_args
+
+
+def test_steps_of_a_form_beat_its_epochs() -> None:
+    run = load_form(max_train_steps=7)
+    assert (run.options.max_train_steps, run.options.max_train_epochs) == (7, None)
+    assert any("epoch = 30 is not used" in n for n in run.notices)
+
+
+def test_another_network_stops_until_a_lora_is_asked_for(complain: Callable[..., str]) -> None:
+    text = json.dumps({**FORM, "LoRA_type": "LyCORIS/LoHa"})
+    assert "LyCORIS/LoHa" in complain("gui.json", text)
+    config = load_config(["--config", "gui.json", "--network_module", "networks.lora"])
+    assert config.options.network_dim == 8
+
+
+def test_easy_training_scripts_tables_are_read() -> None:
+    Path("e.toml").write_text(EASY)
+    run = load_config(["--config", "e.toml"])
+    (dataset,) = run.tasks[0].datasets
+    assert (dataset.batch_size, dataset.resolution) == (2, (64, 64))
+    assert dataset.subsets[0].num_repeats == 3
+    assert run.options.network_args == ("conv_dim=2",)
+    assert run.options.optimizer_args == ("weight_decay=0.1",)
+
+
+def test_a_loha_of_easy_training_scripts_stops(complain: Callable[..., str]) -> None:
+    assert "algo = 'loha'" in complain("e.toml", EASY.replace("locon", "loha"))
+
+
+def test_a_windows_path_in_double_quotes_is_pointed_out(complain: Callable[..., str]) -> None:
+    line = complain("w.toml", 'train_data_dir = "D:\\train\\new"\n'.replace("\\\\", "\\"))
+    assert "single quotes" in line
+
+
+def test_yaml_is_named(complain: Callable[..., str]) -> None:
+    assert "is YAML" in complain("a.yaml", "---\njob: extension\nconfig:\n  name: x\n")
+
+
+def test_mixed_arrays_are_read() -> None:
+    Path("m.toml").write_text(
+        'pretrained_model_name_or_path = "tiny-sdxl"\ntrain_data_dir = "img"\n'
+        "text_encoder_lr = [5e-5, 0]\n"
+    )
+    assert load_config(["--config", "m.toml"]).options.text_encoder_lr == (5e-5, 0.0)
+
+
+def test_epochs_replace_steps_of_zero_and_nothing_else_does(complain: Callable[..., str]) -> None:
+    head = 'pretrained_model_name_or_path = "tiny-sdxl"\ntrain_data_dir = "img"\n'
+    assert "max_train_steps = 0" in complain("z.toml", head + 'max_train_steps = "0"\n')
+    Path("z.toml").write_text(head + 'max_train_steps = "0"\nmax_train_epochs = 2\n')
+    assert load_config(["--config", "z.toml"]).options.max_train_epochs == 2
+
+
+def test_small_images_are_skipped_and_an_empty_subset_is_left_out(
+    complain: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "[[datasets]]\nresolution = 64\nskip_image_resolution = {}\n"
+    text += '[[datasets.subsets]]\nimage_dir = "img/2_sks toy"\n'
+    text += '[[datasets.subsets]]\nimage_dir = "empty"\n'
+    base = 'pretrained_model_name_or_path = "tiny-sdxl"\n'
+    Path("d.toml").write_text(base + text.format(64))
+    assert main(["--config", "d.toml", "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "images: 1" in out
+    assert "'empty' holds no images; it is left out" in out
+    assert "has no images" in complain("d.toml", base + text.format(96))
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [("a --s 0", "1 to 1000"), ("a --s 2000", "1 to 1000"), ("a --w 7 --h 48", "32 to 8192"),
+     ("a --ss dpmpp_2m", "wanted one of ddim")],
+)  # fmt: skip
+def test_values_in_a_prompt_file_are_checked_first(
+    complain: Callable[..., str], line: str, part: str
+) -> None:
+    Path("p.txt").write_text(line)
+    text = 'pretrained_model_name_or_path = "tiny-sdxl"\ntrain_data_dir = "img"\n'
+    assert part in complain("p.toml", text, "--sample_prompts", "p.txt")
