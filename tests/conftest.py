@@ -37,11 +37,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.
     """Slow tests and those on a card are skipped unless asked for."""
     reason = _no_card(bool(config.getoption("--run_gpu")))
     for item in items:
-        if "gpu" in item.keywords and reason:
+        if item.get_closest_marker("gpu") and reason:
             item.add_marker(pytest.mark.skip(reason=reason))
     if not config.getoption("--run_slow"):
         for item in items:
-            if "slow" in item.keywords:
+            if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="needs --run_slow"))
 
 
