@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import time
 import traceback
@@ -22,15 +23,21 @@ Measure = Callable[[Card], Iterator[Row]]
 
 def measurements(text: Path | None = None) -> Mapping[str, Measure]:
     """Name -> what measures it; `text`: where the profile's tables go."""
-    from lcp_plugin.bench import card_chain, card_profile, card_steps
+    from lcp_plugin.bench import card_chain, card_profile, card_sd_scripts, card_steps
 
     return {
         "step": card_steps.measure_step,
+        "sd_scripts": card_sd_scripts.measure_sd_scripts,
         "profile": partial(card_profile.measure_profile, text=text),
         "recall": card_chain.measure_recall,
         "boundary": card_chain.measure_boundary,
         "tenth": card_chain.measure_tenth,
     }
+
+
+def list_default() -> list[str]:
+    """What is measured unless some are chosen: all for which everything is at hand."""
+    return [n for n in measurements() if n != "sd_scripts" or os.environ.get("SD_SCRIPTS")]
 
 
 def measure_card(card: Card, chosen: Sequence[str], path: Path | None) -> tuple[list[Row], int]:

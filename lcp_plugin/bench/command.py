@@ -100,7 +100,7 @@ def run_on_card(arguments: argparse.Namespace) -> str:
             the message.
     """
     from lcp_plugin.bench.card import Card
-    from lcp_plugin.bench.card_command import measure_card
+    from lcp_plugin.bench.card_command import list_default, measure_card
     from lcp_plugin.bench.card_command import measurements as known_on_card
 
     known = known_on_card()
@@ -109,7 +109,7 @@ def run_on_card(arguments: argparse.Namespace) -> str:
             raise ConfigError(f"--only {name}: with --device there are {', '.join(known)}.")
     _quieten()
     card = Card(arguments.size, arguments.device)
-    rows, failed = measure_card(card, arguments.only or list(known), arguments.json)
+    rows, failed = measure_card(card, arguments.only or list_default(), arguments.json)
     text = f"{card.describe()}\n\n{format_table(rows)}"
     if failed:
         raise LcpError(f"{failed} measurements failed, see above.\n{text}")

@@ -70,11 +70,17 @@ def build_unet(device: str = "cpu") -> Any:
     count = sum(p.numel() for p in unet.parameters())
     assert count == UNET_PARAMETERS, f"{count} parameters, SDXL has {UNET_PARAMETERS}"
     unet = unet.to(torch.bfloat16).to_empty(device=device)
-    pool = (torch.randn(1 << 22) * STD).to(device, torch.bfloat16)
-    with torch.no_grad():
-        for module in unet.modules():
-            _fill(module, pool)
+    fill_weights(unet)
     return unet.eval()
+
+
+@torch.no_grad()
+def fill_weights(model: nn.Module) -> None:
+    """Weights of a model without any, on its device, in its type, from one random pool."""
+    like = next(model.parameters())
+    pool = (torch.randn(1 << 22) * STD).to(like)
+    for module in model.modules():
+        _fill(module, pool)
 
 
 def _fill(module: nn.Module, pool: torch.Tensor) -> None:
