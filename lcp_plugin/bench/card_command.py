@@ -27,6 +27,7 @@ def measurements(text: Path | None = None) -> Mapping[str, Measure]:
 
     return {
         "step": card_steps.measure_step,
+        "step_bf16_factors": card_steps.measure_bf16_factors,
         "sd_scripts": card_sd_scripts.measure_sd_scripts,
         "profile": partial(card_profile.measure_profile, text=text),
         "recall": card_chain.measure_recall,

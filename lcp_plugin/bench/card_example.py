@@ -1,9 +1,10 @@
 """The baseline on a card: SDXL LoRA in bf16 as diffusers' example trains it, written anew.
 
-peft's adapter with fp32 factors, accelerate's autocast, bitsandbytes' AdamW8bit: what
+peft's adapter, accelerate's autocast, bitsandbytes' AdamW8bit: what
 examples/text_to_image/train_text_to_image_lora_sdxl.py of huggingface/diffusers does with
 --mixed_precision bf16 --use_8bit_adam. Latents and text are cached, which that script does not do,
-so that both sides do the same work. Noise is drawn on the device, as there.
+so that both sides do the same work. Noise is drawn on the device, as there. The script leaves its
+factors in bf16 (it casts them under fp16 alone); fp32 ones, as ours, are a baseline too.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ class ExampleOnCard:
         batch: Mapping[str, Tensor],
         learning_rate: float,
         checkpointing: bool,
+        in_fp32: bool = True,
     ) -> None:
-        """`factors`: module (`unet....`) -> (A, B) to start from; `batch`: latents, conditioning,
-        on the device.
+        """`factors`: module (`unet....`) -> (A, B) to start from, trained in fp32 or in bf16;
+        `batch`: latents, conditioning, on the device.
         """
         from accelerate import Accelerator
         from diffusers import DDPMScheduler
@@ -39,7 +41,8 @@ class ExampleOnCard:
 
         unet = pipeline.unet
         adapt(unet, factors)
-        cast_training_params(unet, dtype=torch.float32)
+        if in_fp32:
+            cast_training_params(unet, dtype=torch.float32)
         if checkpointing:
             unet.enable_gradient_checkpointing()
         unet.train()

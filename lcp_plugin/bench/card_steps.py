@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +134,22 @@ def measure_step(card: Card) -> Iterator[Row]:
             yield from _compare(card, Setting(targets, checkpointing))
 
 
-def _compare(card: Card, setting: Setting) -> Iterator[Row]:
+def measure_bf16_factors(card: Card) -> Iterator[Row]:
+    """Rows: the same beside the example as it is published, which trains its factors in bf16."""
+    for checkpointing in (False, True):
+        yield from _compare(card, Setting(checkpointing=checkpointing), in_fp32=False)
+
+
+def _compare(card: Card, setting: Setting, in_fp32: bool = True) -> Iterator[Row]:
     example: Any = card.build()
     with tempfile.TemporaryDirectory() as folder:
         ours = CardTraining(card, Path(folder), setting)
         theirs = Side(card, held=bytes_of(example.unet))
         factors = {name: (f.down, f.up) for name, f in ours.start.adapter.items()}
         with theirs.running(counts=False):
-            side = ExampleOnCard(example, factors, ours.batch(), RATE, setting.checkpointing)
+            side = ExampleOnCard(
+                example, factors, ours.batch(), RATE, setting.checkpointing, in_fp32
+            )
         losses: list[tuple[float, float]] = []
 
         def between(report: StepReport) -> None:
@@ -151,7 +159,9 @@ def _compare(card: Card, setting: Setting) -> Iterator[Row]:
             losses.append((report.loss, loss))
 
         ours.train(between)
-    yield from _step_rows(card, setting, len(factors), (ours.side, theirs), losses[0])
+    words = "" if in_fp32 else " (the example's factors in bf16)"
+    for row in _step_rows(card, setting, len(factors), (ours.side, theirs), losses[0]):
+        yield replace(row, name=row.name + words)
 
 
 def _step_rows(
