@@ -172,10 +172,15 @@ def test_memory_counts_all_tasks_the_last_one_included() -> None:
         return estimates.count_memory(options, tasks)["carried delta"]
 
     factors = estimates.count_factors(estimates.ATTENTION_SHAPES, 64)
-    assert carried(1) == 0
-    assert carried(2) == pytest.approx(4 * factors / 1e9)
-    assert carried(5) == pytest.approx(4 * carried(2))
-    assert carried(10, strategy="naive") == 0
+    assert carried(10) == carried(10, strategy="magmax") == 0  # fused: the chain does not grow
+    beside = {"fp8_base_unet": True}
+    assert carried(1, **beside) == 0
+    assert carried(2, **beside) == pytest.approx(2 * factors / 1e9)
+    assert carried(2, carry_as="branch") == carried(2, **beside)
+    assert carried(5, **beside) == pytest.approx(4 * carried(2, **beside))
+    assert carried(10, strategy="naive", **beside) == carried(10, strategy="recall", **beside) == 0
+    given = {"strategy": "recall", "strategy_args": ("of=merge_init",)}
+    assert carried(5, **given, **beside) == carried(5, **beside)
     dense = 955_187_200  # weights of the 560 attention projections
-    assert carried(100) == pytest.approx(2 * dense / 1e9)
-    assert carried(2, mixed_precision="no") == pytest.approx(4 * dense / 1e9)
+    assert carried(100, **beside) == pytest.approx(2 * dense / 1e9)
+    assert carried(2, strategy="magmax", **beside) == pytest.approx(2 * dense / 1e9)

@@ -12,9 +12,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lcp_plugin.config.options import Options
+
+if TYPE_CHECKING:
+    from lcp_plugin.strategies.recall import Recall
 
 GB = 1e9
 UNET_PARAMETERS = 2_567_463_684
@@ -33,7 +36,6 @@ _OTHER_SHAPES = (
 TRANSFORMER_SHAPES = (*ATTENTION_SHAPES, *_OTHER_SHAPES)
 NATIVE_PIXELS = 1024**2
 RESERVE_GB = 0.8  # CUDA's own context and what its allocator keeps
-CARRIED_WIDTH = {"stacked": 4, "dense": 2}  # bytes a number beside a half-precision base
 CARRY_NOTHING = ("naive", "joint", "independent", "merge_at_end")  # train on the published base
 CARRY_DENSE = ("magmax",)
 
@@ -71,7 +73,13 @@ ASSUMED: tuple[Measured, ...] = (
 )
 ASSUMED_IMAGE_SECONDS = 0.3  # estimate: 8 s for an image in 30 steps, as such a card's users report
 # Rows of `tools/doctor.py --measure --json FILE` ("costs" in the file), the card named.
-MEASURED: tuple[Measured, ...] = ()
+# NVIDIA H200 with a slow host (the step waits for it to launch kernels), 1024 px, rank 32.
+_H200 = "measured 2026-11, torch 2.11"
+MEASURED: tuple[Measured, ...] = (
+    Measured("an NVIDIA H200", False, True, 0.466, 5.6, source=_H200),
+    Measured("an NVIDIA H200", True, True, 0.670, 0.5, source=_H200),
+    Measured("an NVIDIA H200 held to 8 GB", True, True, 1.091, 0.866, fp8=True, source=_H200),
+)
 
 
 def measured_file() -> Path:
@@ -152,20 +160,22 @@ def count_memory(options: Options, tasks: int) -> Mapping[str, float]:
 def _count_carried(options: Options, tasks: int) -> float:
     """Bytes of the earlier tasks' updates on the device while the last task is trained.
 
-    Beside a half-precision base they run as stacked factors while those are smaller than the dense
-    matrix; in an fp32 base they are fused, and the untouched weights are kept.
+    Fused, they take none: the untouched weights wait on the CPU. Beside weights that are stored in
+    a smaller type, or as a branch that was asked for, they run as stacked factors while those are
+    smaller than the dense matrix.
     """
-    recalls = any(arg in ("of=naive", "of='naive'") for arg in options.strategy_args)
-    if tasks < 2 or options.strategy in CARRY_NOTHING or recalls:
+    stored = options.fp8_base or options.fp8_base_unet
+    stored = stored or options.base_dtype not in ("auto", options.mixed_precision)
+    given = [arg.removeprefix("of=") for arg in options.strategy_args if arg.startswith("of=")]
+    carries = (given or ["naive"])[0] if options.strategy == "recall" else options.strategy
+    if tasks < 2 or carries in CARRY_NOTHING or not (stored or options.carry_as == "branch"):
         return 0.0
-    if options.mixed_precision == "no" and options.base_dtype == "auto":
-        return 4.0 * sum(count * out * inputs for count, out, inputs in shapes_of(options))
+    width = 4.0 if options.mixed_precision == "no" else 2.0
     total = 0.0
     for count, out, inputs in shapes_of(options):
-        dense = count * out * inputs * CARRIED_WIDTH["dense"]
-        stacked = count * (tasks - 1) * options.rank * (out + inputs) * CARRIED_WIDTH["stacked"]
-        smaller = (tasks - 1) * options.rank * (out + inputs) < out * inputs  # as `delta` keeps it
-        total += stacked if smaller and options.strategy not in CARRY_DENSE else dense
+        dense, stacked = out * inputs, (tasks - 1) * options.rank * (out + inputs)
+        smaller = stacked < dense and carries not in CARRY_DENSE  # as `delta` keeps it
+        total += width * count * (stacked if smaller else dense)
     return total
 
 
@@ -199,6 +209,13 @@ def image_seconds(options: Options, pixels: int, steps: int) -> float:
     """Seconds of an image drawn with guidance in `steps` denoising steps."""
     step = find_cost(options).image_seconds or ASSUMED_IMAGE_SECONDS
     return step * steps * pixels / NATIVE_PIXELS
+
+
+def drawing_seconds(recall: Recall, options: Options, pixels: int, tasks: int) -> float:
+    """Seconds that a chain of `tasks` tasks draws what it rehearses: each earlier task anew."""
+    images = recall.images * tasks * (tasks - 1) / 2
+    passes = 1.0 if recall.guidance == 1 else 2.0
+    return images * image_seconds(options, pixels, recall.sample_steps) * passes / 2
 
 
 def cost_facts(row: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Protocol
 from lcp_plugin.config.estimates import (
     GB,
     count_factors,
+    drawing_seconds,
     estimate_memory,
     estimate_seconds,
     find_cost,
@@ -106,11 +107,29 @@ def describe_plan(
         f"  output folder   {estimate.disk_gb:.1f} GB",
         f"  GPU memory      {estimate.vram_gb:.1f} GB",
         f"  time            {_hours(estimate.hours)}",
+        *_rehearsal_lines(config.options, estimate.hours, len(tasks), pixels),
     ]
     notices = [*config.notices, *(n for _, data in tasks for n in data.notices)]
     if notices:
         lines += ["", "Notices", *(f"  {notice}" for notice in dict.fromkeys(notices))]
     return "\n".join(lines)
+
+
+def _rehearsal_lines(options: Options, hours: float, tasks: int, pixels: int) -> list[str]:
+    """What rehearsing costs beside the steps' own time; none for strategies that do not."""
+    from lcp_plugin.registry import create_strategy
+    from lcp_plugin.strategies.recall import Recall
+
+    strategy = create_strategy(options.strategy, options.strategy_args)
+    if not isinstance(strategy, Recall) or tasks < 2:
+        return []
+    rehearsed = hours * (tasks - 1) / tasks / strategy.every
+    drawing = drawing_seconds(strategy, options, pixels, tasks) / 3600
+    share = drawing / (hours + rehearsed) if hours else 0.0
+    return [
+        f"  rehearsing      {_hours(rehearsed)} more: its steps take about as long as the tasks'",
+        f"  drawing         {_hours(drawing)} for what is rehearsed, {share:.0%} of the training",
+    ]
 
 
 def _option_lines(config: RunConfig) -> list[str]:
