@@ -25,6 +25,7 @@ from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.examples import check_images
 from lcp_plugin.errors import ConfigError, FinishedError
 from lcp_plugin.hooks import Carry, Strategy
+from lcp_plugin.parent_prompts import note_prompts
 from lcp_plugin.registry import create_strategy, describe_arguments, find
 from lcp_plugin.restarting import take_up
 from lcp_plugin.sdxl.base_weights import identify_with
@@ -79,6 +80,7 @@ def make_plan(config: RunConfig) -> Plan:
     if found is None:
         parent = choose_parent(options, strategy, base)
         parent = tell_apart(parent, [task.name for task in config.tasks])
+        parent = note_prompts(parent, options.prev_prompts, strategy)
         check_start(options, parent, is_new=True)
         seed = options.seed if options.seed is not None else secrets.randbelow(2**31)
     else:

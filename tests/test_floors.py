@@ -32,7 +32,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
         "task_run",
     )
     + ("trainer", "evaluation", "samples", "kohya", "fusing", "export", "planning", "bench")
-    + ("doctor", "chaining", "data_facts", "retraining"),
+    + ("doctor", "chaining", "parent_prompts", "data_facts", "retraining"),
     7: ("runner", "closing", "measuring", "measure_report"),
     8: ("cli",),
 }

@@ -36,6 +36,9 @@ class RunOptions:
     )
     observer: tuple[str, ...] = _run((), "names or package.mod:Class; repeatable", fixed=False)
     prev: str | None = _run(None, "chain on this task folder, deliverable or any SDXL LoRA")
+    prev_prompts: tuple[str, ...] = _run(
+        (), "prompts of what a LoRA of another tool knows, for strategies that rehearse it"
+    )
     allow_strategy_change: bool = _run(
         False, "chain on a folder that another strategy wrote", fixed=False
     )
