@@ -44,7 +44,8 @@ def note_prompts(parent: Parent, given: Sequence[str], strategy: Strategy) -> Pa
     if not prompts:
         raise ConfigError(
             f"strategy {strategy.name} rehearses what {parent.source} knows, and its header does "
-            'not say what that is; name prompts it was trained with: --prev_prompts "a photo of ...".'
+            "not say what that is; name prompts that it was trained with: "
+            '--prev_prompts "a photo of ...".'
         )
     if rehearses and not given:
         log.warning("%s is rehearsed by what its header says: %s.", parent.source, _quote(prompts))

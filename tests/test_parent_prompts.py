@@ -23,11 +23,7 @@ SHORT = ("images=1", "sample_steps=2")
         ({"modelspec.trigger_phrase": "sks dog"}, ("sks dog",)),
         ({"ss_dataset_dirs": json.dumps({"5_sks dog": {"n_repeats": 5}})}, ("a photo of sks dog",)),
         (
-            {
-                "ss_tag_frequency": json.dumps(
-                    {"img": {"tree": 3, "ink wash": 9, "boat": 4}}
-                )
-            },
+            {"ss_tag_frequency": json.dumps({"img": {"tree": 3, "ink wash": 9, "boat": 4}})},
             ("ink wash, boat, tree",),
         ),
         ({"ss_tag_frequency": "not JSON"}, ()),
