@@ -70,11 +70,12 @@ def _answer(config: RunConfig) -> bool:
 def _describe(config: RunConfig) -> str:
     """The plan of a dry run, at the base's own size where the base is on disk."""
     from lcp_plugin.data.dry_run import describe_run
-    from lcp_plugin.planning import check_before_run, settle_init
+    from lcp_plugin.planning import check_before_run, check_optimizers, settle_init
     from lcp_plugin.sdxl.traits import is_at_hand, read_traits, settle_zero_terminal
 
     name = config.options.pretrained_model_name_or_path
     if not is_at_hand(name):
+        check_optimizers(config)
         return describe_run(config)
     check_before_run(settle_init(config))
     return describe_run(settle_zero_terminal(config), read_traits(name).native_side)

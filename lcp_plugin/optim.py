@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ConfigError, ResumeError
+from lcp_plugin.optimizer_args import check_arguments, misfit
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +99,33 @@ def create_optimizer(
     wanted = (name or "AdamW").lower()
     if wanted in BITSANDBYTES:
         return _create_bitsandbytes(wanted, values, groups, learning_rate)
+    values = _with_nesterov(wanted, values)
     path = PACKAGES.get(wanted) or _torch_path(name or "AdamW")
     if path.startswith(("dadaptation.", "prodigyopt.")):
         _check_one_rate(name, groups)
-    return _build(_load_class(path, name), path, values, groups, learning_rate)
+    return _build(name or "AdamW", path, values, groups, learning_rate)
+
+
+def check_optimizer(options: Options) -> None:
+    """Raises ConfigError for what the optimizer refuses, seen on a scratch parameter.
+
+    Steps are tried of torch's and the known packages' alone: others may need the run's device.
+    """
+    name, rate = options.optimizer_type or "AdamW", options.learning_rate
+    scratch = nn.Parameter(torch.zeros(8, 8))
+    groups = [{"params": [scratch], "lr": rate}]
+    if name.lower() in BITSANDBYTES:
+        _check_bitsandbytes(name.lower(), parse_arguments(options.optimizer_args), groups, rate)
+        return
+    optimizer, used = create_optimizer(name, options.optimizer_args, groups, rate)
+    path = used.partition("(")[0]
+    if not path.startswith("torch.optim.") and path not in PACKAGES.values():
+        return
+    scratch.grad = torch.ones_like(scratch)
+    try:
+        optimizer.step()
+    except Exception as error:  # values that are looked at only here
+        raise misfit(path, name, error) from error
 
 
 def joins_exactly(options: Options) -> bool:
@@ -158,13 +182,13 @@ def _load_class(path: str, name: str) -> Callable[..., torch.optim.Optimizer]:
 
 
 def _build(
-    cls: Callable[..., torch.optim.Optimizer],
+    name: str,
     path: str,
     values: dict[str, Any],
     groups: Sequence[dict[str, Any]],
     learning_rate: float,
 ) -> tuple[torch.optim.Optimizer, str]:
-    values = dict(values)
+    cls, values = _load_class(path, name), dict(values)
     if path == "torch.optim.SGD" and "nesterov" not in values and "momentum" not in values:
         values |= {"nesterov": True, "momentum": 0.9}
     if path.startswith("torch.optim.") and path.rpartition(".")[2] in FUSED:
@@ -172,10 +196,23 @@ def _build(
     rate: float | None = learning_rate
     if path.endswith(".Adafactor") and values.get("relative_step", True):
         groups, rate = [{k: v for k, v in g.items() if k != "lr"} for g in groups], None
+    optimizer = _construct(cls, path, name, values, groups, rate)
+    return optimizer, f"{path}({_write_arguments(values)})"
+
+
+def _construct(
+    cls: Callable[..., torch.optim.Optimizer],
+    path: str,
+    name: str,
+    values: dict[str, Any],
+    params: Sequence[Any],
+    rate: float | None,
+) -> torch.optim.Optimizer:
+    check_arguments(cls, path, name, values)
     try:
-        return cls(list(groups), lr=rate, **values), f"{path}({_write_arguments(values)})"
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"optimizer_args do not fit {path}: {error}") from error
+        return cls(list(params), lr=rate, **values)
+    except Exception as error:  # whatever an optimizer says to arguments it does not like
+        raise misfit(path, name, error) from error
 
 
 def _write_arguments(values: Mapping[str, Any]) -> str:
@@ -188,29 +225,51 @@ def _create_bitsandbytes(
     groups: Sequence[dict[str, Any]],
     learning_rate: float,
 ) -> tuple[torch.optim.Optimizer, str]:
-    label = BITSANDBYTES[wanted]
-    if wanted == "sgdnesterov8bit":
-        values = {"nesterov": True, "momentum": 0.9, **values}
+    label, values = BITSANDBYTES[wanted], _with_nesterov(wanted, values)
     try:
         cls = _bitsandbytes_class(label)
-        _try_step(cls, values, groups)
+        _try_step(cls, label, values, groups)
     except ConfigError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if wanted not in UNQUANTISED:
-            raise ConfigError(
-                f"optimizer_type = '{label}' needs bitsandbytes, which is unusable here "
-                f"({reason}); "
-                "use AdamW or Adafactor."
-            ) from error
-        path = UNQUANTISED[wanted]
+        path, reason = _unquantised(wanted, error)
         log.warning("bitsandbytes is unusable here (%s): %s instead of %s.", reason, path, label)
-        return _build(_load_class(path, path), path, values, groups, learning_rate)
+        return _build(label, path, values, groups, learning_rate)
     # bitsandbytes says so again at the first real step
     warnings.filterwarnings("ignore", message=NOT_PAGED)
     optimizer = cls(list(groups), lr=learning_rate, **values)
     return optimizer, f"bitsandbytes.optim.{label}({_write_arguments(values)})"
+
+
+def _check_bitsandbytes(
+    wanted: str,
+    values: dict[str, Any],
+    groups: Sequence[dict[str, Any]],
+    learning_rate: float,
+) -> None:
+    """As `_create_bitsandbytes` does, but for the step and the warning."""
+    label, values = BITSANDBYTES[wanted], _with_nesterov(wanted, values)
+    try:
+        cls = _bitsandbytes_class(label)
+    except Exception as error:
+        _build(label, _unquantised(wanted, error)[0], values, groups, learning_rate)
+        return
+    _construct(cls, f"bitsandbytes.optim.{label}", label, values, groups, learning_rate)
+
+
+def _with_nesterov(wanted: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {"nesterov": True, "momentum": 0.9, **values} if "nesterov" in wanted else values
+
+
+def _unquantised(wanted: str, error: Exception) -> tuple[str, str]:
+    """The same algorithm in torch, and why it takes the place of bitsandbytes' own."""
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    if wanted in UNQUANTISED:
+        return UNQUANTISED[wanted], reason
+    raise ConfigError(
+        f"optimizer_type = '{BITSANDBYTES[wanted]}' needs bitsandbytes, which is unusable here "
+        f"({reason}); use AdamW or Adafactor."
+    ) from error
 
 
 def _bitsandbytes_class(label: str) -> Callable[..., torch.optim.Optimizer]:
@@ -223,6 +282,7 @@ def _bitsandbytes_class(label: str) -> Callable[..., torch.optim.Optimizer]:
 
 def _try_step(
     cls: Callable[..., torch.optim.Optimizer],
+    label: str,
     values: dict[str, Any],
     groups: Sequence[dict[str, Any]],
 ) -> None:
@@ -230,12 +290,14 @@ def _try_step(
     device = next(p.device for group in groups for p in group["params"])
     scratch = nn.Parameter(torch.zeros(64, 128, device=device))  # big enough to be quantised
     scratch.grad = torch.zeros_like(scratch)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=NOT_PAGED)
-            cls([scratch], lr=1e-3, **values).step()
-    except TypeError as error:
-        raise ConfigError(f"optimizer_args do not fit {cls}: {error}") from error
+    path = f"bitsandbytes.optim.{label}"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=NOT_PAGED)
+        optimizer = _construct(cls, path, label, values, [scratch], 1e-3)
+        try:
+            optimizer.step()
+        except TypeError as error:
+            raise misfit(path, label, error) from error
 
 
 def flatten_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -25,6 +25,7 @@ from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.examples import check_images
 from lcp_plugin.errors import ConfigError, FinishedError
 from lcp_plugin.hooks import Carry, Strategy
+from lcp_plugin.optim import check_optimizer
 from lcp_plugin.parent_prompts import note_prompts
 from lcp_plugin.registry import create_strategy, describe_arguments, find
 from lcp_plugin.restarting import take_up
@@ -72,6 +73,7 @@ def make_plan(config: RunConfig) -> Plan:
     options = config.options
     check_places(options)
     check_vae(options.vae)
+    check_optimizers(config)
     store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
     strategy = create_strategy(options.strategy, options.strategy_args)
     base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
@@ -118,11 +120,22 @@ def check_places(options: Options) -> None:
         raise ConfigError(f"{key} = {name!r} cannot be made: {reason}; choose another folder.")
 
 
+def check_optimizers(config: RunConfig) -> None:
+    """Raises ConfigError for optimizer_args, of the run or of one task, that do not fit."""
+    seen: set[tuple[Any, ...]] = set()
+    for options in [config.options, *(task.options for task in config.tasks)]:
+        key = (options.optimizer_type, options.optimizer_args, options.learning_rate)
+        if key not in seen:
+            check_optimizer(options)
+        seen.add(key)
+
+
 def check_before_run(config: RunConfig) -> None:
     """What a run would find wrong before it loads a model, for a dry run. Raises LcpError."""
     options = config.options
     check_places(options)
     check_vae(options.vae)
+    check_optimizers(config)
     strategy = create_strategy(options.strategy, options.strategy_args)
     base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
     parent = choose_parent(options, strategy, base)

@@ -93,9 +93,9 @@ def test_every_strategys_carry_keeps_99_percent_on_a_half_precision_base(
     monkeypatch.setattr(carries, "matrices_of", lambda size: small)
     rows = carries.measure_rounding("tiny")
     assert len(rows) == 4
-    assert all(row.ratio < row.bar for row in rows if row.bar)
-    fused = [int(row.note.rsplit(" ", 1)[1].removesuffix("%")) for row in rows]
-    assert min(fused) > 1, "fusing them into bf16 would lose more than the bar"
+    assert all("stochastic rounding" in row.note for row in rows)
+    # right in the mean: of 23,040 entries, each off by half a step of 2^-8 |W| at most
+    assert all(row.ratio < 0.2 for row in rows), [row.ratio for row in rows]
 
 
 def test_a_run_of_ten_tasks_holds_its_last_carry_and_ten_adapters(

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.delta import Delta
-from lcp_plugin.errors import ConfigError, LineageError, NumericError, StrategyError
+from lcp_plugin.errors import (
+    ConfigError,
+    FileFormatError,
+    LineageError,
+    NumericError,
+    StrategyError,
+)
 from lcp_plugin.files import file_model_hash, read_header
 from lcp_plugin.formats import read_lora, write_lora
 from lcp_plugin.hooks import Strategy
@@ -407,7 +413,7 @@ def test_a_parent_of_another_base_is_refused(tmp_path: Path, toy: Any) -> None:
     other = random_adapter(toy, lambda n: n == OUT, lambda i: (2, 2.0))
     wrong = Adapter({OUT.replace("mid_block", "up_blocks.7"): other[OUT]})
     write_lora(tmp_path / "p.safetensors", wrong)
-    with pytest.raises(LineageError, match="does not have"):
+    with pytest.raises(FileFormatError, match="is a block that SDXL does not have"):
         Trainer(copy.deepcopy(toy), {"prev": str(tmp_path / "p.safetensors")})
 
 

@@ -231,7 +231,7 @@ def test_a_changed_config_refuses_to_resume_and_names_the_keys(
     write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config("run", **LAW_2)
-    assert run_and_kill(config, 6)[0] == -signal.SIGKILL
+    assert run_and_kill(config, 30)[0] == -signal.SIGKILL  # behind a saved state
     status, text = run_for_errors(capsys, config, "--learning_rate", "0.5")
     assert status == 1
     assert "learning_rate" in text

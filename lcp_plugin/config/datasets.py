@@ -15,8 +15,8 @@ from typing import Any
 
 from lcp_plugin.config.convert import UNSET, Unfit, convert, convert_option
 from lcp_plugin.config.findings import Findings, did_you_mean
+from lcp_plugin.config.folders import describe_left_out, list_images
 from lcp_plugin.config.options import Options, option_fields, option_types
-from lcp_plugin.pictures import describe_left_out, list_images
 
 _REPEATS = re.compile(r"^(\d+)(?:_(.*))?$")
 

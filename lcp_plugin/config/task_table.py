@@ -11,10 +11,10 @@ from typing import Any
 from lcp_plugin.config.convert import UNSET, convert_option
 from lcp_plugin.config.datasets import DatasetConfig, DatasetReader, SubsetConfig
 from lcp_plugin.config.findings import Findings, did_you_mean
+from lcp_plugin.config.folders import describe_left_out, list_images
 from lcp_plugin.config.options import Options, option_fields, option_types
 from lcp_plugin.config.tables import read_table
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.pictures import describe_left_out, list_images
 from lcp_plugin.tasks import TRAIN_PROMPTS, Kind, default_prompts, fill_prompt
 
 TASK_KEYS = (
