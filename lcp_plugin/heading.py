@@ -271,9 +271,13 @@ def complete_header(
 def header_of_merge(
     lineage: Lineage, title: str, merged_from: Sequence[str], extra: Mapping[str, str]
 ) -> dict[str, str]:
-    """The header of a file that a tool put together: what it is, its words, its parts."""
+    """The header of a file that a tool put together: what it is, its words, its parts.
+
+    `extra`: entries beside these, or instead of them; "" takes one away.
+    """
     version = lineage.versions.get("lcp_plugin", "")
     spec = modelspec_header(
         title, triggers=lineage.triggers, merged_from=merged_from, version=version
     )
-    return {**minimal_header(title, lineage.tasks), **spec, **lineage.to_metadata(), **extra}
+    header = {**minimal_header(title, lineage.tasks), **spec, **lineage.to_metadata(), **extra}
+    return {key: value for key, value in header.items() if extra.get(key, "said")}

@@ -563,6 +563,10 @@ def _parent_of_file(path: Path) -> Parent:
         record = TaskRecord(1, name, "object", name, facts={"source": path.name})
         carry = Carry(lora.delta, lora.adapter or None, (record,))
         return Parent(carry, source=str(path), hash=files.file_model_hash(path), foreign=True)
+    if not files.is_as_written(path, lora.metadata):
+        return _changed_parent(
+            path, Carry(lora.delta, lora.adapter or None, lineage.tasks), lineage
+        )
     if lineage.carry == "adapter":
         carry = Carry(lora.delta, lora.adapter, lineage.tasks)
     else:
@@ -576,4 +580,23 @@ def _parent_of_file(path: Path) -> Parent:
         base_hash=lineage.base_hash or None,
         source=str(path),
         hash=files.file_model_hash(path),
+    )
+
+
+def _changed_parent(path: Path, carry: Carry, lineage: Lineage) -> Parent:
+    """A file of ours whose tensors another tool has changed: the tasks and the base it names still
+    hold, how its ranks were stacked and which strategy may go on from it do not.
+    """
+    log.warning(
+        "%s: another tool changed its tensors since they were written (their hash differs), so it "
+        "is taken as any foreign LoRA: no record of each task's ranks, and no strategy.",
+        path,
+    )
+    return Parent(
+        carry=carry,
+        base_name=lineage.base or None,
+        base_hash=lineage.base_hash or None,
+        source=str(path),
+        hash=files.file_model_hash(path),
+        foreign=True,
     )

@@ -16,11 +16,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 
 from lcp_plugin import __version__
+from lcp_plugin.chaining import base_of_header
 from lcp_plugin.conflicts import compare_adapters, energy_lost
 from lcp_plugin.delta import Delta, Stacked
 from lcp_plugin.errors import ConfigError, LcpError
@@ -34,6 +35,8 @@ from lcp_plugin.merging import METHODS, Merged, MergeOptions, merge_deltas
 from lcp_plugin.tasks import TaskRecord
 
 PRECISIONS = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PREDICTS = "modelspec.prediction_type"  # epsilon or v
+BASE_KEYS = ("ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -71,14 +74,48 @@ def print_collisions(names: Sequence[str], deltas: Sequence[Delta]) -> None:
 
 
 def common_base(loras: Sequence[LoraFile]) -> tuple[str, str]:
-    """Name and hash of the base if all files name the same one; says so where they differ."""
-    known = [lineage for lora in loras if (lineage := Lineage.from_metadata(lora.metadata))]
-    bases = {(lineage.base, lineage.base_hash) for lineage in known if lineage.base_hash}
-    if len(bases) > 1:
-        names = ", ".join(sorted(name for name, _ in bases))
-        print(f"trained on different bases ({names}): the sum fits none of them exactly")
-    whole = len(bases) == 1 and len(known) == len(loras)
-    return bases.pop() if whole else ("", "")
+    """Name and hash of the base if all files name the same one; says so where they differ.
+
+    The hash is ours where every file has our lineage; else the names and hashes that kohya's
+    headers give are compared, and only the name goes on.
+    """
+    lineages = [Lineage.from_metadata(lora.metadata) for lora in loras]
+    own = [(known.base, known.base_hash) for known in lineages if known and known.base_hash]
+    every = len(own) == len(loras)
+    said = own if every else [base_of_header(lora.metadata, None) for lora in loras]
+    names = {PurePath(name).name for name, _ in said if name not in ("", "None")}
+    hashes = {digest for _, digest in said if digest}
+    if len(hashes) > 1 or len({digest for _, digest in own}) > 1:
+        print(
+            f"trained on different bases ({', '.join(sorted(names))}): "
+            "the sum fits none of them exactly"
+        )
+        return "", ""
+    if every:
+        return own[0]
+    whole = len(names) == 1 and all(name not in ("", "None") for name, _ in said)
+    return (names.pop(), "") if whole else ("", "")
+
+
+def common_words(files: Sequence[Path], loras: Sequence[LoraFile]) -> dict[str, str]:
+    """What all headers say alike of their base and of what it predicts; "" takes an entry away.
+
+    Says so where some are for a base that predicts v and some for one that predicts noise.
+    """
+    headers = [lora.metadata for lora in loras]
+    kinds = {
+        path: header.get(PREDICTS, "")[:1] for path, header in zip(files, headers, strict=True)
+    }
+    v, noise = ([path.name for path, kind in kinds.items() if kind == k] for k in ("v", "e"))
+    words = {key: headers[0][key] for key in BASE_KEYS if headers[0].get(key, "None") != "None"}
+    words = {k: text for k, text in words.items() if all(h.get(k) == text for h in headers)}
+    if v and noise:
+        print(
+            f"{', '.join(v)} is for a base that predicts v, {', '.join(noise)} for one that "
+            "predicts noise: the sum fits neither exactly, and its header names neither"
+        )
+        return {**words, PREDICTS: ""}
+    return {**words, PREDICTS: "v"} if v else words
 
 
 def number_tasks(records: Sequence[TaskRecord]) -> tuple[TaskRecord, ...]:
@@ -124,8 +161,8 @@ def describe_merge(
         versions={"lcp_plugin": __version__},
     )
     error = {"ss_lcp_truncation": json.dumps({"rank": options.rank, "error": merged.error})}
-    names, extra = [file.stem for file in files], error if options.rank else {}
-    return header_of_merge(lineage, options.output.stem, names, extra)
+    extra = {**common_words(files, loras), **(error if options.rank else {})}
+    return header_of_merge(lineage, options.output.stem, [file.stem for file in files], extra)
 
 
 def merge(options: argparse.Namespace) -> list[str]:
