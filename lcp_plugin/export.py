@@ -283,7 +283,12 @@ def _describe_truncation(rank: int, overall: float, errors: Mapping[str, float])
 def export_peft(
     learned: Learned, folder: str | Path, dtype: torch.dtype = torch.float32
 ) -> Exported:
-    """peft's own form: a folder with adapter_config.json for each model that is changed."""
+    """peft's own form: a folder with adapter_config.json for each model that is changed.
+
+    Reading back checks every key against the names of SDXL's modules. Whether they are those of the
+    reader's classes depends on its transformers (`text_model.` is gone from CLIPTextModel in 5),
+    and an export has no base at hand: tests/test_peft_export.py loads each folder with peft.
+    """
     folder = Path(folder)
     with _replacing_folder(folder) as temporary:
         for prefix in PREFIXES:
