@@ -123,6 +123,7 @@ def check_optimizer(options: Options) -> None:
         return
     scratch.grad = torch.ones_like(scratch)
     try:
+        getattr(optimizer, "train", lambda: None)()  # schedule-free ones take no step without
         optimizer.step()
     except Exception as error:  # values that are looked at only here
         raise misfit(path, name, error) from error
