@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ConfigError, ResumeError
+from lcp_plugin.hardware import set_mode
 from lcp_plugin.optimizer_args import check_arguments, misfit
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ def check_optimizer(options: Options) -> None:
         return
     scratch.grad = torch.ones_like(scratch)
     try:
+        set_mode(optimizer, "train")
         optimizer.step()
     except Exception as error:  # values that are looked at only here
         raise misfit(path, name, error) from error
