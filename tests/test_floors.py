@@ -19,7 +19,17 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
     2: ("families", "hooks", "keys", "lineage", "header", "foreign_header", "merging"),
     3: ("strategies", "observers", "registry"),
     4: ("lycoris", "peft_config", "formats", "store", "config"),
-    5: ("sdxl", "data", "optim", "schedules", "tiny", "parallel", "provenance", "conflicts")
+    5: (
+        "sdxl",
+        "data",
+        "optim",
+        "optimizer_args",
+        "schedules",
+        "tiny",
+        "parallel",
+        "provenance",
+        "conflicts",
+    )
     + ("streaming", "session"),
     6: (
         "hardware",

@@ -177,7 +177,7 @@ def test_a_presets_plan_on_the_embedded_base_labels_its_estimates(
     assert main(["--config", str(config), "--dry_run", "--preset", preset]) == 0
     plan = capsys.readouterr().out
     assert "48x48: 3" in plan
-    assert "Estimates for SDXL at this size and all 1 task" in plan
+    assert "Estimates for SDXL at this size and all" in plan
     assert "GPU memory" in plan
     assert f"preset {preset}" in plan
     assert "has no effect" not in plan, "a preset of ours must not say what changes nothing"
