@@ -146,7 +146,7 @@ def test_epochs_replace_steps_of_zero_and_nothing_else_does(complain: Callable[.
     assert load_config(["--config", "z.toml"]).options.max_train_epochs == 2
 
 
-def test_small_images_are_skipped_and_an_empty_subset_is_left_out(
+def test_small_images_and_empty_subsets_are_left_out(
     complain: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "[[datasets]]\nresolution = 64\nskip_image_resolution = {}\n"

@@ -224,3 +224,28 @@ def test_more_rows_than_the_task_s_batch_are_rehearsed_in_pieces(train: Train) -
     run = train("pieces", tasks=(0,), strategy="test_recall:Noisy", train_batch_size=2)
     steps = read_steps(run.store.root / "logs" / "steps.jsonl")
     assert all(s["rehearsal"] > 0 for s in steps)
+
+
+def test_a_dry_run_says_what_drawing_costs_and_its_share(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lcp_plugin.cli import main
+
+    config = write_config("plan", (0, 1), strategy="recall", max_train_steps=1000)
+    assert main(["--config", str(config), "--dry_run"]) == 0
+    plan = capsys.readouterr().out
+    assert "rehearsing" in plan
+    assert "for what is rehearsed" in plan
+    assert main(["--config", str(config), "--dry_run", "--strategy", "naive"]) == 0
+    assert "for what is rehearsed" not in capsys.readouterr().out
+
+
+def test_ten_tasks_of_sdxl_are_drawn_in_a_quarter_of_their_training_by_the_defaults() -> None:
+    """By the estimates of `config.estimates`, 850 steps a task at 1024 px, the paper's number."""
+    from lcp_plugin.config.estimates import drawing_seconds, estimate_seconds
+    from lcp_plugin.config.options import Options
+
+    options = Options(mixed_precision="bf16", strategy="recall", gradient_checkpointing=True)
+    drawing = drawing_seconds(Recall(), options, 1024**2, 10)
+    steps = 10 * 850 + 9 * 850  # the tasks' own, and as many that rehearse
+    assert drawing < 0.25 * steps * estimate_seconds(options, 1024**2, 10)
