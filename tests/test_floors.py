@@ -22,7 +22,6 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
     5: (
         "sdxl",
         "data",
-        "optim",
         "optimizer_args",
         "schedules",
         "tiny",
@@ -33,6 +32,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
     + ("streaming", "session"),
     6: (
         "hardware",
+        "optim",
         "trainer_state",
         "rates_course",
         "starting",

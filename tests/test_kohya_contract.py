@@ -150,7 +150,8 @@ TESTED = {
     "observer": "tracking::every_observer_is_told_the_validation_loss",
     "prev": f"{K}::no_metadata_leaves_what_readers_need",
     "prev_prompts": "parent_prompts::prompts_that_are_given_are_what_is_rehearsed",
-    "skip_image_resolution": "config_foreign::small_images_and_empty_subsets_are_left_out",
+    "skip_image_resolution": "config_foreign::small_images_and_empty_subsets_are_left_out "
+    "skip_image_resolution",
     "allow_strategy_change": "run::a_chain_with_another_strategy_must_be_asked_for",
     "order_seed": "run::order_seed_shuffles_as_the_paper_does",
     "overwrite": "run::a_finished_run_refuses_to_start_over_and_says_the_way_out",
