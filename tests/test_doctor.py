@@ -18,13 +18,18 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("preset", doctor.PRESETS)
 @pytest.mark.parametrize("rank", [8, 64])
-def test_the_components_add_up_to_what_the_plan_estimates(preset: str, rank: int) -> None:
+def test_the_components_add_up_to_what_the_plan_estimates(
+    preset: str, rank: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LCP_CACHE", str(tmp_path))  # without this machine's own measurements
     options = doctor.preset_options(preset, rank)
     memory = doctor.preset_memory(preset, options)
     whole = estimate_run(options, 0, doctor.TASKS, doctor.SIDE**2).vram_gb
     assert memory.total == pytest.approx(whole)
     assert min(memory.parts.values()) > 0
-    assert memory.parts["activations"] == pytest.approx(2.0 if preset != "24gb" else 11.0)
+    # docs/gpu.md: peaks of 10,752 and 5,808 MiB less 5.60 GB of base, factors and states; fp8
+    measured = {"8gb": 0.866, "12gb": 0.49, "24gb": 5.67}[preset]
+    assert memory.parts["activations"] == pytest.approx(measured, rel=0.03)
 
 
 def test_the_unet_counts_as_much_as_its_precision_says() -> None:

@@ -76,7 +76,7 @@ ASSUMED_IMAGE_SECONDS = 0.3  # estimate: 8 s for an image in 30 steps, as such a
 # NVIDIA H200 with a slow host (the step waits for it to launch kernels), 1024 px, rank 32.
 _H200 = "measured 2026-11, torch 2.11"
 MEASURED: tuple[Measured, ...] = (
-    Measured("an NVIDIA H200", False, True, 0.466, 5.6, source=_H200),
+    Measured("an NVIDIA H200", False, True, 0.466, 5.7, source=_H200),
     Measured("an NVIDIA H200", True, True, 0.670, 0.5, source=_H200),
     Measured("an NVIDIA H200 held to 8 GB", True, True, 1.091, 0.866, fp8=True, source=_H200),
 )
