@@ -15,8 +15,8 @@ from typing import Any
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import DiskError, LcpError
 from lcp_plugin.hardware import SAVED_AS
+from lcp_plugin.lock import locked
 from lcp_plugin.report import write_report
-from lcp_plugin.session import locked
 from lcp_plugin.store import RunStore
 
 log = logging.getLogger(__name__)

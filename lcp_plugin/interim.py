@@ -26,7 +26,7 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.config.prompts import SamplePrompt, read_prompts
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.hardware import has_modes, set_mode
-from lcp_plugin.samples import save_image
+from lcp_plugin.pictures import save_picture
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.sdxl.load import native_resolution
 from lcp_plugin.sdxl.prompt_samples import draw_prompt, sample_file_name
@@ -157,7 +157,7 @@ class Interim:
                 )
             name = sample_file_name(self.stem.name, number, prompt.seed, run.step, epoch, stamp)
             facts = {"prompt": prompt.prompt, "seed": str(seed), "step": str(run.step)}
-            save_image(folder / name, image, facts)
+            save_picture(folder / name, image, facts)
 
 
 @contextmanager

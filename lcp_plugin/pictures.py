@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from lcp_plugin.errors import DataError
 
@@ -172,6 +172,19 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF raises anything, and the picture is whole all the same
         return 1
+
+
+def save_picture(path: Path, image: Image.Image, facts: Mapping[str, str]) -> None:
+    """A PNG with facts in its text chunks, whole or not at all; empty facts are left out."""
+    from lcp_plugin.files import replacing
+
+    info = PngImagePlugin.PngInfo()
+    for key, value in facts.items():
+        if value:
+            info.add_itxt(key, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)
 
 
 @contextmanager

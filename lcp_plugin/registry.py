@@ -190,8 +190,13 @@ def describe_arguments(cls: type[Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def cast_value(text: str, annotation: Any, label: str) -> Any:
-    """`text` as bool, int, float, str, None, a Literal's value, or one of a union's types."""
+    """`text` as bool, int, float, str, None, a Literal's value, a strategy with its own arguments
+    ("merge_ortho_init mode=row_null"), or one of a union's types.
+    """
     options = typing.get_args(annotation)
+    if Strategy in (annotation, *options):
+        name, *args = text.split() or [text]
+        return create_strategy(name, args)
     origin = typing.get_origin(annotation)
     if origin is typing.Literal:
         for value in options:
@@ -236,7 +241,7 @@ def _describe_plugin(kind: type[Plugin], name: str) -> str:
         return f"{name:<18} cannot be used: {error}"
     summary = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
     options = ", ".join(
-        key if default is inspect.Parameter.empty else f"{key}={default}"
+        key if default is inspect.Parameter.empty else f"{key}={getattr(default, 'name', default)}"
         for key, (_, default) in describe_arguments(cls).items()
     )
     return f"{name:<18} {summary}" + (f"\n{'':<18} options: {options}" if options else "")

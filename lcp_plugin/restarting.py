@@ -14,8 +14,8 @@ from typing import Any
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ResumeError
+from lcp_plugin.lock import LOCK, locked
 from lcp_plugin.sdxl.load import BaseId
-from lcp_plugin.session import LOCK, locked
 from lcp_plugin.starting import check_start
 from lcp_plugin.store import Parent, RunStore
 

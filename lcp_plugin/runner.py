@@ -31,6 +31,7 @@ from lcp_plugin.hardware import SAVED_AS, weight_dtype
 from lcp_plugin.heading import make_header
 from lcp_plugin.hooks import Carry, Observer, TaskStart
 from lcp_plugin.interim import Interim
+from lcp_plugin.lock import locked
 from lcp_plugin.observers import Console, JsonLines, Trackers
 from lcp_plugin.parallel import (
     create_accelerator,
@@ -58,7 +59,7 @@ from lcp_plugin.sdxl.load import load_pipeline, native_resolution
 from lcp_plugin.sdxl.long_prompts import describe_cut
 from lcp_plugin.sdxl.sample import sample_images, starting_latents
 from lcp_plugin.sdxl.traits import settle_zero_terminal
-from lcp_plugin.session import locked, stopping_on_signals, thawing, without_collecting
+from lcp_plugin.session import stopping_on_signals, thawing, without_collecting
 from lcp_plugin.starting import common_shape, going_on, parent_of, start_from
 from lcp_plugin.store import Parent, TaskFolder, deliverable_adapter, hash_carry
 from lcp_plugin.tasks import MOST_CAPTIONS, Task, TaskRecord

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcp_plugin.files import replacing
+from lcp_plugin.pictures import save_picture
 from lcp_plugin.tasks import TaskRecord
 
 if TYPE_CHECKING:
@@ -64,19 +65,8 @@ def sample_stage(
         wanted = []
     drawn = sampler([prompt for prompt, _ in wanted], plan.seed, plan.count) if wanted else []
     for (prompt, path), image in zip(wanted, drawn, strict=True):
-        save_image(path, image, {"prompt": prompt, "seed": str(plan.seed), **facts})
+        save_picture(path, image, {"prompt": prompt, "seed": str(plan.seed), **facts})
     return {n: [images.open(p).convert("RGB") for p in found] for n, found in paths.items()}
-
-
-def save_image(path: Path, image: Image, facts: Mapping[str, str]) -> None:
-    """A PNG with facts in its text chunks, whole or not at all."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    for key, value in facts.items():
-        info.add_itxt(key, value)
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
 
 
 def draw_grid(

@@ -465,7 +465,7 @@ def test_killed_while_images_are_made_it_ends_as_if_it_had_not_been(run, picture
 
 def test_two_evaluations_do_not_write_into_one_folder(run, pictures, tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from lcp_plugin.session import locked\n"
+        "import sys, time; from pathlib import Path; from lcp_plugin.lock import locked\n"
         "with locked(Path(sys.argv[1]), 'x'): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

@@ -29,7 +29,7 @@ FLOORS: dict[int, tuple[str, ...]] = {  # a longer name beats the package that i
         "provenance",
         "conflicts",
     )
-    + ("streaming", "session"),
+    + ("streaming", "session", "lock"),
     6: (
         "hardware",
         "optim",

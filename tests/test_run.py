@@ -451,7 +451,7 @@ def test_resume_refuses_changed_images(
 def test_two_processes_may_not_train_one_run(
     train: Train, write_config: Callable[..., Path]
 ) -> None:
-    from lcp_plugin.session import locked
+    from lcp_plugin.lock import locked
 
     config = write_config("run")
     root = RunStore(config.parent / "out", "run").root
@@ -471,7 +471,7 @@ def test_two_processes_may_not_train_one_run(
 
 
 def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path: Path) -> None:
-    from lcp_plugin.session import locked
+    from lcp_plugin.lock import locked
 
     ready, done = os.pipe(), os.pipe()
     run = os.fork()

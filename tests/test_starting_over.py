@@ -10,7 +10,7 @@ import pytest
 
 from lcp_plugin import files
 from lcp_plugin.cli import main
-from lcp_plugin.session import locked
+from lcp_plugin.lock import locked
 
 WriteConfig = Callable[..., Path]
 Start = Callable[..., tuple[int, str]]

@@ -31,9 +31,9 @@ from lcp_plugin.evaluation.protocols import Protocol, read_dreambooth_prompts, r
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.files import write_json
 from lcp_plugin.formats import find_lora
+from lcp_plugin.lock import locked
 from lcp_plugin.sdxl.base_weights import BaseSource, identify_sum, pair_multipliers
 from lcp_plugin.sdxl.load import identify_base
-from lcp_plugin.session import locked
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from lcp_plugin.delta import Delta, Stacked
-from lcp_plugin.files import hash_tensors, remove_temporary_files, replacing
+from lcp_plugin.files import hash_tensors, remove_temporary_files
+from lcp_plugin.pictures import save_picture
 from lcp_plugin.sdxl.base_weights import BaseSource, add_to_base, check_source, sum_weights
 
 if TYPE_CHECKING:
@@ -116,17 +117,6 @@ def is_made(picture: Picture, facts: Mapping[str, str]) -> bool:
             return all(text.get(key, "") == value for key, value in facts.items())
     except (OSError, ValueError, SyntaxError):
         return False
-
-
-def save_picture(path: Path, image: Image.Image, facts: Mapping[str, str]) -> None:
-    """A PNG with its facts, whole or not at all."""
-    info = PngImagePlugin.PngInfo()
-    for key, value in facts.items():
-        if value:
-            info.add_itxt(key, value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
 
 
 def set_schedule(pipeline: StableDiffusionXLPipeline, base: BaseSource) -> None:

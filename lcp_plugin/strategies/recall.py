@@ -36,6 +36,7 @@ from lcp_plugin.hooks import (
     TaskStart,
     Weights,
 )
+from lcp_plugin.strategies.naive import Naive
 from lcp_plugin.tasks import Task, TaskRecord
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {  # none of them is a prompt of the evaluation
@@ -84,7 +85,7 @@ class Recall(Strategy):
 
     def __init__(
         self,
-        of: str = "naive",
+        of: Strategy | type[Strategy] = Naive,
         weight: float = 1.0,
         images: int = 8,
         sample_steps: int = 12,
@@ -93,9 +94,8 @@ class Recall(Strategy):
         batch: int = 0,
         settings: float = 0.5,
     ) -> None:
-        from lcp_plugin.registry import create_strategy
-
-        if of == "recall" or of.startswith("recall "):
+        inner = of() if isinstance(of, type) else of
+        if isinstance(inner, Recall):
             raise StrategyError("recall: of = recall rehearses twice; name another strategy.")
         for key, value in {"images": images, "sample_steps": sample_steps, "every": every}.items():
             if value < 1:
@@ -105,12 +105,11 @@ class Recall(Strategy):
                 f"recall: settings = {settings}, batch = {batch}, weight = {weight}; settings is "
                 "a share from 0 to 1, batch and weight are not negative."
             )
-        name, *args = of.split()
-        self.inner = create_strategy(name, args)
-        if self.inner.joins_tasks:
+        if inner.joins_tasks:
             raise StrategyError(
-                f"recall: of = {name} joins all tasks; nothing is left to rehearse."
+                f"recall: of = {inner.name} joins all tasks; nothing is left to rehearse."
             )
+        self.inner = inner
         self.starts_from_parent = self.inner.starts_from_parent
         self.weight, self.images, self.sample_steps = weight, images, sample_steps
         self.guidance, self.every, self.batch, self.settings = guidance, every, batch, settings
