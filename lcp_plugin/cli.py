@@ -13,7 +13,7 @@ from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.config.logs import configure_messages
 from lcp_plugin.config.write import write_given_options
 from lcp_plugin.errors import ConfigError, FinishedError, LcpError
-from lcp_plugin.session import without_collecting
+from lcp_plugin.run.session import without_collecting
 
 INTERRUPTED = 130
 OUT_OF_MEMORY = (
@@ -69,8 +69,8 @@ def _answer(config: RunConfig) -> bool:
 
 def _describe(config: RunConfig) -> str:
     """The plan of a dry run, at the base's own size where the base is on disk."""
-    from lcp_plugin.data.dry_run import describe_run
-    from lcp_plugin.planning import check_before_run, check_optimizers, settle_init
+    from lcp_plugin.run.dry_run import describe_run
+    from lcp_plugin.run.plan import check_before_run, check_optimizers, settle_init
     from lcp_plugin.sdxl.traits import is_at_hand, read_traits, settle_zero_terminal
 
     name = config.options.pretrained_model_name_or_path
@@ -86,9 +86,9 @@ def _train(config: RunConfig) -> int:
     with without_collecting():
         import torch
 
-        from lcp_plugin.closing import close_run
-        from lcp_plugin.runner import execute, summarise
-        from lcp_plugin.task_run import Interrupted
+        from lcp_plugin.run.after import close_run
+        from lcp_plugin.run.runner import execute, summarise
+        from lcp_plugin.training.loop import Interrupted
 
     try:
         run = execute(config)
@@ -112,8 +112,8 @@ def _train(config: RunConfig) -> int:
 
 def _close_anew(config: RunConfig) -> bool:
     """Makes what a kill has left out behind a run's last task; whether anything was missing."""
-    from lcp_plugin.closing import close_run
     from lcp_plugin.evaluation.command import choose_device
+    from lcp_plugin.run.after import close_run
 
     if os.environ.get("RANK", "0") != "0":
         return True  # the main process's business
@@ -127,7 +127,7 @@ def _close_anew(config: RunConfig) -> bool:
 
 def _leave_processes(failed: bool) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from lcp_plugin.parallel import end_processes
+        from lcp_plugin.training.processes import end_processes
 
         end_processes(failed)
 

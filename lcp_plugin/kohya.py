@@ -33,7 +33,19 @@ import torch
 from torch import Tensor, nn
 
 from lcp_plugin.adapter import Adapter, AdapterSpec
-from lcp_plugin.chaining import (
+from lcp_plugin.delta import Delta
+from lcp_plugin.errors import ConfigError, LineageError, StrategyError
+from lcp_plugin.formats.keys import PREFIXES
+from lcp_plugin.formats.lora_file import (
+    LoraFile,
+    lora_from_tensors,
+    portable_adapter,
+    read_lora,
+    write_checked_lora,
+)
+from lcp_plugin.hooks import Carry, Strategy, TaskStart
+from lcp_plugin.registry import create_strategy
+from lcp_plugin.run.chaining import (
     base_of_header,
     check_base,
     check_name,
@@ -41,24 +53,12 @@ from lcp_plugin.chaining import (
     identify_given,
     tell_apart,
 )
-from lcp_plugin.delta import Delta
-from lcp_plugin.errors import ConfigError, LineageError, StrategyError
-from lcp_plugin.formats import (
-    LoraFile,
-    lora_from_tensors,
-    portable_adapter,
-    read_lora,
-    write_checked_lora,
-)
-from lcp_plugin.heading import complete_header, counts_of
-from lcp_plugin.hooks import Carry, Strategy, TaskStart
-from lcp_plugin.keys import PREFIXES
-from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.kohya_layers import AdaptedLayer, choose_layers, fuse, name_layers
 from lcp_plugin.sdxl.layers import layer_kernel, layer_shape
 from lcp_plugin.sdxl.load import BaseId
 from lcp_plugin.seeds import derive_seed
-from lcp_plugin.store import Parent, deliverable_adapter, lineage_of, read_parent
+from lcp_plugin.store.deliverable_header import complete_header, counts_of
+from lcp_plugin.store.run_folder import Parent, deliverable_adapter, lineage_of, read_parent
 from lcp_plugin.tasks import Task
 
 log = logging.getLogger(__name__)

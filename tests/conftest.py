@@ -191,7 +191,7 @@ def train(write_config: Callable[..., Path]) -> Callable[..., Any]:
 
     def run(name: str, tasks: Sequence[int | dict[str, Any]] = (0, 1), **options: Any) -> Any:
         from lcp_plugin.config.load import load_config
-        from lcp_plugin.runner import execute
+        from lcp_plugin.run.runner import execute
 
         return execute(load_config(["--config", str(write_config(name, tasks, **options))]))
 

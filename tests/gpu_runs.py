@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcp_plugin.files import read_tensors
-from lcp_plugin.store import RunStore
+from lcp_plugin.formats.tensors import read_tensors
+from lcp_plugin.store.run_folder import RunStore
 
 Train = Callable[..., Any]
 DEVICE = os.environ.get("LCP_TEST_DEVICE", "cuda")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lcp_plugin.adapter import Adapter, Factors, Kernel
 from lcp_plugin.delta import Delta
-from lcp_plugin.keys import canonical, is_module
+from lcp_plugin.formats.keys import canonical, is_module
 
 Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from lcp_plugin.bench.command import run_command
+    from benchmarks.command import run_command
 
     try:
         print(run_command(sys.argv[1:] if argv is None else argv))

@@ -15,7 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lcp_plugin.conflicts import (
+from lcp_plugin.delivery.merging import MergeOptions, merge_deltas
+from lcp_plugin.delta import Delta
+from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.evaluation.conflicts import (
     Pair,
     compare_adapters,
     compare_boundaries,
@@ -23,11 +26,8 @@ from lcp_plugin.conflicts import (
     figure_two,
     open_boundaries,
 )
-from lcp_plugin.delta import Delta
-from lcp_plugin.errors import ConfigError, LcpError
-from lcp_plugin.files import write_bytes, write_json
-from lcp_plugin.formats import read_lora
-from lcp_plugin.merging import MergeOptions, merge_deltas
+from lcp_plugin.formats.lora_file import read_lora
+from lcp_plugin.formats.tensors import write_bytes, write_json
 from lcp_plugin.registry import create_strategy
 
 

@@ -57,8 +57,8 @@ def measure(arguments: argparse.Namespace, flags: Sequence[str]) -> tuple[str, i
     """The table of what was measured, and the exit status: 1 where something went wrong."""
     import torch
 
-    from lcp_plugin.measure_report import format_rows, measure_presets, parse_limit
-    from lcp_plugin.measuring import FAILED, SIZES, Request
+    from lcp_plugin.doctor.measure_report import format_rows, measure_presets, parse_limit
+    from lcp_plugin.doctor.measuring import FAILED, SIZES, Request
 
     size = arguments.size or ("sdxl" if torch.cuda.is_available() else "tiny")
     request = Request(
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             table, status = measure(arguments, flags)
             print(table)
             return status
-        from lcp_plugin.doctor import describe
+        from lcp_plugin.doctor.machine import describe
 
         print(describe(arguments.output_dir, arguments.network_dim or 32))
     except LcpError as error:

@@ -17,8 +17,15 @@ from pathlib import Path
 
 import torch
 
+from lcp_plugin.delivery.export import (
+    Exported,
+    Form,
+    check_output,
+    export,
+    read_learned,
+    weigh_tasks,
+)
 from lcp_plugin.errors import ConfigError, LcpError
-from lcp_plugin.export import Exported, Form, check_output, export, read_learned, weigh_tasks
 from lcp_plugin.registry import create_strategy
 
 PRECISIONS = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -62,8 +69,8 @@ def find_base(name: str | None, output: Path, scratch: Path) -> Path | None:
     """The base on disk; a diffusers folder becomes a single file if one is to be written."""
     if name is None:
         return None
+    from lcp_plugin.delivery.single_file import write_single_file
     from lcp_plugin.sdxl.load import find_base as find
-    from lcp_plugin.sdxl.single_file import write_single_file
 
     base = find(name)
     if base.is_dir() and output.suffix == ".safetensors":

@@ -17,9 +17,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from lcp_plugin.delivery.provenance import Search, failed, trace
+from lcp_plugin.delivery.retraining import retraining_config
 from lcp_plugin.errors import LcpError
-from lcp_plugin.provenance import Search, failed, trace
-from lcp_plugin.retraining import retraining_config
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -21,17 +21,17 @@ from pathlib import Path, PurePath
 import torch
 
 from lcp_plugin import __version__
-from lcp_plugin.chaining import base_of_header
-from lcp_plugin.conflicts import compare_adapters, energy_lost
+from lcp_plugin.delivery.export import Learned, check_output, export_checkpoint, export_lora
+from lcp_plugin.delivery.merging import METHODS, Merged, MergeOptions, merge_deltas
 from lcp_plugin.delta import Delta, Stacked
 from lcp_plugin.errors import ConfigError, LcpError
-from lcp_plugin.export import Learned, check_output, export_checkpoint, export_lora
-from lcp_plugin.files import file_model_hash
-from lcp_plugin.foreign_header import summarise
-from lcp_plugin.formats import LoraFile, find_lora, read_lora
-from lcp_plugin.heading import header_of_merge
-from lcp_plugin.lineage import Lineage, Source, collect_blocks
-from lcp_plugin.merging import METHODS, Merged, MergeOptions, merge_deltas
+from lcp_plugin.evaluation.conflicts import compare_adapters, energy_lost
+from lcp_plugin.formats.foreign_header import summarise
+from lcp_plugin.formats.lineage import Lineage, Source, collect_blocks
+from lcp_plugin.formats.lora_file import LoraFile, find_lora, read_lora
+from lcp_plugin.formats.tensors import file_model_hash
+from lcp_plugin.run.chaining import base_of_header
+from lcp_plugin.store.deliverable_header import header_of_merge
 from lcp_plugin.tasks import TaskRecord
 
 PRECISIONS = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -17,7 +17,7 @@ from pathlib import Path
 from lcp_plugin.config.sources import find_config
 from lcp_plugin.config.tables import read_table
 from lcp_plugin.errors import DataError, LcpError
-from lcp_plugin.pictures import list_images
+from lcp_plugin.formats.pictures import list_images
 
 
 def list_objects(config: str) -> list[str]:

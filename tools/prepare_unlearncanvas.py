@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcp_plugin.errors import DataError, LcpError
-from lcp_plugin.pictures import list_images
+from lcp_plugin.formats.pictures import list_images
 
 SEEDS_FOLDER = "Seed_Images"  # the photos that were stylised: no style
 REPOSITORY = Path(__file__).resolve().parents[1]

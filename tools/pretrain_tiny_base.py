@@ -66,8 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def train(args: argparse.Namespace, stage: str) -> None:
     """Run one stage or all of them."""
-    from lcp_plugin.tiny import stages
-    from lcp_plugin.tiny.schedule import Budget
+    from tiny_base import stages
+    from tiny_base.schedule import Budget
 
     plan = stages.Plan(work=args.work, sprites=args.sprites, seed=args.seed)
 
@@ -96,8 +96,8 @@ def load_model(folder: Path) -> Any:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Figures of the model in --model; its samples as a grid beside the checkpoints, and the
     classifier's confusion matrices into the model's folder."""
-    from lcp_plugin.tiny import gate, grid, stages
-    from lcp_plugin.tiny.render import Sprites
+    from tiny_base import gate, grid, stages
+    from tiny_base.render import Sprites
 
     plan = stages.Plan(work=args.work, sprites=args.sprites, seed=args.seed)
     pipeline = load_model(args.model)
@@ -123,14 +123,14 @@ def run(args: argparse.Namespace) -> None:
     if stage != "none":
         train(args, stage)
     if args.grid:
-        from lcp_plugin.tiny.grid import GRID_PROMPTS, draw_grid, sample_pictures
+        from tiny_base.grid import GRID_PROMPTS, draw_grid, sample_pictures
 
         pictures = sample_pictures(load_model(args.model), GRID_PROMPTS, seed=1)
         draw_grid(pictures, GRID_PROMPTS, args.grid)
     if args.gate:
         print(json.dumps(measure(args), indent=1))
     if args.render_quickstart:
-        from lcp_plugin.tiny.novel import render_quickstart
+        from tiny_base.novel import render_quickstart
 
         print(f"{render_quickstart(args.render_quickstart)} images")
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lcp_plugin").setLevel(logging.INFO)
     from lcp_plugin.evaluation.command import add_scoring_options
-    from lcp_plugin.evaluation.sweep_command import add_sweep_options, run_sweep
+    from lcp_plugin.sweep.command import add_sweep_options, run_sweep
 
     parser = argparse.ArgumentParser(
         prog="sweep.py", description="Strategies x orders x seeds, scored in one table."

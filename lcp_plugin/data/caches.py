@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.errors import FileFormatError, NumericError
-from lcp_plugin.files import read_tensors, write_tensors
+from lcp_plugin.formats.tensors import read_tensors, write_tensors
 
 
 def make_key(*parts: object) -> str:

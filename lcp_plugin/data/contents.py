@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcp_plugin.errors import DataError
-from lcp_plugin.pictures import decode, read_size
+from lcp_plugin.formats.pictures import decode, read_size
 
 LARGE = 50_000_000  # pixels; decoded one at a time, the others eight at once
 THREADS = 8

@@ -20,7 +20,7 @@ from lcp_plugin.data.captions import read_caption, read_metadata
 from lcp_plugin.data.contents import check_pictures, read_contents
 from lcp_plugin.data.images import Size
 from lcp_plugin.errors import DataError
-from lcp_plugin.pictures import describe_left_out, list_images
+from lcp_plugin.formats.pictures import describe_left_out, list_images
 from lcp_plugin.seeds import derive_seed
 
 Part = Literal["train", "validation"]

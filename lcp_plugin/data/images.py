@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lcp_plugin.pictures import has_alpha, open_upright
+from lcp_plugin.formats.pictures import has_alpha, open_upright
 
 Size = tuple[int, int]  # (width, height) in pixels
 

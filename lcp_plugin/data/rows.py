@@ -20,7 +20,7 @@ from lcp_plugin.data.images import (
     resize,
     to_tensor,
 )
-from lcp_plugin.pictures import open_rgb
+from lcp_plugin.formats.pictures import open_rgb
 
 TEXT = ("encoder_hidden_states", "text_embeds")
 STACKED = ("latents", "pixels", *TEXT, "time_ids", "loss_weights")

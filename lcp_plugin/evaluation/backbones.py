@@ -29,7 +29,7 @@ from lcp_plugin.evaluation.images import (
     IMAGENET_STD,
     Preprocessing,
 )
-from lcp_plugin.files import read_tensors
+from lcp_plugin.formats.tensors import read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ from lcp_plugin.errors import FileFormatError
 from lcp_plugin.evaluation.encoders import Encoder, Metric, TextEncoder
 from lcp_plugin.evaluation.images import hash_image
 from lcp_plugin.evaluation.scores import mean_cosine
-from lcp_plugin.files import read_header, read_tensors, write_tensors
-from lcp_plugin.pictures import open_rgb
+from lcp_plugin.formats.pictures import open_rgb
+from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 
 CHUNK = 64  # images held in memory at once
 

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lcp_plugin import pictures
 from lcp_plugin.errors import DataError
-from lcp_plugin.pictures import to_rgb
+from lcp_plugin.formats import pictures
+from lcp_plugin.formats.pictures import to_rgb
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import multiprocessing
 from typing import Any
 
-_PRELOADED = ("lcp_plugin.evaluation.warm", "lcp_plugin.runner", "lcp_plugin.closing")
+_PRELOADED = "lcp_plugin.evaluation.warm"
 
 
-def library_server() -> Any:
-    """multiprocessing's context of such processes; None where the system has none (Windows)."""
+def library_server(*also: str) -> Any:
+    """multiprocessing's context of such processes, which begin with the modules `also` too; None
+    where the system has none (Windows).
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return None
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_PRELOADED])
+    context.set_forkserver_preload([_PRELOADED, *also])
     return context

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from lcp_plugin.errors import DataError
-from lcp_plugin.pictures import open_rgb
+from lcp_plugin.formats.pictures import open_rgb
 
 SIDE = 320  # pixels; larger pictures are shrunk to it
 SMALL = 128  # pictures below this are shown with their pixels

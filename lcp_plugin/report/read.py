@@ -17,7 +17,7 @@ import numpy as np
 
 from lcp_plugin.errors import DataError
 from lcp_plugin.evaluation.scores import Matrix
-from lcp_plugin.pictures import list_images
+from lcp_plugin.formats.pictures import list_images
 
 Facts = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lcp_plugin.adapter import Factors, Kernel
 from lcp_plugin.delta import Entry, Stacked
 from lcp_plugin.errors import LineageError
-from lcp_plugin.keys import canonical, from_sgm, is_module, prefix_of
+from lcp_plugin.formats.keys import canonical, from_sgm, is_module, prefix_of
 from lcp_plugin.sdxl.layers import layer_kernel, layer_shape
 from lcp_plugin.sdxl.rounding import add_delta
 

@@ -27,8 +27,8 @@ from torch.utils.hooks import RemovableHandle
 from lcp_plugin.adapter import Adapter, Factors, Kernel
 from lcp_plugin.delta import Delta, Entry, Stacked
 from lcp_plugin.errors import LineageError
+from lcp_plugin.formats.keys import canonical
 from lcp_plugin.hooks import Weights
-from lcp_plugin.keys import canonical
 from lcp_plugin.sdxl.adapted_linear import AdaptedLinear
 from lcp_plugin.sdxl.flat_factors import FlatFactors
 from lcp_plugin.sdxl.rounding import FuseError, add_delta, measure_fuse, round_stochastically

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lcp_plugin.errors import BaseModelError
-from lcp_plugin.files import hash_file, read_header
+from lcp_plugin.formats.tensors import hash_file, read_header
 from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:
@@ -48,6 +48,14 @@ class BaseId:
     def short(self) -> str:
         """Name and first digits of the hash, for messages."""
         return f"{self.name} ({self.hash[:10]})"
+
+
+def load_tokenizer(name: str | None) -> Any | None:
+    """The tokenizer of a base that is a folder, without its models; None where it is a file."""
+    from transformers import CLIPTokenizer
+
+    folder = find_base(name) / "tokenizer"
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True) if folder.is_dir() else None
 
 
 def find_base(name: str | None) -> Path:

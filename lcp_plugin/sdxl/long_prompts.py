@@ -34,7 +34,7 @@ def tokenize(tokenizer: Any, prompt: str, max_length: int, weighted: bool) -> To
     ids: list[int] = []
     weights: list[float] = []
     for text, weight in parts:
-        part = tokenizer(text, add_special_tokens=False, truncation=False).input_ids
+        part = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
         ids += part
         weights += [weight] * len(part)
     rows, factors = [], []
@@ -86,7 +86,9 @@ def describe_cut(
     limit = max_length or PIECE
     lengths = [
         sum(
-            len(tokenizer(text, add_special_tokens=False, truncation=False).input_ids)
+            len(
+                tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+            )
             for text, _ in (parse_weights(caption) if weighted else [(caption, 1.0)])
         )
         for caption in captions

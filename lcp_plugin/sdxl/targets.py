@@ -19,7 +19,7 @@ from lcp_plugin.config.network_args import NetworkArgs, parse_network_args
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.rates import Rates, module_rates
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.keys import to_sgm
+from lcp_plugin.formats.keys import to_sgm
 from lcp_plugin.sdxl.layers import choose_targets, choose_text_targets
 
 _CONVOLUTIONAL = (".resnets.", ".downsamplers.", ".upsamplers.")

@@ -17,7 +17,7 @@ from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.prompts import read_prompts
 from lcp_plugin.errors import BaseModelError, ConfigError
-from lcp_plugin.files import read_header
+from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.sdxl.load import V_KEY, ZERO_SNR_KEY, find_base
 
 SDXL_SIDE = 1024  # pixels

@@ -1,0 +1,387 @@
+"""Anyone's SDXL LoRA file <-> Adapter and Delta.
+
+Read: kohya (SGM and diffusers block names), diffusers (new and old spellings), peft (a file or a
+folder with adapter_config.json), LyCORIS LoRA / LoHa / LoKr / full `diff`. What is a plain LoRA
+comes back as factors with the file's own alpha, the rest as a dense delta (lycoris.py has the
+formulas). A key that is not understood, a module that lacks a half, or two naming schemes in one
+file are errors: nothing is dropped silently.
+
+Written: the same names, factors as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lcp_plugin.adapter import Adapter, Factors, is_finite
+from lcp_plugin.delta import Delta
+from lcp_plugin.errors import FileFormatError, NumericError
+from lcp_plugin.formats.families import check_family
+from lcp_plugin.formats.keys import PREFIXES, Layout, embedding_of, kind_of, parse_key, write_key
+from lcp_plugin.formats.lycoris import build_dense, build_factors
+from lcp_plugin.formats.peft_config import (
+    DIFFUSERS_METADATA,
+    PEFT_FILE,
+    PeftConfigs,
+    describe_models,
+    only_model,
+    peft_config,
+)
+from lcp_plugin.formats.tensors import (
+    hash_tensors,
+    in_file_order,
+    layout_of,
+    legacy_hash,
+    read_header,
+    read_tensors,
+    replacing,
+    write_hashed,
+    write_json,
+    write_tensors,
+)
+
+log = logging.getLogger(__name__)
+LAYOUTS: dict[str, Layout] = {
+    "kohya": "sgm",
+    "kohya_blocks": "blocks",
+    "diffusers": "diffusers",
+    "peft": "peft",
+}
+FOLDER_FILES = (PEFT_FILE, "pytorch_lora_weights.safetensors")
+Part = Literal["down", "up", "alpha"]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of ||D||
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What a LoRA file holds. Its change of the base is `delta + Delta.of(adapter)`."""
+
+    adapter: Adapter  # plain LoRA modules
+    delta: Delta  # modules of other kinds, dense
+    metadata: dict[str, str]
+    format: str  # kohya | kohya_blocks | diffusers | peft
+
+    @property
+    def total(self) -> Delta:
+        """All modules as one delta."""
+        return self.delta + Delta.of(self.adapter)
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def read_lora(path: str | Path) -> LoraFile:
+    """Read a LoRA of any kind named above; a folder is searched for peft's or diffusers' file.
+
+    Raises:
+        FileFormatError: damaged, DoRA, unknown or mixed keys, shapes that do not fit.
+        NumericError: NaN or infinity.
+    """
+    path = find_lora(path)
+    return lora_from_tensors(read_tensors(path), read_header(path).metadata, path)
+
+
+def lora_from_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
+) -> LoraFile:
+    """As `read_lora` for tensors in memory; `path` names them in messages."""
+    configs = PeftConfigs.of(path, metadata)
+    grouped, family = _group_keys(path, tensors, configs.only_prefix(path))
+    try:
+        factors = {
+            module: build_factors(module, parts, configs.alpha_of)
+            for module, parts in grouped.items()
+            if "down" in parts or "up" in parts
+        }
+        dense = {
+            module: build_dense(module, parts, configs.scale_of)
+            for module, parts in grouped.items()
+            if module not in factors
+        }
+        adapter, delta = Adapter(factors), Delta(dense)
+        adapter.check_finite()
+        delta.check_finite()
+    except (FileFormatError, NumericError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    shapes = {name: f.shape for name, f in factors.items()}
+    shapes |= {name: entry.shape for name, entry in dense.items()}
+    check_family(shapes, metadata, path)
+    return LoraFile(adapter, delta, dict(metadata), family)
+
+
+def find_lora(path: str | Path) -> Path:
+    """`path` itself, or the LoRA file in the folder `path`. Raises FileFormatError."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = [path / name for name in FOLDER_FILES if (path / name).is_file()]
+    found = found or sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    raise FileFormatError(
+        f"{path} holds {len(found)} LoRA files; wanted one ({', '.join(FOLDER_FILES)}); name the "
+        "file itself."
+    )
+
+
+def _group_keys(
+    path: Path, tensors: Mapping[str, Tensor], peft_prefix: str | None
+) -> tuple[dict[str, dict[str, Tensor]], str]:
+    grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    by_family: dict[str, list[str]] = defaultdict(list)
+    unknown: list[str] = []
+    embeddings = {n for name in tensors if (n := embedding_of(name))}
+    if embeddings:
+        log.warning(
+            "%s: the embeddings %s bundled with the LoRA are left out; their words do nothing "
+            "without a file of their own.",
+            *(path, _few(embeddings)),
+        )
+    for name, tensor in tensors.items():
+        if embedding_of(name):
+            continue
+        key = parse_key(name)
+        if key is None:
+            unknown.append(name)
+            continue
+        module = key.module
+        if key.family == "peft" and peft_prefix and module.startswith("text_encoder."):
+            module = peft_prefix + module.removeprefix("text_encoder.")
+        if key.part in grouped[module]:
+            raise FileFormatError(f"{path} holds {key.part} of {module} twice, e.g. as {name}.")
+        by_family[key.family].append(name)
+        grouped[module][key.part] = tensor
+    if unknown:
+        kinds = sorted({kind for key in unknown if (kind := kind_of(key))})
+        if kinds:
+            raise FileFormatError(
+                f"{path} holds {' and '.join(kinds)} (e.g. {_few(unknown, 1)}): an SDXL adapter of "
+                "a kind that is not read; LoRA, LoHa, LoKr and full are. Fuse it into a checkpoint "
+                "with the tool that made it."
+            )
+        raise FileFormatError(f"{path} holds keys that no SDXL LoRA has: {_few(unknown)}.")
+    if not grouped:
+        raise FileFormatError(f"{path} holds no tensors; it is no LoRA.")
+    return dict(grouped), _one_family(path, by_family)
+
+
+def _one_family(path: Path, by_family: Mapping[str, list[str]]) -> str:
+    named = {"sgm": "kohya", "blocks": "kohya_blocks"}
+    definite = {f: keys for f, keys in by_family.items() if f != "kohya"}
+    if len(definite) > 1 or ("kohya" in by_family and definite.keys() & {"diffusers", "peft"}):
+        examples = "; ".join(f"{family} e.g. {_few(k, 1)}" for family, k in by_family.items())
+        raise FileFormatError(
+            f"{path} mixes naming schemes, of which readers silently drop one: {examples}. Save it "
+            "with one."
+        )
+    family = next(iter(definite), "sgm")
+    return named.get(family, family)
+
+
+def _few(names: Iterable[str], count: int = 5) -> str:
+    names = [n if len(n) <= 90 else n[:87] + "..." for n in names]
+    shown = ", ".join(n if n.isprintable() else repr(n) for n in sorted(names)[:count])
+    return shown + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def write_lora(
+    path: str | Path,
+    adapter: Adapter,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "kohya",
+) -> dict[str, str]:
+    """Write factors as they are: rank, alpha and kernel of every module survive a round trip.
+
+    Factors are stored in `dtype`, alphas exactly (a rank of 650 is no bf16 number). In the kohya
+    layouts the metadata gains `sshs_model_hash` and `sshs_legacy_hash`; diffusers and peft
+    have no alpha tensors, so there alphas go where their readers look for them: the header's
+    `lora_adapter_metadata`, and adapter_config.json beside a file named adapter_model.safetensors.
+
+    Args:
+        layout: kohya | kohya_blocks | diffusers | peft (one model: UNet or one text encoder).
+    Returns:
+        the metadata as written.
+    Raises:
+        FileFormatError: an unknown layout; peft with several models.  NumericError: NaN.
+        DiskError: the write failed.
+    """
+    if layout not in LAYOUTS:
+        raise FileFormatError(f"layout '{layout}' is not known; use one of {', '.join(LAYOUTS)}.")
+    written = dict(metadata or {})
+    if layout.startswith("kohya"):
+        return _write_rounded(path, adapter, written, dtype, layout)
+    adapter.check_finite()
+    written[DIFFUSERS_METADATA] = json.dumps(describe_models(adapter), sort_keys=True)
+    write_tensors(path, lora_tensors(adapter, dtype, layout), written)
+    if layout == "peft" and Path(path).name == PEFT_FILE:
+        write_json(Path(path).parent / "adapter_config.json", peft_config(adapter))
+    return written
+
+
+def _write_rounded(
+    path: str | Path,
+    adapter: Adapter,
+    metadata: Mapping[str, str],
+    dtype: torch.dtype,
+    layout: str,
+) -> dict[str, str]:
+    """One pass over the factors: each is checked, rounded, hashed and written."""
+    parts = {
+        write_key(module, part, LAYOUTS[layout]): (module, tensor)
+        for module, factors in adapter.items()
+        for part, tensor in _parts_of(factors, with_alpha=True).items()
+    }
+    kinds = {k: t.dtype if k.endswith(".alpha") else dtype for k, (_, t) in parts.items()}
+    shapes = {key: tensor.to("meta", kinds[key]) for key, (_, tensor) in parts.items()}
+    buffer = torch.empty(max((t.numel() for _, t in parts.values()), default=0), dtype=dtype)
+
+    def make(key: str) -> Tensor:
+        module, tensor = parts[key]
+        if tensor.dim() == 0:  # an alpha, as it is
+            return tensor
+        if not is_finite(tensor):
+            raise NumericError(
+                f"the adapter of {module} holds NaN or infinity; it is not used or saved."
+            )
+        return tensor if dtype is tensor.dtype else buffer[: tensor.numel()].copy_(tensor.view(-1))
+
+    return write_hashed(path, in_file_order(layout_of(shapes)), make, metadata)
+
+
+def portable_adapter(adapter: Adapter) -> Adapter:
+    """The same update with one alpha for all modules of a model: what a deliverable holds.
+
+    diffusers (to 0.42 at least) takes the most common alpha of a kohya file for all attention and
+    text-encoder layers; with different alphas its images are wrong, without an error. So B_i takes
+    what differs: B_i' = B_i alpha_i / alpha', exact where that is a power of two, as for the dense
+    ranks 640 and 1280 of SDXL. Equal alphas stay untouched.
+    """
+    changed: dict[str, Factors] = {}
+    for prefix in PREFIXES:
+        part = {name: f for name, f in adapter.items() if name.startswith(prefix)}
+        if len({f.alpha for f in part.values()}) < 2:
+            changed.update(part)
+            continue
+        alpha = float(Counter(f.rank for f in part.values()).most_common(1)[0][0])
+        for name, f in part.items():
+            up = f.up if f.alpha == alpha else f.up * (f.alpha / alpha)
+            changed[name] = Factors(f.down, up, alpha, f.kernel)
+    return Adapter(changed)
+
+
+def hashes_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """kohya's two hashes of what is about to be written."""
+    return {
+        "sshs_model_hash": hash_tensors(tensors),
+        "sshs_legacy_hash": legacy_hash(tensors, metadata),
+    }
+
+
+def lora_tensors(
+    adapter: Adapter, dtype: torch.dtype = torch.float32, layout: str = "kohya"
+) -> dict[str, Tensor]:
+    """The tensors of a LoRA file by key."""
+    naming = LAYOUTS[layout]
+    if layout == "peft":
+        only_model(adapter)
+    return {
+        write_key(module, part, naming): tensor if part == "alpha" else tensor.to(dtype)
+        for module, factors in adapter.items()
+        for part, tensor in _parts_of(factors, layout.startswith("kohya")).items()
+    }
+
+
+def _parts_of(factors: Factors, with_alpha: bool) -> dict[Part, Tensor]:
+    """down, up and alpha as files have them: in fp32, of a convolution in four dimensions."""
+    down, up = factors.down, factors.up
+    if factors.kernel:
+        down = down.reshape(factors.rank, -1, *factors.kernel)
+        up = up[:, :, None, None]
+    parts: dict[Part, Tensor] = {"down": down.contiguous(), "up": up.contiguous()}
+    if with_alpha:
+        parts["alpha"] = _alpha_tensor(factors.alpha)
+    return parts
+
+
+def _alpha_tensor(alpha: float) -> Tensor:
+    """fp32, as kohya has it; fp64 where that would round."""
+    single = torch.tensor(alpha, dtype=torch.float32)
+    return single if single.item() == alpha else torch.tensor(alpha, dtype=torch.float64)
+
+
+def check_lora(path: Path, adapter: Adapter, dtype: torch.dtype) -> None:
+    """Reads a file back and compares its updates with the adapter's, within `dtype`'s rounding.
+
+    Raises:
+        FileFormatError: it is not what was meant.
+    """
+    back = read_lora(path).total
+    if set(back) != set(adapter):
+        raise FileFormatError(f"{path.name} reads back with other modules than were written.")
+    for name, factors in adapter.items():
+        wanted, got = factors.update(), back[name].dense()
+        if float((got - wanted).norm()) > TOLERANCE[dtype] * float(wanted.norm()) + 1e-12:
+            raise FileFormatError(
+                f"{path.name}: {name} does not read back as the update that was meant: {dtype} "
+                "cannot hold it; use fp32 or bf16."
+            )
+
+
+def write_checked_lora(
+    path: str | Path, adapter: Adapter, metadata: Mapping[str, str], dtype: torch.dtype
+) -> float:
+    """As `write_lora`, but the file is read back, tensor by tensor, before it takes `path`'s place.
+
+    Returns:
+        the share of a module's factors that rounding to `dtype` took, where it took most.
+    Raises:
+        FileFormatError: what came back is not what was written; the old file is untouched.
+        NumericError: values that `dtype` cannot hold.
+    """
+    path = Path(path)
+    with replacing(path) as temporary:
+        written = write_lora(temporary, adapter, metadata, dtype)
+        try:
+            back = read_lora(temporary)
+        except NumericError as error:
+            raise NumericError(
+                f"{path.name}: a value is beyond what {dtype} holds; nothing was replaced. Use "
+                "save_precision = bf16 or float."
+            ) from error
+        if back.delta or set(back.adapter) != set(adapter) or back.metadata != written:
+            raise _not_as_written(path, "other modules or another header")
+        return max(
+            (_lost(path, n, f, back.adapter[n], dtype) for n, f in adapter.items()), default=0
+        )
+
+
+def _lost(path: Path, name: str, meant: Factors, back: Factors, dtype: torch.dtype) -> float:
+    """What rounding took of one module, as a share of its factors. Raises FileFormatError."""
+    share = 0.0
+    for wanted, got in ((meant.down, back.down), (meant.up, back.up)):
+        if back.alpha != meant.alpha or not torch.equal(got, wanted.to(dtype).float()):
+            raise _not_as_written(path, name)
+        size = float(wanted.norm()) if dtype is not torch.float32 else 0.0
+        share += (float((got - wanted).norm()) / size) ** 2 if size else 0.0
+    return math.sqrt(share)
+
+
+def _not_as_written(path: Path, what: str) -> FileFormatError:
+    return FileFormatError(
+        f"{path.name} does not read back as it was written ({what}); the file before it is "
+        "untouched. Look after disk and memory of this machine, and run the same command again."
+    )

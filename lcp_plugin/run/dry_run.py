@@ -1,0 +1,54 @@
+"""--dry_run: the plan of a run from its config and images, no model loaded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lcp_plugin.config.load import RunConfig
+from lcp_plugin.config.task_table import TaskConfig
+from lcp_plugin.data.dataset import TaskData
+from lcp_plugin.data.examples import check_images
+from lcp_plugin.run.forecast import describe_plan
+from lcp_plugin.sdxl.load import load_tokenizer
+from lcp_plugin.sdxl.long_prompts import describe_cut
+from lcp_plugin.sdxl.traits import is_at_hand
+
+SDXL_NATIVE = 1024  # pixels
+
+
+def describe_run(config: RunConfig, native: int = SDXL_NATIVE, processes: int = 1) -> str:
+    """The plan as text, tasks in the order in which they are learned.
+
+    `native`: the base's native size in pixels. Raises DataError for unreadable images.
+    """
+    tasks = list(config.tasks)
+    if config.options.order_seed is not None:
+        random.Random(config.options.order_seed).shuffle(tasks)  # as tasks.shuffle_tasks does
+    check_images(dataset for task in tasks for dataset in task.datasets)
+    seed = config.options.seed or 0
+    read = [
+        (task, TaskData(task, seed, number, (native, native)))
+        for number, task in enumerate(tasks, 1)
+    ]
+    cut = _cut_captions(read)
+    return describe_plan(
+        replace(config, notices=(*config.notices, *cut)) if cut else config, read, native, processes
+    )
+
+
+def _cut_captions(read: Sequence[tuple[TaskConfig, TaskData]]) -> tuple[str, ...]:
+    """What is cut of the tasks' captions, where the base's tokenizer is on disk."""
+    name = read[0][0].options.pretrained_model_name_or_path if read else None
+    tokenizer = load_tokenizer(name) if is_at_hand(name) else None
+    if tokenizer is None:
+        return ()
+    told = []
+    for task, data in read:
+        options = task.options
+        cut = describe_cut(
+            tokenizer, data.captions, options.max_token_length, options.weighted_captions
+        )
+        told += [f"task {task.name}: {cut}"] if cut else []
+    return tuple(told)

@@ -1,0 +1,90 @@
+"""What a LoRA of another tool was trained on, in words: what a rehearsing strategy asks it for.
+
+Given by --prev_prompts, else what its header says: the trigger phrase, the classes of its folders
+(`5_sks dog`), the tags that most of its captions have. Our own chains record their prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lcp_plugin.errors import ConfigError
+from lcp_plugin.formats.tensors import read_header
+from lcp_plugin.hooks import Strategy
+from lcp_plugin.store.run_folder import Parent
+from lcp_plugin.tasks import MOST_CAPTIONS
+
+log = logging.getLogger(__name__)
+MOST_TAGS = 3  # of a folder, put together to a prompt
+
+
+def note_prompts(parent: Parent, given: Sequence[str], strategy: Strategy) -> Parent:
+    """The parent with prompts for what another tool taught it, if the strategy rehearses.
+
+    Raises:
+        ConfigError: prompts for a chain that records its own, or nothing to go by.
+    """
+    rehearses = type(strategy).rehearse is not Strategy.rehearse
+    if not parent.foreign:
+        if given:
+            raise ConfigError(
+                f"prev_prompts: {parent.source} is no LoRA of another tool; leave them out: our "
+                "own chains record the prompts of their tasks."
+            )
+        return parent
+    if not (given or rehearses):
+        return parent
+    prompts = tuple(given) or _prompts_of_header(parent)
+    if not prompts:
+        raise ConfigError(
+            f"strategy {strategy.name} rehearses what {parent.source} knows, and its header does "
+            "not say what that is; name prompts that it was trained with: "
+            '--prev_prompts "a photo of ...".'
+        )
+    if rehearses and not given:
+        log.warning("%s is rehearsed by what its header says: %s.", parent.source, _quote(prompts))
+    tasks = tuple(
+        replace(record, facts={**record.facts, "captions": list(prompts)})
+        for record in parent.carry.tasks
+    )
+    return replace(parent, carry=replace(parent.carry, tasks=tasks))
+
+
+def _prompts_of_header(parent: Parent) -> tuple[str, ...]:
+    path = Path(str(parent.source))
+    return prompts_of_metadata(read_header(path).metadata) if path.is_file() else ()
+
+
+def prompts_of_metadata(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Prompts by a header's own words, the most telling first; none where it has none."""
+    trigger = metadata.get("modelspec.trigger_phrase", "").strip()
+    if trigger:
+        return (trigger,)
+    folders = {**_object(metadata, "ss_dataset_dirs"), **_object(metadata, "ss_tag_frequency")}
+    classes = [m[1] for name in folders if (m := re.fullmatch(r"\d+_(.*\S.*)", str(name)))]
+    if classes:
+        return tuple(f"a photo of {name}" for name in classes[:MOST_CAPTIONS])
+    found = []
+    for tags in _object(metadata, "ss_tag_frequency").values():
+        if isinstance(tags, Mapping) and tags:
+            ordered = sorted(tags, key=lambda tag: -float(tags[tag]))
+            found.append(", ".join(str(tag).strip() for tag in ordered[:MOST_TAGS]))
+    return tuple(found[:MOST_CAPTIONS])
+
+
+def _object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata.get(key, "{}"))
+    except json.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _quote(prompts: Sequence[str]) -> str:
+    return ", ".join(f"'{prompt}'" for prompt in prompts)

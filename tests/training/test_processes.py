@@ -1,0 +1,131 @@
+"""Two CPU processes (torchrun, gloo) reach what one process reaches with twice the accumulation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lcp_plugin.store.run_folder import RunStore
+
+ROOT = Path(__file__).parents[2]
+COMMON: dict[str, Any] = {
+    "strategy": "merge_ortho_init",  # its state crosses the boundary too
+    "network_dim": 4,
+    "max_train_steps": 3,
+    "resume_every_n_steps": 0,
+}
+
+
+WITNESS = """
+import atexit, os, pathlib, sys
+
+@atexit.register
+def tell_whether_the_group_lives():
+    torch = sys.modules.get("torch")
+    if torch is not None and "RANK" in os.environ:
+        lives = torch.distributed.is_initialized()
+        (pathlib.Path(__file__).parent / f"rank{os.environ['RANK']}").write_text(str(lives))
+"""
+
+
+def launch(config: Path, processes: int = 2, **environment: str) -> None:
+    """torchrun on this machine's CPU; a failure shows the end of what was printed."""
+    done = attempt(config, processes, **environment)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def attempt(
+    config: Path, processes: int = 2, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The command's end, whatever it is."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", str(ROOT / "train_continual_sdxl.py")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(
+        [*command, "--config", str(config)], env=env, capture_output=True, text=True, timeout=600
+    )
+
+
+def witness(folder: Path) -> dict[str, str]:
+    """An environment in which each rank, as its interpreter ends, tells of its process group."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(WITNESS, encoding="utf-8")
+    paths = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def groups_alive(folder: Path) -> list[str]:
+    """What the ranks told, in their order."""
+    return [path.read_text(encoding="utf-8") for path in sorted(folder.glob("rank*"))]
+
+
+def run_both(
+    write_config: Callable[..., Path], train: Callable[..., Any], tmp_path: Path, **options: Any
+) -> tuple[RunStore, RunStore]:
+    """(two processes, one process), each with two tasks behind it."""
+    launch(write_config("pair", gradient_accumulation_steps=1, **COMMON, **options))
+    one = train("single", gradient_accumulation_steps=2, **COMMON, **options)
+    return RunStore(tmp_path / "out", "pair"), one.store
+
+
+def assert_ran_in_two_processes(store: RunStore) -> None:
+    folders = store.folders()
+    assert len(folders) == 2
+    assert [f.lineage["session"]["processes"] for f in folders] == [2, 2]
+
+
+def test_two_processes_with_sgd_reach_the_weights_of_one_with_twice_the_accumulation(
+    write_config: Callable[..., Path], train: Callable[..., Any], tmp_path: Path
+) -> None:
+    pair, single = run_both(
+        write_config, train, tmp_path, optimizer_type="SGD", learning_rate=0.1, max_grad_norm=0
+    )
+    assert_ran_in_two_processes(pair)
+    for ours, wanted in zip(pair.folders(), single.folders(), strict=True):
+        a, b = ours.read_adapter(), wanted.read_adapter()
+        moved = False
+        for name, factors in b.items():
+            torch.testing.assert_close(a[name].up, factors.up, rtol=0, atol=1e-5)
+            torch.testing.assert_close(a[name].down, factors.down, rtol=0, atol=1e-5)
+            moved = moved or float(factors.up.abs().max()) > 1e-3
+        assert moved, "nothing was learned, so nothing was compared"
+
+
+def test_two_processes_with_adamw_reach_the_delta_of_one_with_twice_the_accumulation(
+    write_config: Callable[..., Path], train: Callable[..., Any], tmp_path: Path
+) -> None:
+    pair, single = run_both(write_config, train, tmp_path, optimizer_type="AdamW")
+    assert_ran_in_two_processes(pair)
+    ours, wanted = (s.folders()[-1].read_carry().total for s in (pair, single))
+    difference = ours + wanted.weighted(-1.0)
+    assert wanted.norm() > 0
+    assert difference.norm() / wanted.norm() < 1e-3  # a sign of a tiny gradient may turn
+    assert pair.deliverable.is_file()
+
+
+def test_a_finished_run_ends_its_process_group_before_the_interpreter(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    environment = witness(tmp_path / "witness")
+    launch(write_config("pair", **COMMON), **environment)
+    assert groups_alive(tmp_path / "witness") == ["False", "False"]
+    assert_ran_in_two_processes(RunStore(tmp_path / "out", "pair"))
+
+
+def test_an_error_ends_the_process_group_too_and_is_no_abort(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    environment = witness(tmp_path / "witness")
+    prev = str(tmp_path / "nothing.safetensors")
+    done = attempt(write_config("pair", prev=prev, **COMMON), **environment)
+    assert done.returncode != 0
+    assert f"error: --prev {prev} does not exist" in done.stderr
+    assert "SIGABRT" not in done.stderr
+    # the launcher may stop the second process before it has told
+    assert set(groups_alive(tmp_path / "witness")) == {"False"}
