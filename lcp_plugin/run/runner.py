@@ -24,8 +24,8 @@ from lcp_plugin.config.logs import TrackerSettings, tracker_settings
 from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import LcpError, LineageError
+from lcp_plugin.formats.disk import cache_folder, require_free_space
 from lcp_plugin.formats.lora_file import TOLERANCE, portable_adapter, write_checked_lora
-from lcp_plugin.formats.tensors import cache_folder, require_free_space
 from lcp_plugin.hooks import Carry, Observer, TaskStart
 from lcp_plugin.observers import Console, JsonLines, Trackers
 from lcp_plugin.registry import create, create_strategy

@@ -38,9 +38,11 @@ from lcp_plugin.delta import (
     delta_to_tensors,
 )
 from lcp_plugin.errors import FileFormatError, LcpError, LineageError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import read_json, write_json
+from lcp_plugin.formats.identity import file_model_hash, hash_tensors, is_as_written
 from lcp_plugin.formats.lineage import Lineage, collect_blocks
 from lcp_plugin.formats.lora_file import read_lora, write_lora
+from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.tasks import Task, TaskRecord
 
@@ -71,7 +73,7 @@ def carry_from_tensors(tensors: Mapping[str, Tensor], tasks: Sequence[TaskRecord
 
 def hash_carry(carry: Carry) -> str:
     """sha256 of the carry's tensors."""
-    return files.hash_tensors(carry_to_tensors(carry))
+    return hash_tensors(carry_to_tensors(carry))
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,12 @@ class TaskFolder:
     def _read(self, part: str) -> dict[str, Tensor]:
         path = self.path / f"{part}.safetensors"
         self._check(path, part)
-        return {k: t.clone() for k, t in files.read_tensors(path).items()}
+        return {k: t.clone() for k, t in read_tensors(path).items()}
 
     def _check(self, path: Path, part: str) -> None:
         if not path.is_file():
             raise LineageError(f"{path} is missing; restore it or chain on another task folder.")
-        if files.file_model_hash(path) != self.lineage["hashes"].get(part):
+        if file_model_hash(path) != self.lineage["hashes"].get(part):
             raise LineageError(
                 f"{path} is not the file that {LINEAGE} describes (hash differs); it was changed "
                 f"or "
@@ -169,7 +171,7 @@ def read_folder(path: Path) -> TaskFolder | None:
     """The task in a folder; None where no complete one is."""
     if not (path / LINEAGE).is_file():
         return None
-    lineage = files.read_json(path / LINEAGE)
+    lineage = read_json(path / LINEAGE)
     found = lineage.get("format") if isinstance(lineage, dict) else None
     if found != FORMAT:
         raise LineageError(
@@ -200,11 +202,11 @@ class RunStore:
     def read_run(self) -> dict[str, Any] | None:
         """run.json, or None."""
         path = self.root / "run.json"
-        return dict(files.read_json(path)) if path.is_file() else None
+        return dict(read_json(path)) if path.is_file() else None
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
         """run.json, whole or not at all."""
-        files.write_json(self.root / "run.json", facts)
+        write_json(self.root / "run.json", facts)
 
     def save_parent(self, parent: Parent) -> None:
         """Keeps what a chained run starts from, so that it can be resumed and evaluated alone."""
@@ -212,7 +214,7 @@ class RunStore:
         if (folder / LINEAGE).is_file():
             return
         self._save_tensors(folder, parent.carry, parent.state)
-        files.write_json(
+        write_json(
             folder / LINEAGE,
             {
                 "format": FORMAT,
@@ -232,7 +234,7 @@ class RunStore:
         folder = self.root / "parent"
         if not (folder / LINEAGE).is_file():
             return Parent()
-        facts = files.read_json(folder / LINEAGE)
+        facts = read_json(folder / LINEAGE)
         kept = TaskFolder(folder, facts)
         return Parent(
             carry=kept.read_carry(),
@@ -269,7 +271,7 @@ class RunStore:
         write_lora(folder / "adapter.safetensors", trained, {}, torch.float32)
         self._save_tensors(folder, carry, state)
         hashes = self._hashes(folder, state)
-        hashes["adapter"] = files.file_model_hash(folder / "adapter.safetensors")
+        hashes["adapter"] = file_model_hash(folder / "adapter.safetensors")
         lineage = {
             "format": FORMAT,
             "task": carry.tasks[-1].to_json(),
@@ -277,22 +279,22 @@ class RunStore:
             "hashes": hashes,
             **facts,
         }
-        files.write_json(folder / LINEAGE, lineage)
+        write_json(folder / LINEAGE, lineage)
         if keep_carries == "last":
             self._remove_carries(task.index, states=is_replayable(strategy))
         return TaskFolder(folder, lineage)
 
     def _save_tensors(self, folder: Path, carry: Carry, state: Mapping[str, Tensor]) -> None:
-        files.write_tensors(folder / "carry.safetensors", carry_to_tensors(carry), None)
+        write_tensors(folder / "carry.safetensors", carry_to_tensors(carry), None)
         if state:
-            files.write_tensors(folder / "strategy.safetensors", state, None)
+            write_tensors(folder / "strategy.safetensors", state, None)
         else:
             (folder / "strategy.safetensors").unlink(missing_ok=True)
 
     @staticmethod
     def _hashes(folder: Path, state: Mapping[str, Tensor]) -> dict[str, str]:
         parts = ["carry", *(["strategy"] if state else [])]
-        return {p: files.file_model_hash(folder / f"{p}.safetensors") for p in parts}
+        return {p: file_model_hash(folder / f"{p}.safetensors") for p in parts}
 
     def _remove_carries(self, before: int, states: bool) -> None:
         """Earlier carries, and states of the strategy that replaying end_task gives again."""
@@ -332,7 +334,7 @@ class RunStore:
             return replace(folder.described(), carry=carry, state=folder.read_state())
         state = strategy.state_dict()
         recorded = folder.lineage["hashes"].get("strategy")
-        if recorded is not None and files.hash_tensors(state) != recorded:
+        if recorded is not None and hash_tensors(state) != recorded:
             raise LineageError(
                 f"the strategy's state behind {folder.path} is gone and cannot be rebuilt; "
                 "chain on the last task, or use --keep_carries all for such chains."
@@ -362,9 +364,9 @@ class RunStore:
         """
         folder = self.root / "state" / f"{task.folder}_step{step:08d}"
         for name, tensors in parts.items():
-            files.write_tensors(folder / f"{name}.safetensors", tensors, None)
-        hashes = {n: files.file_model_hash(folder / f"{n}.safetensors") for n in parts}
-        files.write_json(
+            write_tensors(folder / f"{name}.safetensors", tensors, None)
+        hashes = {n: file_model_hash(folder / f"{n}.safetensors") for n in parts}
+        write_json(
             folder / "state.json",
             {"task_index": task.index, "step": step, "hashes": hashes, "facts": facts},
         )
@@ -380,7 +382,7 @@ class RunStore:
         """
         found: tuple[int, Path, dict[str, Any]] | None = None
         for manifest in (self.root / "state").glob("*/state.json"):
-            facts = files.read_json(manifest)
+            facts = read_json(manifest)
             if facts["task_index"] == task.index and (found is None or facts["step"] > found[0]):
                 found = (int(facts["step"]), manifest.parent, facts)
         if found is None:
@@ -389,12 +391,12 @@ class RunStore:
         parts = {}
         for name, expected in facts["hashes"].items():
             path = folder / f"{name}.safetensors"
-            if files.file_model_hash(path) != expected:
+            if file_model_hash(path) != expected:
                 raise FileFormatError(
                     f"{path} is damaged (hash differs); delete the folder state/ to restart the "
                     f"task."
                 )
-            parts[name] = {k: t.clone() for k, t in files.read_tensors(path).items()}
+            parts[name] = {k: t.clone() for k, t in read_tensors(path).items()}
         return step, parts, facts["facts"]
 
     def _kept(self, task: Task) -> Path:
@@ -402,18 +404,18 @@ class RunStore:
 
     def write_kept(self, task: Task, name: str, tensors: Mapping[str, Tensor]) -> None:
         """What was made for the task's training and need not be made again."""
-        hashed = {"hash": files.hash_tensors(tensors)}
-        files.write_tensors(self._kept(task) / f"{name}.safetensors", tensors, hashed)
+        hashed = {"hash": hash_tensors(tensors)}
+        write_tensors(self._kept(task) / f"{name}.safetensors", tensors, hashed)
 
     def read_kept(self, task: Task, name: str) -> dict[str, Tensor] | None:
         """What `write_kept` left; None where nothing whole is there."""
         path = self._kept(task) / f"{name}.safetensors"
         try:
-            recorded = files.read_header(path).metadata.get("hash")
-            tensors = {k: t.clone() for k, t in files.read_tensors(path).items()}
+            recorded = read_header(path).metadata.get("hash")
+            tensors = {k: t.clone() for k, t in read_tensors(path).items()}
         except (OSError, LcpError):
             return None
-        return tensors if files.hash_tensors(tensors) == recorded else None
+        return tensors if hash_tensors(tensors) == recorded else None
 
     def holds_work(self) -> bool:
         """Whether something was learned that starting over would lose: a task, a saved state, or a
@@ -437,7 +439,7 @@ class RunStore:
         if not self.deliverable.is_file():
             return None
         try:
-            return files.read_header(self.deliverable).metadata.get("ss_lcp_carry_hash")
+            return read_header(self.deliverable).metadata.get("ss_lcp_carry_hash")
         except FileFormatError:
             return None
 
@@ -562,8 +564,8 @@ def _parent_of_file(path: Path) -> Parent:
         name = path.stem if said in ("None", "") else said
         record = TaskRecord(1, name, "object", name, facts={"source": path.name})
         carry = Carry(lora.delta, lora.adapter or None, (record,))
-        return Parent(carry, source=str(path), hash=files.file_model_hash(path), foreign=True)
-    if not files.is_as_written(path, lora.metadata):
+        return Parent(carry, source=str(path), hash=file_model_hash(path), foreign=True)
+    if not is_as_written(path, lora.metadata):
         return _changed_parent(
             path, Carry(lora.delta, lora.adapter or None, lineage.tasks), lineage
         )
@@ -579,7 +581,7 @@ def _parent_of_file(path: Path) -> Parent:
         base_name=lineage.base or None,
         base_hash=lineage.base_hash or None,
         source=str(path),
-        hash=files.file_model_hash(path),
+        hash=file_model_hash(path),
     )
 
 
@@ -597,6 +599,6 @@ def _changed_parent(path: Path, carry: Carry, lineage: Lineage) -> Parent:
         base_name=lineage.base or None,
         base_hash=lineage.base_hash or None,
         source=str(path),
-        hash=files.file_model_hash(path),
+        hash=file_model_hash(path),
         foreign=True,
     )
