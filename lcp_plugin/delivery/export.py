@@ -49,15 +49,11 @@ from lcp_plugin.formats.lora_file import (
 from lcp_plugin.formats.peft_config import DIFFUSERS_METADATA
 from lcp_plugin.formats.tensors import TensorReader, build_header, raw_bytes, read_header
 from lcp_plugin.sdxl.base_weights import BaseSource, check_added, source_of, sum_weights
+from lcp_plugin.store.carries import deliverable_adapter
 from lcp_plugin.store.deliverable_header import make_header
-from lcp_plugin.store.run_folder import (
-    RunStore,
-    StrategyMaker,
-    TaskFolder,
-    deliverable_adapter,
-    list_folders,
-    read_folder,
-)
+from lcp_plugin.store.replay import StrategyMaker
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.task_folder import TaskFolder, list_folders, read_folder
 
 FORMS = ("lora", "diff", "diffusers", "peft", "checkpoint")
 MARKER = "lcp_export.json"  # in a folder that we wrote and may replace

@@ -23,7 +23,7 @@ from lcp_plugin.formats.foreign_header import Summary, summarise
 from lcp_plugin.formats.lineage import Lineage, Source
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.store.data_facts import SUBSET_FACTS
-from lcp_plugin.store.run_folder import TaskFolder, list_folders, read_folder
+from lcp_plugin.store.task_folder import TaskFolder, list_folders, read_folder
 from lcp_plugin.tasks import TaskRecord
 
 _NOT_AGAIN = ("prev", "output_dir", "overwrite", "config", "config_file", "dry_run", "resume")

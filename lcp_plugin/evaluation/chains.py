@@ -26,7 +26,10 @@ from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.base_weights import BaseSource, source_of
-from lcp_plugin.store.run_folder import RunStore, TaskFolder, hash_carry, read_folder, task_of
+from lcp_plugin.store.carries import hash_carry
+from lcp_plugin.store.replay import task_of
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.task_folder import TaskFolder, read_folder
 from lcp_plugin.tasks import TaskRecord
 
 logger = logging.getLogger(__name__)

@@ -35,12 +35,9 @@ from lcp_plugin.delivery.merging import Merged
 from lcp_plugin.delta import Delta, Dense, Entry, Stacked
 from lcp_plugin.errors import FileFormatError, LineageError
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
-from lcp_plugin.store.run_folder import (
-    RunStore,
-    StrategyMaker,
-    carry_from_tensors,
-    carry_to_tensors,
-)
+from lcp_plugin.store.carries import carry_from_tensors, carry_to_tensors
+from lcp_plugin.store.replay import StrategyMaker
+from lcp_plugin.store.run_folder import RunStore
 
 Updates = Callable[[str], Delta]  # module -> the delta of this module alone, empty if unchanged
 READINGS = ("since", "after")

@@ -48,10 +48,11 @@ from lcp_plugin.sdxl.long_prompts import describe_cut
 from lcp_plugin.sdxl.precision import SAVED_AS, weight_dtype
 from lcp_plugin.sdxl.sample import sample_images, starting_latents
 from lcp_plugin.sdxl.traits import settle_zero_terminal
+from lcp_plugin.store.carries import deliverable_adapter, hash_carry
 from lcp_plugin.store.data_facts import describe_data
 from lcp_plugin.store.deliverable_header import make_header
 from lcp_plugin.store.lock import locked
-from lcp_plugin.store.run_folder import Parent, TaskFolder, deliverable_adapter, hash_carry
+from lcp_plugin.store.task_folder import Parent, TaskFolder
 from lcp_plugin.tasks import MOST_CAPTIONS, Task, TaskRecord
 from lcp_plugin.training.interim import Interim
 from lcp_plugin.training.network_weights import common_shape, going_on, parent_of, start_from

@@ -33,7 +33,9 @@ from lcp_plugin.evaluation.processes import library_server
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.hooks import Carry, TaskStart
 from lcp_plugin.registry import create_strategy
-from lcp_plugin.store.run_folder import RunStore, TaskFolder, task_of
+from lcp_plugin.store.replay import task_of
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.task_folder import TaskFolder
 from lcp_plugin.tasks import Task
 
 logger = logging.getLogger(__name__)

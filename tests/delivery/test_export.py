@@ -49,7 +49,8 @@ from lcp_plugin.formats.lora_file import check_lora, portable_adapter, read_lora
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.load import hush_libraries
-from lcp_plugin.store.run_folder import RunStore, deliverable_adapter
+from lcp_plugin.store.carries import deliverable_adapter
+from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.tasks import Task, TaskRecord
 
 # diffusers' scheduler under numpy 2
@@ -353,7 +354,7 @@ def test_a_checkpoint_wants_a_base(tmp_path: Path) -> None:
 
 def run_of(folder: Path, strategy_name: str) -> tuple[Path, list[Adapter]]:
     """Three tasks learned under a strategy, with the deliverable beside the run."""
-    from lcp_plugin.store.run_folder import lineage_of
+    from lcp_plugin.store.carries import lineage_of
 
     store = RunStore(folder, "run")
     strategy = create_strategy(strategy_name, [])

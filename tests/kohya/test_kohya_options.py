@@ -515,7 +515,7 @@ def test_the_header_says_what_kohyas_does_and_more(train: Train) -> None:
 def test_every_metadata_option_is_in_the_header(name: str) -> None:
     from lcp_plugin.hooks import Carry
     from lcp_plugin.store.deliverable_header import make_header
-    from lcp_plugin.store.run_folder import TaskFolder
+    from lcp_plugin.store.task_folder import TaskFolder
 
     record = {"index": 1, "name": "a", "kind": "object", "concept": "sks a"}
     facts = {

@@ -380,7 +380,7 @@ def test_a_run_chains_on_anyones_lora(
 
 def test_earlier_carries_are_rebuilt_bit_for_bit(train: Train) -> None:
     from lcp_plugin.registry import create_strategy
-    from lcp_plugin.store.run_folder import carry_to_tensors
+    from lcp_plugin.store.carries import carry_to_tensors
 
     for strategy in FOUR:
         kept = train(f"all_{strategy}", tasks=(0, 1, 2), strategy=strategy, keep_carries="all")

@@ -18,7 +18,7 @@ from lcp_plugin.adapter import Adapter
 from lcp_plugin.formats.tensors import read_tensors
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.registry import check_plugin
-from lcp_plugin.store.run_folder import TaskFolder
+from lcp_plugin.store.task_folder import TaskFolder
 
 Train = Callable[..., Any]
 PROOFS = ("CLora", "OnlineEwc", "SelfDistillation", "Slao", "FrozenA")
