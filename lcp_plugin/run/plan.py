@@ -30,7 +30,10 @@ from lcp_plugin.run.parent_prompts import note_prompts
 from lcp_plugin.run.restarting import take_up
 from lcp_plugin.sdxl.base_weights import identify_with
 from lcp_plugin.sdxl.load import BaseId, check_vae, identify_base
-from lcp_plugin.store.run_folder import Parent, RunStore, hash_carry, read_parent
+from lcp_plugin.store.carries import hash_carry
+from lcp_plugin.store.parents import read_parent
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import Task, fill_prompt, shuffle_tasks
 from lcp_plugin.training.network_weights import check_start
 from lcp_plugin.training.optimizers import check_optimizer

@@ -50,7 +50,8 @@ from lcp_plugin.sdxl.targets import (
     special_ranks,
 )
 from lcp_plugin.seeds import derive_seed
-from lcp_plugin.store.run_folder import RunStore, hash_carry
+from lcp_plugin.store.carries import hash_carry
+from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.tasks import Task, TaskRecord
 from lcp_plugin.training.interim import Interim
 from lcp_plugin.training.loop import TaskRun
