@@ -43,7 +43,7 @@ from lcp_plugin.tasks import Task, TaskRecord
 from lcp_plugin.training.interim import Interim
 from lcp_plugin.training.optimizers import create_optimizer, joins_exactly
 from lcp_plugin.training.processes import meets_always, share_object, share_state, share_tensors
-from lcp_plugin.training.rates_course import make_course
+from lcp_plugin.training.schedules import make_course
 from lcp_plugin.training.state import apply_state, collect_state, newest_state
 
 if TYPE_CHECKING:

@@ -9,23 +9,21 @@ torch's fused kernels.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import logging
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.config.options import Options
-from lcp_plugin.errors import ConfigError, ResumeError
+from lcp_plugin.errors import ConfigError
 from lcp_plugin.sdxl.precision import set_mode
-from lcp_plugin.training.optimizer_args import check_arguments, misfit
+from lcp_plugin.training.optimizer_args import check_arguments, misfit, parse_arguments
 
 log = logging.getLogger(__name__)
 
@@ -65,24 +63,6 @@ PACKAGES = {  # kohya's names of optimizers in packages of their own
 }
 FUSED = ("AdamW", "Adam")
 NOT_PAGED = "Paged optimizers are not supported on CPU"  # they run there, unpaged
-
-
-def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """`key=value` strings, values read as Python literals (kohya's optimizer_args), else as text.
-
-    Raises:
-        ConfigError: an argument without "=".
-    """
-    values: dict[str, Any] = {}
-    for text in texts:
-        key, equals, raw = text.partition("=")
-        if not equals:
-            raise ConfigError(f"optimizer_args: '{text}' should read key=value.")
-        try:
-            values[key.strip()] = ast.literal_eval(raw)
-        except (ValueError, SyntaxError):
-            values[key.strip()] = raw
-    return values
 
 
 def create_optimizer(
@@ -300,47 +280,3 @@ def _try_step(
             optimizer.step()
         except TypeError as error:
             raise misfit(path, label, error) from error
-
-
-def flatten_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state_dict as tensors by path and a JSON-able rest; nothing is pickled."""
-    tensors: dict[str, Tensor] = {}
-
-    def walk(value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            tensors[path] = value.detach().cpu().contiguous().clone()
-            return {"tensor": path}
-        if isinstance(value, Mapping):
-            return {"map": [[key, walk(item, f"{path}/{key}")] for key, item in value.items()]}
-        if isinstance(value, list | tuple):
-            kind = "list" if isinstance(value, list) else "tuple"
-            return {kind: [walk(item, f"{path}/{i}") for i, item in enumerate(value)]}
-        if isinstance(value, float) and not math.isfinite(value):
-            return {"number": repr(value)}  # JSON has no words for inf and nan
-        if value is None or isinstance(value, bool | int | float | str):
-            return {"value": value}
-        if isinstance(value, torch.dtype):
-            return {"dtype": str(value).removeprefix("torch.")}
-        raise ResumeError(
-            f"this optimizer keeps a {type(value).__name__} in its state, which cannot be saved "
-            "without pickle; use another optimizer_type or resume_every_n_steps = 0."
-        )
-
-    return tensors, walk(state, "state")
-
-
-def unflatten_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> Any:
-    """The inverse of `flatten_state`."""
-    (kind, value), *_ = rest.items()
-    if kind == "tensor":
-        return tensors[value]
-    if kind == "map":
-        return {key: unflatten_state(tensors, item) for key, item in value}
-    if kind in ("list", "tuple"):
-        items = [unflatten_state(tensors, item) for item in value]
-        return items if kind == "list" else tuple(items)
-    if kind == "number":
-        return float(value)
-    if kind == "dtype":
-        return getattr(torch, value)
-    return value

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lcp_plugin.errors import FileFormatError, ResumeError
 from lcp_plugin.formats import tensors as files
-from lcp_plugin.training.optimizers import flatten_state, unflatten_state
+from lcp_plugin.training.optimizer_state import flatten_state, unflatten_state
 
 if TYPE_CHECKING:
     from lcp_plugin.training.loop import TaskRun

@@ -859,7 +859,7 @@ def test_anyones_scheduler_sets_the_rates_and_a_resumed_run_agrees(
 )
 def test_a_scheduler_that_cannot_be_used_is_one_line(given: dict[str, Any], word: str) -> None:
     from lcp_plugin.config.options import Options
-    from lcp_plugin.training.rates_course import make_course
+    from lcp_plugin.training.schedules import make_course
 
     with pytest.raises(LcpError, match=word):
         make_course(Options(**given), 10, [1.0])(1)

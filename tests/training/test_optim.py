@@ -14,12 +14,9 @@ from torch import Tensor, nn
 
 from lcp_plugin.errors import ConfigError, ResumeError
 from lcp_plugin.training import optimizers as optim
-from lcp_plugin.training.optimizers import (
-    create_optimizer,
-    flatten_state,
-    parse_arguments,
-    unflatten_state,
-)
+from lcp_plugin.training.optimizer_args import parse_arguments
+from lcp_plugin.training.optimizer_state import flatten_state, unflatten_state
+from lcp_plugin.training.optimizers import create_optimizer
 
 
 def parameters(seed: int = 0) -> list[nn.Parameter]:
