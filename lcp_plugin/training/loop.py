@@ -43,7 +43,7 @@ from lcp_plugin.tasks import Task, TaskRecord
 from lcp_plugin.training.interim import Interim
 from lcp_plugin.training.optimizers import create_optimizer, joins_exactly
 from lcp_plugin.training.processes import meets_always, share_object, share_state, share_tensors
-from lcp_plugin.training.schedules import make_course
+from lcp_plugin.training.schedules import RateSchedule, make_course
 from lcp_plugin.training.state import apply_state, collect_state, newest_state
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class TaskRun:
         )
         self.model.wrapped, self.optimizer = self.accelerator.prepare(adapted, optimizer)
         rates = [float(group.get("lr") or 0.0) for group in optimizer.param_groups]
-        self.course = make_course(self.options, self.total, rates)
+        self.course = make_course(RateSchedule.of(self.options), self.total, rates)
         if self.options.full_fp16 and self.accelerator.scaler is not None:
             allow_half_gradients(self.accelerator.scaler)
         self._resume()
