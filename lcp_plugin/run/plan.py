@@ -36,7 +36,7 @@ from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import Task, fill_prompt, shuffle_tasks
 from lcp_plugin.training.network_weights import check_start
-from lcp_plugin.training.optimizers import check_optimizer
+from lcp_plugin.training.optimizers import OptimizerChoice, check_optimizer
 from lcp_plugin.training.state import read_manifest
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
@@ -125,12 +125,9 @@ def check_places(options: Options) -> None:
 
 def check_optimizers(config: RunConfig) -> None:
     """Raises ConfigError for optimizer_args, of the run or of one task, that do not fit."""
-    seen: set[tuple[Any, ...]] = set()
-    for options in [config.options, *(task.options for task in config.tasks)]:
-        key = (options.optimizer_type, options.optimizer_args, options.learning_rate)
-        if key not in seen:
-            check_optimizer(options)
-        seen.add(key)
+    every = [config.options, *(task.options for task in config.tasks)]
+    for choice in dict.fromkeys(OptimizerChoice.of(options) for options in every):
+        check_optimizer(choice)
 
 
 def check_before_run(config: RunConfig) -> None:
