@@ -29,6 +29,7 @@ from lcp_plugin.formats.tensors import cache_folder, require_free_space
 from lcp_plugin.hooks import Carry, Observer, TaskStart
 from lcp_plugin.observers import Console, JsonLines, Trackers
 from lcp_plugin.registry import create, create_strategy
+from lcp_plugin.run.network_weights import common_shape, going_on, parent_of, start_from
 from lcp_plugin.run.plan import (
     Plan,
     describe_options,
@@ -53,8 +54,7 @@ from lcp_plugin.store.deliverable_header import make_header
 from lcp_plugin.store.lock import locked
 from lcp_plugin.store.run_folder import Parent, TaskFolder, deliverable_adapter, hash_carry
 from lcp_plugin.tasks import MOST_CAPTIONS, Task, TaskRecord
-from lcp_plugin.training.interim import Interim
-from lcp_plugin.training.network_weights import common_shape, going_on, parent_of, start_from
+from lcp_plugin.training.milestones import Interim
 from lcp_plugin.training.processes import (
     create_accelerator,
     share_carry,
