@@ -17,7 +17,8 @@ from lcp_plugin.delivery.fusing import (
 from lcp_plugin.delivery.learned import Learned
 from lcp_plugin.delivery.whole_folder import replacing_folder, size_of
 from lcp_plugin.errors import BaseModelError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import replacing, require_free_space
+from lcp_plugin.formats.tensors import read_header
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
@@ -33,11 +34,11 @@ def export_checkpoint(learned: Learned, base: str | Path, target: str | Path) ->
     base, target = Path(base), Path(target)
     if base.is_dir():
         return _export_folder(learned, base, target)
-    header = files.read_header(base)
+    header = read_header(base)
     delta = learned.checkpoint_delta()
     slots = checkpoint_slots(header, delta)
-    files.require_free_space(target.parent, base.stat().st_size, f"the checkpoint {target.name}")
-    with files.replacing(target) as temporary:
+    require_free_space(target.parent, base.stat().st_size, f"the checkpoint {target.name}")
+    with replacing(target) as temporary:
         fused = fuse_file(base, temporary, slots, delta)
         check_fused(base, temporary, slots, delta)
     size = target.stat().st_size
@@ -46,7 +47,7 @@ def export_checkpoint(learned: Learned, base: str | Path, target: str | Path) ->
 
 def _export_folder(learned: Learned, base: Path, target: Path) -> Exported:
     delta, fused, found = learned.checkpoint_delta(), Fused(), set[str]()
-    files.require_free_space(target.parent, size_of(base), f"the model folder {target.name}")
+    require_free_space(target.parent, size_of(base), f"the model folder {target.name}")
     with replacing_folder(target) as temporary:
         for file in sorted(p for p in base.rglob("*") if p.is_file()):
             copy = temporary / file.relative_to(base)
@@ -55,7 +56,7 @@ def _export_folder(learned: Learned, base: Path, target: Path) -> Exported:
             if component not in COMPONENTS or file.suffix != ".safetensors":
                 shutil.copyfile(file, copy)
                 continue
-            slots = component_slots(files.read_header(file), component, delta)
+            slots = component_slots(read_header(file), component, delta)
             fused = fused + fuse_file(file, copy, slots, delta)
             check_fused(file, copy, slots, delta)
             found |= {place.module for places in slots.values() for place in places}

@@ -23,10 +23,11 @@ from lcp_plugin.delivery.learned import Learned
 from lcp_plugin.delivery.whole_folder import replacing_folder, size_of
 from lcp_plugin.delta import Entry
 from lcp_plugin.errors import ConfigError, FileFormatError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import replacing, require_free_space
 from lcp_plugin.formats.header import size_header
 from lcp_plugin.formats.keys import PREFIXES, kohya_name
 from lcp_plugin.formats.lora_file import check_lora, portable_adapter, write_lora
+from lcp_plugin.formats.tensors import TensorReader, build_header, raw_bytes
 from lcp_plugin.store.deliverable_header import derived_header
 
 
@@ -102,7 +103,7 @@ def export_lora(
     if layout.startswith("kohya"):
         adapter = portable_adapter(adapter)
         metadata.update(size_header(adapter))
-    with files.replacing(path) as temporary:
+    with replacing(path) as temporary:
         write_lora(temporary, adapter, metadata, dtype, layout)
         check_lora(temporary, adapter, dtype)
     return Exported(path, len(adapter), path.stat().st_size, overall, errors)
@@ -141,15 +142,15 @@ def export_diff(learned: Learned, path: str | Path, dtype: torch.dtype = torch.f
     word = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
     layout = {key: (word, _weight_shape(delta[module])) for key, module in ordered.items()}
     size = sum(e.shape[0] * e.shape[1] for e in delta.values()) * dtype.itemsize
-    files.require_free_space(path.parent, size, f"the dense export {path.name}")
-    with files.replacing(path) as temporary:
+    require_free_space(path.parent, size, f"the dense export {path.name}")
+    with replacing(path) as temporary:
         metadata = dict(learned.metadata)
         with temporary.open("wb") as out:
-            out.write(files.build_header(layout, metadata))
+            out.write(build_header(layout, metadata))
             for key, module in ordered.items():
                 matrix = delta[module].dense().to(dtype).reshape(layout[key][1]).contiguous()
-                out.write(files.raw_bytes(matrix))
-        reader = files.TensorReader(temporary)
+                out.write(raw_bytes(matrix))
+        reader = TensorReader(temporary)
         for key, module in ordered.items():
             if not torch.equal(reader.read(key).flatten(1), delta[module].dense().to(dtype)):
                 raise FileFormatError(f"{path.name}: {key} does not read back as it was written.")

@@ -15,19 +15,15 @@ import torch
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.delta import Delta, Entry, Stacked
 from lcp_plugin.errors import ConfigError, LineageError
+from lcp_plugin.formats.identity import file_model_hash, is_as_written
 from lcp_plugin.formats.lineage import Lineage, ParentFile
 from lcp_plugin.formats.lora_file import find_lora, read_lora
-from lcp_plugin.formats.tensors import file_model_hash, is_as_written
 from lcp_plugin.sdxl.base_weights import BaseSource, check_added, source_of, sum_weights
+from lcp_plugin.store.carries import deliverable_adapter
 from lcp_plugin.store.deliverable_header import copied_header, derived_header, make_header
-from lcp_plugin.store.run_folder import (
-    RunStore,
-    StrategyMaker,
-    TaskFolder,
-    deliverable_adapter,
-    list_folders,
-    read_folder,
-)
+from lcp_plugin.store.replay import StrategyMaker
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.task_folder import TaskFolder, list_folders, read_folder
 
 
 @dataclass(frozen=True)

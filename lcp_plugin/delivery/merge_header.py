@@ -14,9 +14,9 @@ from lcp_plugin.delivery.merging import Merged, MergeOptions
 from lcp_plugin.delta import Stacked
 from lcp_plugin.formats.foreign_header import named_base, read_claims
 from lcp_plugin.formats.header import PREDICTS, base_words
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage, ParentFile, collect_blocks
 from lcp_plugin.formats.lora_file import LoraFile, find_lora
-from lcp_plugin.formats.tensors import file_model_hash
 from lcp_plugin.store.deliverable_header import merged_header
 from lcp_plugin.tasks import TaskRecord
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lcp_plugin.errors import DiskError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import sync, write_json
 
 MARKER = "lcp_export.json"  # in a folder that we wrote and may replace
 
@@ -33,14 +33,14 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        files.write_json(temporary / MARKER, {"made_by": "lcp_plugin export"})
+        write_json(temporary / MARKER, {"made_by": "lcp_plugin export"})
         for file in temporary.rglob("*"):
-            files.sync(file)
+            sync(file)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.replace(old)
         temporary.replace(folder)
-        files.sync(folder.parent)
+        sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise DiskError(

@@ -18,7 +18,7 @@ from lcp_plugin.errors import LineageError
 from lcp_plugin.tasks import TaskRecord
 
 OURS = "ss_lcp_"  # what the keys of a lineage start with
-LINEAGE_FORMAT = "1"
+HEADER_FORMAT = "1"
 UNTRAINED = ("merge", "export")  # before a colon or alone: a tool made the file, no strategy
 UNKNOWN_HASHES = ("", "None", "NOFILE", "IsADirectory")  # what sd-scripts says of no single file
 
@@ -56,7 +56,7 @@ class Lineage:
     def to_metadata(self) -> dict[str, str]:
         """Header entries; what is empty is left out."""
         values = {
-            "format": LINEAGE_FORMAT,
+            "format": HEADER_FORMAT,
             "tasks": _dump([t.to_json() for t in self.tasks]),
             "strategy": self.strategy,
             "strategy_args": _dump(list(self.strategy_args)),
@@ -82,9 +82,9 @@ class Lineage:
         if not is_ours(metadata):
             return None
         found = _text(metadata, "format")
-        if found != LINEAGE_FORMAT:
+        if found != HEADER_FORMAT:
             raise LineageError(
-                f"the lineage is of format {found[:20]}, this version reads {LINEAGE_FORMAT}; "
+                f"the lineage is of format {found[:20]}, this version reads {HEADER_FORMAT}; "
                 "update lcp_plugin."
             )
         try:

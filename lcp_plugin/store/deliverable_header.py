@@ -32,12 +32,13 @@ from lcp_plugin.formats.header import (
     strip_metadata,
     tags_header,
 )
+from lcp_plugin.formats.identity import OWN_HASH
 from lcp_plugin.formats.lineage import Lineage, ParentFile, derived, how_made, mixed
 from lcp_plugin.formats.peft_config import DIFFUSERS_METADATA
-from lcp_plugin.formats.tensors import OWN_HASH
 from lcp_plugin.hooks import Carry
+from lcp_plugin.store.carries import lineage_of
 from lcp_plugin.store.header_facts import facts_of_run
-from lcp_plugin.store.run_folder import TaskFolder, lineage_of
+from lcp_plugin.store.task_folder import TaskFolder
 
 METADATA_OPTIONS = "metadata_"  # options that become modelspec.*
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lcp_plugin.formats.header import epoch_seconds, tag_frequency
-from lcp_plugin.formats.tensors import hash_file, short_hash
+from lcp_plugin.formats.identity import hash_file, short_hash
 from lcp_plugin.store.data_facts import merge_tables
-from lcp_plugin.store.run_folder import TaskFolder
+from lcp_plugin.store.task_folder import TaskFolder
 
 
 def facts_of_run(folders: Sequence[TaskFolder], options: Mapping[str, Any]) -> dict[str, Any]:
