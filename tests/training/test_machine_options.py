@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_processes import COMMON, launch
+from two_processes import COMMON, launch
 
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.options import Options
