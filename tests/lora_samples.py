@@ -16,7 +16,8 @@ from lcp_plugin.delta import Delta
 from lcp_plugin.formats.keys import canonical, is_module
 from lcp_plugin.formats.lora_file import portable_adapter, write_lora
 from lcp_plugin.registry import create_strategy
-from lcp_plugin.store.run_folder import RunStore, deliverable_adapter
+from lcp_plugin.store.carries import deliverable_adapter
+from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.tasks import Task
 
 Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -146,7 +147,7 @@ def build_uneven_toy() -> object:
 
 def run_of(folder: Path, strategy_name: str) -> tuple[Path, list[Adapter]]:
     """Three tasks learned under a strategy, with the deliverable beside the run."""
-    from lcp_plugin.store.run_folder import lineage_of
+    from lcp_plugin.store.carries import lineage_of
 
     store = RunStore(folder, "run")
     strategy = create_strategy(strategy_name, [])

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from lcp_plugin.adapter import Adapter
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.tensors import read_tensors
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.store.run_folder import RunStore
 
@@ -110,7 +110,7 @@ def read_all(store: RunStore) -> dict[str, torch.Tensor]:
     folder = store.folders()[-1].path
     found = {}
     for path in (folder / "adapter.safetensors", folder / "carry.safetensors", store.deliverable):
-        for key, tensor in files.read_tensors(path).items():
+        for key, tensor in read_tensors(path).items():
             found[f"{path.name if path != store.deliverable else 'deliverable'}:{key}"] = tensor
     return found
 

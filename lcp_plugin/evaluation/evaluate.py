@@ -25,7 +25,7 @@ from lcp_plugin.evaluation.scores import none_if_nan, summarise
 from lcp_plugin.sdxl.base_weights import BaseSource
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+SCORES_FORMAT = 1
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -124,7 +124,7 @@ class Evaluation:
     def facts(self) -> dict[str, Any]:
         """What the scores depend on besides the chains."""
         return {
-            "format": FORMAT,
+            "format": SCORES_FORMAT,
             "sampling": asdict(self.protocol.sampling),
             "encoders": {
                 m.name: {"weights_sha256": self.cache(m.encoder).encoder.fingerprint}

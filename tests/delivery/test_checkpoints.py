@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from lcp_plugin.delivery.fusing import Part, fuse_file
 from lcp_plugin.delivery.single_file import write_single_file
 from lcp_plugin.delta import Delta, Dense
 from lcp_plugin.errors import BaseModelError, DiskError, LineageError
-from lcp_plugin.formats import tensors as files
 from lcp_plugin.formats.lora_file import write_lora
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.registry import create_strategy
@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(
         raise OSError(28, "No space left on device")
 
     (tmp_path / "c.safetensors").write_bytes(b"old")
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(DiskError, match="No space left"):
         export_checkpoint(learned, base[2], tmp_path / "c.safetensors")
     with pytest.raises(DiskError, match="No space left"):

@@ -23,9 +23,10 @@ from lcp_plugin.delivery.export import (
     weigh_tasks,
 )
 from lcp_plugin.errors import ConfigError, FileFormatError, LineageError
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import check_lora, read_lora, write_lora
-from lcp_plugin.formats.tensors import file_model_hash, read_header
+from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.tasks import TaskRecord
 

@@ -11,10 +11,10 @@ from lora_samples import Q, factors, load_tool, mixed_adapter, run_of
 
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.delivery.export import Learned, export_checkpoint, export_lora, read_learned
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import read_json
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import read_lora, write_lora
-from lcp_plugin.formats.tensors import file_model_hash
 from lcp_plugin.registry import create_strategy
 
 
@@ -91,7 +91,7 @@ def test_the_conflicts_tool_prints_saves_and_draws(
     run, _ = run_of(tmp_path, "merge_init")
     assert tool.main([str(run), "--plot", str(tmp_path / "p.png"), "--blocks"]) == 0
     assert "unet.down_blocks.1" in capsys.readouterr().out
-    facts = files.read_json(run / "conflicts.json")
+    facts = read_json(run / "conflicts.json")
     assert [row["task"] for row in facts["after"]] == ["can", "teapot"]
     assert set(facts["after"][0]["ratios"]) == {"since", "after"}
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
@@ -99,7 +99,7 @@ def test_the_conflicts_tool_prints_saves_and_draws(
         write_lora(tmp_path / f"{name}.safetensors", adapter)
     two = [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]
     assert tool.main([*two, "--rank", "1", "--json", str(tmp_path / "c.json")]) == 0
-    facts = files.read_json(tmp_path / "c.json")
+    facts = read_json(tmp_path / "c.json")
     assert facts["pairs"][0]["opposed"] == 0.0  # the same file twice
     assert facts["pairs"][0]["row_overlap"] == pytest.approx(1.0)
     assert 0 < facts["energy_lost"][""] < 1

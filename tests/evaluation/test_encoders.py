@@ -19,7 +19,7 @@ from lcp_plugin.evaluation.encoders import (
     parse_encoder_paths,
 )
 from lcp_plugin.evaluation.images import preprocess
-from lcp_plugin.formats.tensors import hash_file
+from lcp_plugin.formats.identity import hash_file
 
 VISION = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "patch_size": 16}
 

@@ -13,8 +13,9 @@ from lora_samples import OUT, Q, factors, fused, image, mixed_adapter, random_ad
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.delta import Delta, Dense
 from lcp_plugin.errors import FileFormatError
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lora_file import LAYOUTS, portable_adapter, read_lora, write_lora
-from lcp_plugin.formats.tensors import file_model_hash, read_header
+from lcp_plugin.formats.tensors import read_header
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from toy_runs import first_adapter
 from toy_trainer import attach
 
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lora_file import read_lora, write_lora
 
 Train = Callable[..., Any]
@@ -139,7 +139,7 @@ def test_network_weights_go_on_with_their_own_rank_and_alpha(train: Train, tmp_p
     assert {(f.rank, f.scale) for f in first_adapter(run).values()} == {(3, 0.5)}
     assert after.metadata["ss_network_dim"] == "3"
     (source,) = json.loads(after.metadata["ss_lcp_parents"])
-    assert source["hash"] == files.file_model_hash(file)
+    assert source["hash"] == file_model_hash(file)
 
 
 def test_what_network_weights_change_and_the_run_does_not_train_is_kept(

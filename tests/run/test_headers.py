@@ -12,7 +12,7 @@ import torch
 
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.cli import main
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.tensors import read_header, read_tensors
 
 Train = Callable[..., Any]
 
@@ -30,7 +30,7 @@ def test_the_header_says_what_kohyas_does_and_more(train: Train) -> None:
         wandb_api_key="secret",
         max_timestep=800,
     )
-    header = files.read_header(run.store.deliverable).metadata
+    header = read_header(run.store.deliverable).metadata
     assert header["ss_training_comment"] == "hello"
     assert header["ss_network_dim"] == "4"  # of the file: the ranks of two tasks add up
     assert header["ss_base_model_version"] == "sdxl_base_v1-0"
@@ -58,7 +58,7 @@ def test_the_header_says_what_kohyas_does_and_more(train: Train) -> None:
 def test_every_metadata_option_is_in_the_header(name: str) -> None:
     from lcp_plugin.hooks import Carry
     from lcp_plugin.store.deliverable_header import make_header
-    from lcp_plugin.store.run_folder import TaskFolder
+    from lcp_plugin.store.task_folder import TaskFolder
 
     record = {"index": 1, "name": "a", "kind": "object", "concept": "sks a"}
     facts = {
@@ -83,7 +83,7 @@ def test_pickles_are_asked_for_and_safetensors_are_written(
 
 def test_no_metadata_leaves_what_readers_need(train: Train) -> None:
     run = train("run", tasks=(0,), no_metadata=True, training_comment="hello")
-    header = files.read_header(run.store.deliverable).metadata
+    header = read_header(run.store.deliverable).metadata
     assert header["ss_network_dim"] == "2"
     assert "ss_training_comment" not in header
     assert not any(key.startswith("ss_lcp_") for key in header)
@@ -99,7 +99,7 @@ def test_save_precision_is_the_deliverables(
     train: Train, precision: str, dtype: torch.dtype
 ) -> None:
     run = train("run", tasks=(0,), save_precision=precision)
-    tensors = files.read_tensors(run.store.deliverable)
+    tensors = read_tensors(run.store.deliverable)
     assert {t.dtype for k, t in tensors.items() if "lora_up" in k} == {dtype}
 
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from toy_runs import FOUR, assert_equal_tensors, read_all
 
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.identity import file_model_hash
+from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.sdxl.live import run_unet
 
 Train = Callable[..., Any]
@@ -102,7 +103,7 @@ def test_a_run_chains_on_anyones_lora(
 
 def test_earlier_carries_are_rebuilt_bit_for_bit(train: Train) -> None:
     from lcp_plugin.registry import create_strategy
-    from lcp_plugin.store.run_folder import carry_to_tensors
+    from lcp_plugin.store.carries import carry_to_tensors
 
     for strategy in FOUR:
         kept = train(f"all_{strategy}", tasks=(0, 1, 2), strategy=strategy, keep_carries="all")
@@ -118,7 +119,7 @@ def test_the_first_task_is_the_same_under_all_four(train: Train) -> None:
         train(f"run_{s}", tasks=(0,), strategy=s).store.folders()[0].path / "adapter.safetensors"
         for s in FOUR
     ]
-    assert len({files.file_model_hash(path) for path in adapters}) == 1
+    assert len({file_model_hash(path) for path in adapters}) == 1
 
 
 def test_bounds_are_runs_too(train: Train) -> None:
@@ -185,7 +186,7 @@ def test_text_encoders_train_chain_and_survive_a_unet_only_continuation(train: T
         for name, factors in adapter.items():
             if not name.startswith("unet."):
                 assert torch.allclose(total[name].dense(), factors.update(), atol=1e-7)
-        delivered = files.read_header(second.store.deliverable).tensors
+        delivered = read_header(second.store.deliverable).tensors
         assert any(key.startswith("lora_te1_") for key in delivered)
         assert any(key.startswith("lora_te2_") for key in delivered)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lcp_plugin.cli import main
 from lcp_plugin.errors import LineageError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.tensors import read_tensors, write_tensors
 from lcp_plugin.store.run_folder import RunStore
 
 Train = Callable[..., Any]
@@ -68,8 +68,8 @@ def test_a_parent_of_another_base_is_refused_before_a_model_is_loaded(
     other = tmp_path / "other_base"
     shutil.copytree(toy_base, other)
     weights = next((other / "unet").glob("*.safetensors"))
-    tensors = files.read_tensors(weights)
-    files.write_tensors(weights, {k: t + 1 for k, t in tensors.items()}, {"format": "pt"})
+    tensors = read_tensors(weights)
+    write_tensors(weights, {k: t + 1 for k, t in tensors.items()}, {"format": "pt"})
     monkeypatch.setattr(runner, "load_pipeline", lambda *a, **k: pytest.fail("a model was loaded"))
     with pytest.raises(LineageError, match="Chain runs on one base"):
         train(

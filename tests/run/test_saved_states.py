@@ -13,8 +13,8 @@ from PIL import Image
 from toy_runs import first_adapter, names_in
 
 from lcp_plugin.errors import ConfigError, ResumeError
-from lcp_plugin.formats import tensors as files
 from lcp_plugin.formats.lora_file import read_lora
+from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.observers.jsonl import read_steps, read_validation
 
 Train = Callable[..., Any]
@@ -30,7 +30,7 @@ def test_files_are_saved_every_n_steps_and_rotate(train: Train, tmp_path: Path) 
     ]
     assert names_in(tmp_path / "out", "run-*") == wanted
     path = tmp_path / "out" / wanted[-1]
-    metadata = files.read_header(path).metadata
+    metadata = read_header(path).metadata
     assert [t["name"] for t in json.loads(metadata["ss_lcp_tasks"])] == ["disc0", "disc1"]
     shorter = train("shorter", tasks=(0, 1), max_train_steps=7)
     assert (

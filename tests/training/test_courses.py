@@ -12,7 +12,7 @@ import torch
 from toy_runs import first_adapter, losses_of, rates_of
 
 from lcp_plugin.errors import LcpError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.tensors import read_header
 
 Train = Callable[..., Any]
 
@@ -92,7 +92,7 @@ def test_v_prediction_is_recognised_from_the_base(
     given = train("given", tasks=(0,), v_parameterization=True)
     assert losses_of(run) == losses_of(given)
     assert not any("predicts v" in line for line in given.facts["said"])
-    header = files.read_header(run.store.deliverable).metadata
+    header = read_header(run.store.deliverable).metadata
     assert header["modelspec.prediction_type"] == "v"
 
 
@@ -143,10 +143,10 @@ def test_anyones_scheduler_sets_the_rates_and_a_resumed_run_agrees(
 )
 def test_a_scheduler_that_cannot_be_used_is_one_line(given: dict[str, Any], word: str) -> None:
     from lcp_plugin.config.options import Options
-    from lcp_plugin.training.rates_course import make_course
+    from lcp_plugin.training.schedules import RateSchedule, make_course
 
     with pytest.raises(LcpError, match=word):
-        make_course(Options(**given), 10, [1.0])(1)
+        make_course(RateSchedule.of(Options(**given)), 10, [1.0])(1)
 
 
 def test_schedule_free_optimizers_are_told_which_weights_are_wanted() -> None:
