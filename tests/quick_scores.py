@@ -11,7 +11,7 @@ from PIL import Image
 from lcp_plugin.evaluation import command, encoders
 from lcp_plugin.evaluation.images import Preprocessing
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 FAST = ("--images", "2", "--steps", "2", "--prompts", "1")
