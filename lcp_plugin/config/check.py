@@ -161,28 +161,61 @@ def _check_optimizer(options: Options, findings: Findings, problem: Any) -> None
             f"= {kind!r} needs the package {package}; pip install {package}, or use AdamW8bit.",
         )
     if finds_its_rate(kind):
-        rates = _rates_of_parts(options)
-        if len(rates) > 1:
-            problem(
-                "optimizer_type",
-                f"= {kind!r} takes one rate for all parts, got {' and '.join(map(str, rates))}; "
-                "leave out unet_lr and text_encoder_lr and set learning_rate = 1.",
-            )
-        elif rates[0] <= 0.1:
-            findings.notice(
-                f"{kind} finds its rate itself and multiplies it by learning_rate = {rates[0]}; "
-                "1 is usual."
-            )
+        _check_one_rate(options, findings, problem)
+
+
+def _check_one_rate(options: Options, findings: Findings, problem: Any) -> None:
+    """What an optimizer that finds its rate itself can be given: one rate for all factors."""
+    kind, rates = options.optimizer_type, _rates_of_parts(options)
+    if len(rates) > 1:
+        problem(
+            "optimizer_type",
+            f"= {kind!r} takes one rate for all parts, got {' and '.join(map(str, rates))}; "
+            "leave out unet_lr and text_encoder_lr and set learning_rate = 1.",
+        )
+    elif rates[0] <= 0.1:
+        findings.notice(
+            f"{kind} finds its rate itself and multiplies it by learning_rate = {rates[0]}; "
+            "1 is usual."
+        )
+    every = sorted({*rates, *_rates_of_b(options)})
+    if every != rates:
+        given = [text.partition("=")[0].strip() for text in options.network_args]
+        keys = [key for key in given if key.startswith("loraplus_")]
+        problem(
+            "optimizer_type",
+            f"= {kind!r} takes one rate for all, got {' and '.join(map(str, every))}; "
+            f"leave out {' and '.join(keys)} of network_args.",
+        )
+
+
+def _rates_of_unet(options: Options) -> list[float]:
+    """The UNet's rate, if it is trained."""
+    rate = options.learning_rate if options.unet_lr is None else options.unet_lr
+    return [rate] if options.trains_unet and rate > 0 else []
+
+
+def _rates_of_texts(options: Options) -> list[float]:
+    """The text encoders' rates, if they are trained."""
+    rates = options.text_encoder_lr or (options.learning_rate,)
+    return [rate for rate in rates if rate > 0] if options.trains_text_encoders else []
 
 
 def _rates_of_parts(options: Options) -> list[float]:
     """The distinct rates of what is trained, as far as options say; 0 trains nothing."""
-    general, rates = options.learning_rate, []
-    if options.trains_unet:
-        rates.append(general if options.unet_lr is None else options.unet_lr)
-    if options.trains_text_encoders:
-        rates += options.text_encoder_lr or (general,)
-    return sorted({rate for rate in rates if rate > 0}) or [general]
+    rates = {*_rates_of_unet(options), *_rates_of_texts(options)}
+    return sorted(rates) or [options.learning_rate]
+
+
+def _rates_of_b(options: Options) -> list[float]:
+    """B's rates where LoRA+ raises them; none where network_args cannot be read."""
+    try:
+        args = options.network
+    except ConfigError:  # told by the check of network_args
+        return []
+    of_unet = [rate * (args.loraplus_unet_lr_ratio or 1.0) for rate in _rates_of_unet(options)]
+    ratio = args.loraplus_text_encoder_lr_ratio or 1.0
+    return of_unet + [rate * ratio for rate in _rates_of_texts(options)]
 
 
 def _tell_unfit_defaults(options: Options, given: frozenset[str], findings: Findings) -> None:

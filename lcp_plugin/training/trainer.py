@@ -26,8 +26,9 @@ from lcp_plugin.sdxl.latents import scale_latents
 from lcp_plugin.sdxl.layers import AdaptedUNet, LoraPair, layer_kernel, layer_shape
 from lcp_plugin.sdxl.load import prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
-from lcp_plugin.sdxl.loss import compute_loss
+from lcp_plugin.sdxl.loss import LossSettings, LossWeights, compute_loss
 from lcp_plugin.sdxl.noise import (
+    NoiseSchedule,
     alphas_cumprod,
     zero_terminal_betas,
 )
@@ -173,19 +174,12 @@ class Trainer:
         target: Tensor,
         timesteps: Tensor,
         batch: Mapping[str, Tensor],
-        options: Options,
+        settings: LossSettings,
     ) -> Tensor:
         """The loss of a micro-batch   # scalar, fp32."""
-        return compute_loss(
-            prediction,
-            target,
-            timesteps,
-            self.alphas,
-            options,
-            self.prediction_type,
-            loss_weights=batch.get("loss_weights"),
-            masks=batch.get("masks"),
-        )
+        schedule = NoiseSchedule(self.alphas, self.prediction_type)
+        weights = LossWeights.of(batch)
+        return compute_loss(prediction, target, timesteps, schedule, settings, weights)
 
     def train_task(
         self,

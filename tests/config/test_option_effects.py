@@ -26,8 +26,10 @@ from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.config.options import Options, option_fields
 from lcp_plugin.config.rates import module_rates
 from lcp_plugin.data.dataset import TaskData
-from lcp_plugin.sdxl.loss import compute_loss
+from lcp_plugin.sdxl.loss import LossSettings, compute_loss
 from lcp_plugin.sdxl.noise import (
+    NoiseSchedule,
+    NoiseSettings,
     add_noise,
     alphas_cumprod,
     draw_timesteps,
@@ -235,11 +237,12 @@ def see_loss(flags: str, folder: Path) -> str:
     betas = zero_terminal_betas(betas) if options.zero_terminal_snr else betas
     alphas = alphas_cumprod(betas)
     kind = "v_prediction" if options.v_parameterization else "epsilon"
-    timesteps = draw_timesteps(4, options, 1000, generator)
-    noise = make_noise(latents, options, generator)
-    noisy = add_noise(latents, perturb_noise(noise, options, generator), timesteps, alphas)
+    settings, schedule = NoiseSettings.of(options), NoiseSchedule(alphas, kind)
+    timesteps = draw_timesteps(4, settings, 1000, generator)
+    noise = make_noise(latents, settings, generator)
+    noisy = add_noise(latents, perturb_noise(noise, settings, generator), timesteps, alphas)
     target = make_target(latents, noise, timesteps, alphas, kind)
-    loss = compute_loss(0.5 * noisy, target, timesteps, alphas, options, kind)
+    loss = compute_loss(0.5 * noisy, target, timesteps, schedule, LossSettings.of(options))
     return digest(float(loss))
 
 
