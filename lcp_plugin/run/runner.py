@@ -25,6 +25,7 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import LcpError, LineageError
 from lcp_plugin.formats.lora_file import TOLERANCE, portable_adapter, write_checked_lora
+from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.formats.tensors import cache_folder, require_free_space
 from lcp_plugin.hooks import Carry, Observer, TaskStart
 from lcp_plugin.observers import Console, JsonLines, Trackers
@@ -45,7 +46,7 @@ from lcp_plugin.sdxl.conditioning import PromptBank
 from lcp_plugin.sdxl.layers import layer_shape
 from lcp_plugin.sdxl.load import load_pipeline, native_resolution
 from lcp_plugin.sdxl.long_prompts import describe_cut
-from lcp_plugin.sdxl.precision import SAVED_AS, weight_dtype
+from lcp_plugin.sdxl.precision import Precision
 from lcp_plugin.sdxl.sample import sample_images, starting_latents
 from lcp_plugin.sdxl.traits import settle_zero_terminal
 from lcp_plugin.store.data_facts import describe_data
@@ -529,7 +530,7 @@ def load_model(run: Run) -> None:
     options = run.options
     with without_collecting():
         pipeline = load_pipeline(
-            options.pretrained_model_name_or_path, weight_dtype(options), options.vae
+            options.pretrained_model_name_or_path, Precision.of(options).loaded, options.vae
         )
     run.trainer = Trainer(options, pipeline, run.accelerator, run.seed, run.stop.is_set)
     start_chain(run)

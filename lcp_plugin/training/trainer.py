@@ -33,10 +33,9 @@ from lcp_plugin.sdxl.noise import (
     zero_terminal_betas,
 )
 from lcp_plugin.sdxl.precision import (
+    Precision,
+    choose_attention,
     compile_unet,
-    compute_dtype,
-    factor_dtype,
-    keeps_small,
     shrink_base,
     spare_from_sharing,
     use_attention,
@@ -84,8 +83,9 @@ class Trainer:
         self.options, self.pipeline, self.accelerator = options, pipeline, accelerator
         self.seed, self.stop_requested = seed, stop_requested
         self.device: torch.device = accelerator.device
-        self.dtype = compute_dtype(options)
-        warn_of_slow_half(options, self.device)
+        self.precision = Precision.of(options)
+        self.dtype = self.precision.computed
+        warn_of_slow_half(self.dtype, self.device)
         pipeline.unet.to(self.device)
         self.adapted = AdaptedUNet(
             {
@@ -95,9 +95,9 @@ class Trainer:
             }
         )
         self.file = read_network_weights(options)
-        exact = self.dtype is torch.float32 and not keeps_small(options)
+        exact = self.precision.is_full
         add_to_base(self.adapted.layers, read_base_weights(options), fuse=exact)
-        shrink_base(pipeline, options)
+        shrink_base(pipeline, self.precision)
         spare_from_sharing(self.adapted)
         without_zero_terminal(pipeline)  # the option decides; betas are rescaled once
         betas = torch.as_tensor(pipeline.scheduler.betas).float()
@@ -113,16 +113,16 @@ class Trainer:
             )
         if options.gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
-        use_attention(pipeline.unet, options)
+        use_attention(pipeline.unet, choose_attention(options))
         if options.torch_compile:
             compile_unet(pipeline.unet, options.dynamo_backend)
             self.adapted.shares_casts = False  # else each step's casts would be compiled in
-        self.adapted.plain = self.dtype is not torch.float32 and not keeps_small(options)
+        self.adapted.plain = self.dtype is not torch.float32 and not self.precision.keeps_small
 
     @property
     def carry_as(self) -> str:
         """How a delta sits in the base: weights stored smaller than computed take none."""
-        return "branch" if keeps_small(self.options) else self.options.carry_as
+        return "branch" if self.precision.keeps_small else self.options.carry_as
 
     # ------------------------------------------------------------------------------- the task
 
@@ -205,7 +205,7 @@ class Trainer:
         """
         fused = self.adapted.set_base(start.base, self.carry_as)
         self.adapted.set_carry(start.base if total is start.base else total)
-        self.adapted.attach(start.adapter, start.trainable, factor_dtype(options))
+        self.adapted.attach(start.adapter, start.trainable, Precision.of(options).factors)
         set_dropout(self.adapted.pair_of.values(), options)
         run = TaskRun(
             self, task, options, data, strategy, store, on_step, sampler, observer_state, learned
