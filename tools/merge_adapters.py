@@ -25,10 +25,10 @@ from lcp_plugin.delta import Delta, Stacked
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.evaluation.conflicts import compare_adapters, energy_lost
 from lcp_plugin.formats.foreign_header import summarise
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage, Source, collect_blocks
 from lcp_plugin.formats.lora_file import LoraFile, find_lora, read_lora
 from lcp_plugin.formats.precisions import SAVED_AS
-from lcp_plugin.formats.tensors import file_model_hash
 from lcp_plugin.run.chaining import base_of_header
 from lcp_plugin.store.deliverable_header import header_of_merge
 from lcp_plugin.tasks import TaskRecord

@@ -21,7 +21,7 @@ from torch import nn
 from lcp_plugin.config.estimates import GB, estimate_memory, estimate_seconds, find_cost
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.options import Options
-from lcp_plugin.formats.tensors import cache_folder
+from lcp_plugin.formats.disk import cache_folder
 from lcp_plugin.run.forecast import estimate_run
 from lcp_plugin.sdxl.stored import is_native
 

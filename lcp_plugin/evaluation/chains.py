@@ -17,14 +17,19 @@ from typing import Any
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import DataError, LineageError
 from lcp_plugin.evaluation.generate import BASE, Stage, name_weights
+from lcp_plugin.formats.disk import read_json
+from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import read_lora
 from lcp_plugin.formats.pictures import list_images
-from lcp_plugin.formats.tensors import hash_file, read_header, read_json
+from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.base_weights import BaseSource, source_of
-from lcp_plugin.store.run_folder import RunStore, TaskFolder, hash_carry, read_folder, task_of
+from lcp_plugin.store.carries import hash_carry
+from lcp_plugin.store.replay import task_of
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.task_folder import TaskFolder, read_folder
 from lcp_plugin.tasks import TaskRecord
 
 logger = logging.getLogger(__name__)

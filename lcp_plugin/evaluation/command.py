@@ -29,9 +29,9 @@ from lcp_plugin.evaluation.evaluate import Evaluation, score_folders
 from lcp_plugin.evaluation.images import list_images
 from lcp_plugin.evaluation.protocols import Protocol, read_dreambooth_prompts, read_protocol, settle
 from lcp_plugin.evaluation.tables import to_markdown
+from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.lora_file import find_lora
 from lcp_plugin.formats.precisions import PRECISIONS
-from lcp_plugin.formats.tensors import write_json
 from lcp_plugin.sdxl.base_weights import BaseSource, identify_sum, pair_multipliers
 from lcp_plugin.sdxl.load import identify_base
 from lcp_plugin.store.lock import locked

@@ -24,7 +24,7 @@ from lcp_plugin.formats.precisions import PRECISIONS
 from lcp_plugin.sdxl.base_weights import BaseSource
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+SCORES_FORMAT = 1
 
 
 @dataclass
@@ -122,7 +122,7 @@ class Evaluation:
     def facts(self) -> dict[str, Any]:
         """What the scores depend on besides the chains."""
         return {
-            "format": FORMAT,
+            "format": SCORES_FORMAT,
             "sampling": asdict(self.protocol.sampling),
             "encoders": {
                 m.name: {"weights_sha256": self.cache(m.encoder).encoder.fingerprint}

@@ -26,13 +26,16 @@ from lcp_plugin.errors import ConfigError, FinishedError
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.registry import create_strategy, describe_arguments, find
 from lcp_plugin.run.chaining import check_base, check_name, fit_strategy, tell_apart
+from lcp_plugin.run.network_weights import check_start
 from lcp_plugin.run.parent_prompts import note_prompts
 from lcp_plugin.run.restarting import take_up
 from lcp_plugin.sdxl.base_weights import identify_with
 from lcp_plugin.sdxl.load import BaseId, check_vae, identify_base
-from lcp_plugin.store.run_folder import Parent, RunStore, hash_carry, read_parent
+from lcp_plugin.store.carries import hash_carry
+from lcp_plugin.store.parents import read_parent
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import Task, fill_prompt, shuffle_tasks
-from lcp_plugin.training.network_weights import check_start
 from lcp_plugin.training.optimizers import OptimizerChoice, check_optimizer
 from lcp_plugin.training.state import read_manifest
 

@@ -24,12 +24,13 @@ from lcp_plugin.config.logs import TrackerSettings, tracker_settings
 from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import LcpError, LineageError
+from lcp_plugin.formats.disk import cache_folder, require_free_space
 from lcp_plugin.formats.lora_file import TOLERANCE, portable_adapter, write_checked_lora
 from lcp_plugin.formats.precisions import SAVED_AS
-from lcp_plugin.formats.tensors import cache_folder, require_free_space
 from lcp_plugin.hooks import Carry, Observer, TaskStart
 from lcp_plugin.observers import Console, JsonLines, Trackers
 from lcp_plugin.registry import create, create_strategy
+from lcp_plugin.run.network_weights import common_shape, going_on, parent_of, start_from
 from lcp_plugin.run.plan import (
     Plan,
     describe_options,
@@ -49,13 +50,13 @@ from lcp_plugin.sdxl.long_prompts import describe_cut
 from lcp_plugin.sdxl.precision import Precision
 from lcp_plugin.sdxl.sample import sample_images, starting_latents
 from lcp_plugin.sdxl.traits import settle_zero_terminal
+from lcp_plugin.store.carries import deliverable_adapter, hash_carry
 from lcp_plugin.store.data_facts import describe_data
 from lcp_plugin.store.deliverable_header import make_header
 from lcp_plugin.store.lock import locked
-from lcp_plugin.store.run_folder import Parent, TaskFolder, deliverable_adapter, hash_carry
+from lcp_plugin.store.task_folder import Parent, TaskFolder
 from lcp_plugin.tasks import MOST_CAPTIONS, Task, TaskRecord
-from lcp_plugin.training.interim import Interim
-from lcp_plugin.training.network_weights import common_shape, going_on, parent_of, start_from
+from lcp_plugin.training.milestones import Interim
 from lcp_plugin.training.processes import (
     create_accelerator,
     share_carry,

@@ -56,10 +56,16 @@ class NoiseSettings:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """How a base was taught: how much of an image is left at each timestep, what it predicts."""
+    """How much noise a timestep has, and what the base predicts of it."""
 
-    alphas: Tensor  # cumulative products, (train timesteps,); rescaled where the last is pure noise
+    alphas: Tensor  # cumulative products, (train timesteps,), fp64, on the device
     prediction_type: str = "epsilon"  # or v_prediction
+    zero_terminal: bool = False  # whether a run asked for it: the last step is pure noise
+
+    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Noisy latents at the timesteps (b,), and the target that the base's type asks for."""
+        noisy = add_noise(latents, noise, timesteps, self.alphas)
+        return noisy, make_target(latents, noise, timesteps, self.alphas, self.prediction_type)
 
 
 def zero_terminal_betas(betas: Tensor) -> Tensor:

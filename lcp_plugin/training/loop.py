@@ -42,7 +42,7 @@ from lcp_plugin.sdxl.trajectory import in_parts
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.tasks import Task, TaskRecord
-from lcp_plugin.training.interim import Interim
+from lcp_plugin.training.milestones import Interim
 from lcp_plugin.training.optimizers import OptimizerChoice, create_optimizer
 from lcp_plugin.training.processes import meets_always, share_object, share_state, share_tensors
 from lcp_plugin.training.schedules import RateSchedule, make_course

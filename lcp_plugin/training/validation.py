@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from lcp_plugin.sdxl.loss import LossSettings, LossWeights, compute_loss
-from lcp_plugin.sdxl.noise import NoiseSchedule, NoiseSettings, add_noise, make_target
+from lcp_plugin.sdxl.noise import NoiseSchedule, NoiseSettings
 from lcp_plugin.seeds import derive_seed
 
 NUM_TIMESTEPS = 4
@@ -46,16 +46,16 @@ def measure_loss(
 
     `batches`: those of TaskData(part="validation") with `latents` (b, 4, h, w) on the device.
     """
-    plain, alphas = loss_settings.unweighted(), schedule.alphas
+    plain = loss_settings.unweighted()
+    timesteps = validation_timesteps(noise_settings, len(schedule.alphas))
     total, count = 0.0, 0
     for number, batch in enumerate(batches):
         latents, weights = batch["latents"], LossWeights(pixels=batch.get("masks"))
-        for timestep in validation_timesteps(noise_settings, len(alphas)):
+        for timestep in timesteps:
             generator = Generator().manual_seed(derive_seed(seed, "validation", number, timestep))
             noise = torch.randn(tuple(latents.shape), generator=generator).to(latents)
             steps = torch.full((len(latents),), timestep, device=latents.device)
-            noisy = add_noise(latents, noise, steps, alphas)
-            target = make_target(latents, noise, steps, alphas, schedule.prediction_type)
+            noisy, target = schedule.corrupt(latents, noise, steps)
             predicted = predict(noisy, steps, batch)
             loss = compute_loss(predicted, target, steps, schedule, plain, weights)
             total += float(loss) * len(latents)

@@ -1,9 +1,7 @@
 """No option is accepted and ignored: each is set, and what it should change is seen to change.
 
-Every case is (flags of both runs, flags of the second run only). Three things are looked at: the
-batches of a task, the loss of a training step, and the course of a task (rates, steps, files,
-samples). test_kohya_contract names the test of every option that none of them can see, and has all
-options of kohya's trainer.
+Every case is (flags of both runs, flags of the second run only). What is looked at: the batches
+of a task, the loss of a training step, and a task's course (rates, steps, files, samples).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,15 @@ from lcp_plugin.delivery.fusing import Part, fuse_file
 from lcp_plugin.delivery.single_file import write_single_file
 from lcp_plugin.delta import Delta, Dense
 from lcp_plugin.errors import BaseModelError, ConfigError, DiskError, FileFormatError, LineageError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import read_json
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import check_lora, portable_adapter, read_lora, write_lora
-from lcp_plugin.formats.tensors import file_model_hash, read_header, read_tensors, write_tensors
+from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.load import hush_libraries
-from lcp_plugin.store.run_folder import RunStore, deliverable_adapter
+from lcp_plugin.store.carries import deliverable_adapter
+from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.tasks import Task, TaskRecord
 
 # diffusers' scheduler under numpy 2
@@ -226,7 +229,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(
         raise OSError(28, "No space left on device")
 
     (tmp_path / "c.safetensors").write_bytes(b"old")
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(DiskError, match="No space left"):
         export_checkpoint(learned, base[2], tmp_path / "c.safetensors")
     with pytest.raises(DiskError, match="No space left"):
@@ -351,7 +354,7 @@ def test_a_checkpoint_wants_a_base(tmp_path: Path) -> None:
 
 def run_of(folder: Path, strategy_name: str) -> tuple[Path, list[Adapter]]:
     """Three tasks learned under a strategy, with the deliverable beside the run."""
-    from lcp_plugin.store.run_folder import lineage_of
+    from lcp_plugin.store.carries import lineage_of
 
     store = RunStore(folder, "run")
     strategy = create_strategy(strategy_name, [])
@@ -504,7 +507,7 @@ def test_the_conflicts_tool_prints_saves_and_draws(
     run, _ = run_of(tmp_path, "merge_init")
     assert tool.main([str(run), "--plot", str(tmp_path / "p.png"), "--blocks"]) == 0
     assert "unet.down_blocks.1" in capsys.readouterr().out
-    facts = files.read_json(run / "conflicts.json")
+    facts = read_json(run / "conflicts.json")
     assert [row["task"] for row in facts["after"]] == ["can", "teapot"]
     assert set(facts["after"][0]["ratios"]) == {"since", "after"}
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
@@ -512,7 +515,7 @@ def test_the_conflicts_tool_prints_saves_and_draws(
         write_lora(tmp_path / f"{name}.safetensors", adapter)
     two = [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]
     assert tool.main([*two, "--rank", "1", "--json", str(tmp_path / "c.json")]) == 0
-    facts = files.read_json(tmp_path / "c.json")
+    facts = read_json(tmp_path / "c.json")
     assert facts["pairs"][0]["opposed"] == 0.0  # the same file twice
     assert facts["pairs"][0]["row_overlap"] == pytest.approx(1.0)
     assert 0 < facts["energy_lost"][""] < 1

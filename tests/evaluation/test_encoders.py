@@ -31,8 +31,8 @@ from lcp_plugin.evaluation.images import (
     list_images,
     preprocess,
 )
+from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.pictures import open_rgb, to_rgb
-from lcp_plugin.formats.tensors import hash_file
 
 VISION = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "patch_size": 16}
 

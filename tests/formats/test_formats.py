@@ -26,6 +26,7 @@ from torch import Tensor
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.delta import Delta, Dense
 from lcp_plugin.errors import FileFormatError, NumericError
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.keys import kohya_name, write_key
 from lcp_plugin.formats.lora_file import (
     LAYOUTS,
@@ -34,7 +35,7 @@ from lcp_plugin.formats.lora_file import (
     read_lora,
     write_lora,
 )
-from lcp_plugin.formats.tensors import file_model_hash, read_header, write_tensors
+from lcp_plugin.formats.tensors import read_header, write_tensors
 
 # diffusers' scheduler under numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

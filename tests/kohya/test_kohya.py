@@ -22,10 +22,11 @@ from lcp_plugin.errors import (
     NumericError,
     StrategyError,
 )
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.keys import to_sgm
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import read_lora, write_lora
-from lcp_plugin.formats.tensors import file_model_hash, read_header
+from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.hooks import Strategy
 from lcp_plugin.kohya import ContinualNetwork, create_network, create_network_from_weights
 from lcp_plugin.sdxl.load import hush_libraries

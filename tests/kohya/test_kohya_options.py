@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from lcp_plugin.adapter import Adapter, Factors
 from lcp_plugin.cli import main
 from lcp_plugin.errors import ConfigError, LcpError, LineageError, ResumeError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lora_file import read_lora, write_lora
+from lcp_plugin.formats.tensors import read_header, read_tensors
 from lcp_plugin.observers.jsonl import read_steps, read_validation
 
 Train = Callable[..., Any]
@@ -192,7 +193,7 @@ def test_network_weights_go_on_with_their_own_rank_and_alpha(train: Train, tmp_p
     assert {(f.rank, f.scale) for f in first_adapter(run).values()} == {(3, 0.5)}
     assert after.metadata["ss_network_dim"] == "3"
     (source,) = json.loads(after.metadata["ss_lcp_parents"])
-    assert source["hash"] == files.file_model_hash(file)
+    assert source["hash"] == file_model_hash(file)
 
 
 def test_what_network_weights_change_and_the_run_does_not_train_is_kept(
@@ -317,7 +318,7 @@ def test_files_are_saved_every_n_steps_and_rotate(train: Train, tmp_path: Path) 
     ]
     assert names_in(tmp_path / "out", "run-*") == wanted
     path = tmp_path / "out" / wanted[-1]
-    metadata = files.read_header(path).metadata
+    metadata = read_header(path).metadata
     assert [t["name"] for t in json.loads(metadata["ss_lcp_tasks"])] == ["disc0", "disc1"]
     shorter = train("shorter", tasks=(0, 1), max_train_steps=7)
     assert (
@@ -486,7 +487,7 @@ def test_the_header_says_what_kohyas_does_and_more(train: Train) -> None:
         wandb_api_key="secret",
         max_timestep=800,
     )
-    header = files.read_header(run.store.deliverable).metadata
+    header = read_header(run.store.deliverable).metadata
     assert header["ss_training_comment"] == "hello"
     assert header["ss_network_dim"] == "4"  # of the file: the ranks of two tasks add up
     assert header["ss_base_model_version"] == "sdxl_base_v1-0"
@@ -514,7 +515,7 @@ def test_the_header_says_what_kohyas_does_and_more(train: Train) -> None:
 def test_every_metadata_option_is_in_the_header(name: str) -> None:
     from lcp_plugin.hooks import Carry
     from lcp_plugin.store.deliverable_header import make_header
-    from lcp_plugin.store.run_folder import TaskFolder
+    from lcp_plugin.store.task_folder import TaskFolder
 
     record = {"index": 1, "name": "a", "kind": "object", "concept": "sks a"}
     facts = {
@@ -539,7 +540,7 @@ def test_pickles_are_asked_for_and_safetensors_are_written(
 
 def test_no_metadata_leaves_what_readers_need(train: Train) -> None:
     run = train("run", tasks=(0,), no_metadata=True, training_comment="hello")
-    header = files.read_header(run.store.deliverable).metadata
+    header = read_header(run.store.deliverable).metadata
     assert header["ss_network_dim"] == "2"
     assert "ss_training_comment" not in header
     assert not any(key.startswith("ss_lcp_") for key in header)
@@ -555,7 +556,7 @@ def test_save_precision_is_the_deliverables(
     train: Train, precision: str, dtype: torch.dtype
 ) -> None:
     run = train("run", tasks=(0,), save_precision=precision)
-    tensors = files.read_tensors(run.store.deliverable)
+    tensors = read_tensors(run.store.deliverable)
     assert {t.dtype for k, t in tensors.items() if "lora_up" in k} == {dtype}
 
 
@@ -808,7 +809,7 @@ def test_v_prediction_is_recognised_from_the_base(
     given = train("given", tasks=(0,), v_parameterization=True)
     assert losses_of(run) == losses_of(given)
     assert not any("predicts v" in line for line in given.facts["said"])
-    header = files.read_header(run.store.deliverable).metadata
+    header = read_header(run.store.deliverable).metadata
     assert header["modelspec.prediction_type"] == "v"
 
 

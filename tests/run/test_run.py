@@ -17,7 +17,8 @@ from PIL import Image
 
 from lcp_plugin.cli import main
 from lcp_plugin.errors import DiskError, LineageError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.identity import file_model_hash
+from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.store.run_folder import RunStore
 
@@ -30,7 +31,7 @@ def read_all(store: RunStore) -> dict[str, torch.Tensor]:
     folder = store.folders()[-1].path
     found = {}
     for path in (folder / "adapter.safetensors", folder / "carry.safetensors", store.deliverable):
-        for key, tensor in files.read_tensors(path).items():
+        for key, tensor in read_tensors(path).items():
             found[f"{path.name if path != store.deliverable else 'deliverable'}:{key}"] = tensor
     return found
 
@@ -259,8 +260,8 @@ def test_a_parent_of_another_base_is_refused_before_a_model_is_loaded(
     other = tmp_path / "other_base"
     shutil.copytree(toy_base, other)
     weights = next((other / "unet").glob("*.safetensors"))
-    tensors = files.read_tensors(weights)
-    files.write_tensors(weights, {k: t + 1 for k, t in tensors.items()}, {"format": "pt"})
+    tensors = read_tensors(weights)
+    write_tensors(weights, {k: t + 1 for k, t in tensors.items()}, {"format": "pt"})
     monkeypatch.setattr(runner, "load_pipeline", lambda *a, **k: pytest.fail("a model was loaded"))
     with pytest.raises(LineageError, match="Chain runs on one base"):
         train(
@@ -379,7 +380,7 @@ def test_a_run_chains_on_anyones_lora(
 
 def test_earlier_carries_are_rebuilt_bit_for_bit(train: Train) -> None:
     from lcp_plugin.registry import create_strategy
-    from lcp_plugin.store.run_folder import carry_to_tensors
+    from lcp_plugin.store.carries import carry_to_tensors
 
     for strategy in FOUR:
         kept = train(f"all_{strategy}", tasks=(0, 1, 2), strategy=strategy, keep_carries="all")
@@ -395,7 +396,7 @@ def test_the_first_task_is_the_same_under_all_four(train: Train) -> None:
         train(f"run_{s}", tasks=(0,), strategy=s).store.folders()[0].path / "adapter.safetensors"
         for s in FOUR
     ]
-    assert len({files.file_model_hash(path) for path in adapters}) == 1
+    assert len({file_model_hash(path) for path in adapters}) == 1
 
 
 def test_bounds_are_runs_too(train: Train) -> None:
@@ -517,7 +518,7 @@ def test_text_encoders_train_chain_and_survive_a_unet_only_continuation(train: T
         for name, factors in adapter.items():
             if not name.startswith("unet."):
                 assert torch.allclose(total[name].dense(), factors.update(), atol=1e-7)
-        delivered = files.read_header(second.store.deliverable).tensors
+        delivered = read_header(second.store.deliverable).tensors
         assert any(key.startswith("lora_te1_") for key in delivered)
         assert any(key.startswith("lora_te2_") for key in delivered)
 
