@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lcp_plugin.config.findings import Findings, did_you_mean
 from lcp_plugin.config.optimizer_table import NAMES, find_optimizer, finds_its_rate
 from lcp_plugin.config.options import Options, option_fields
 from lcp_plugin.config.prompts import read_prompts
+from lcp_plugin.config.rates import PartRates, lora_plus_ratio
 from lcp_plugin.errors import ConfigError
 
 _EXPORT = re.compile(r"^(lora(:[1-9]\d*)?|diff|diffusers|peft|checkpoint)$")
@@ -189,33 +190,20 @@ def _check_one_rate(options: Options, findings: Findings, problem: Any) -> None:
         )
 
 
-def _rates_of_unet(options: Options) -> list[float]:
-    """The UNet's rate, if it is trained."""
-    rate = options.learning_rate if options.unet_lr is None else options.unet_lr
-    return [rate] if options.trains_unet and rate > 0 else []
-
-
-def _rates_of_texts(options: Options) -> list[float]:
-    """The text encoders' rates, if they are trained."""
-    rates = options.text_encoder_lr or (options.learning_rate,)
-    return [rate for rate in rates if rate > 0] if options.trains_text_encoders else []
-
-
 def _rates_of_parts(options: Options) -> list[float]:
     """The distinct rates of what is trained, as far as options say; 0 trains nothing."""
-    rates = {*_rates_of_unet(options), *_rates_of_texts(options)}
+    rates = {rate for rate in asdict(PartRates.of(options)).values() if rate > 0}
     return sorted(rates) or [options.learning_rate]
 
 
 def _rates_of_b(options: Options) -> list[float]:
-    """B's rates where LoRA+ raises them; none where network_args cannot be read."""
+    """B's rates, which LoRA+ raises; none where network_args cannot be read."""
     try:
         args = options.network
     except ConfigError:  # told by the check of network_args
         return []
-    of_unet = [rate * (args.loraplus_unet_lr_ratio or 1.0) for rate in _rates_of_unet(options)]
-    ratio = args.loraplus_text_encoder_lr_ratio or 1.0
-    return of_unet + [rate * ratio for rate in _rates_of_texts(options)]
+    rates = asdict(PartRates.of(options))
+    return [rate * lora_plus_ratio(f"{part}.", args) for part, rate in rates.items() if rate > 0]
 
 
 def _tell_unfit_defaults(options: Options, given: frozenset[str], findings: Findings) -> None:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.adapter import Adapter, AdapterSpec
-from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.config.options import Options
-from lcp_plugin.config.rates import Rates, part_rate
+from lcp_plugin.config.rates import part_rate
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.delta import Delta
 from lcp_plugin.hooks import Carry, StepReport, Strategy, TaskStart
@@ -45,6 +44,7 @@ from lcp_plugin.sdxl.precision import (
 from lcp_plugin.sdxl.samplers import create_sampler
 from lcp_plugin.sdxl.targets import (
     Target,
+    TargetSettings,
     group_by_rate,
     select_targets,
     special_alphas,
@@ -132,19 +132,15 @@ class Trainer:
 
         With dim_from_weights those of network_weights, at their ranks and alphas.
         """
-        chosen = select_targets(self.adapted.layers, options)
+        settings = TargetSettings.of(options)
+        chosen = select_targets(self.adapted.layers, settings)
         if self.file is None or not options.dim_from_weights:
             return chosen
         return {
-            name: Target(f.rank, f.alpha, self._target(name, chosen, options).rates)
+            name: Target(f.rank, f.alpha, (chosen.get(name) or settings.of_part(name)).rates)
             for name, f in self.file.adapter.items()
-            if part_rate(name, options) > 0
+            if part_rate(name, settings.rates) > 0
         }
-
-    def _target(self, name: str, chosen: Mapping[str, Target], options: Options) -> Target:
-        """How a module is adapted; one that the options do not name gets its part's rate."""
-        rate = part_rate(name, options)
-        return chosen.get(name) or Target(options.rank, options.alpha, Rates(rate, rate))
 
     def spec(self, task: Task, options: Options) -> AdapterSpec:
         """What a fresh adapter of this task looks like."""
@@ -157,16 +153,16 @@ class Trainer:
             rank=options.rank,
             alpha=options.alpha,
             seed=derive_seed(self.seed, "adapter", task.index),
-            ranks=special_ranks(targets, options),
-            alphas=special_alphas(targets, options),
+            ranks=special_ranks(targets, options.rank),
+            alphas=special_alphas(targets, options.alpha),
             kernels={name: kernel for name, kernel in kernels.items() if kernel is not None},
         )
 
     def make_groups(self, options: Options) -> list[dict[str, Any]]:
         """Optimizer groups of the attached factors. Raises ConfigError if nothing trains."""
-        chosen = self.select(options)
+        chosen, settings = self.select(options), TargetSettings.of(options)
         pairs = self.adapted.pair_of
-        targets = {name: self._target(name, chosen, options) for name in pairs}
+        targets = {name: chosen.get(name) or settings.of_part(name) for name in pairs}
         return group_by_rate({n: (p.down, p.up) for n, p in pairs.items()}, targets)
 
     def measure_loss(
@@ -264,7 +260,7 @@ class Trainer:
 
 def set_dropout(pairs: Iterable[LoraPair], options: Options) -> None:
     """network_dropout, and rank_dropout and module_dropout of network_args."""
-    args = parse_network_args(options.network_args)
+    args = options.network
     for pair in pairs:
         pair.dropout = options.network_dropout or 0.0
         pair.rank_dropout = args.rank_dropout or 0.0
