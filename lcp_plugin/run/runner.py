@@ -192,7 +192,7 @@ class Run(Plan):
     def encode(self, data: TaskData) -> None:
         """What the options allow to encode once."""
         assert self.trainer is not None
-        options = data.options
+        options = data.task.options
         vae_key = f"{self.base.hash}:{options.vae or 'own'}:mean"
         text_key = f"{self.base.hash}:{self.facts['text_delta']}"
         if options.max_token_length or options.weighted_captions:
