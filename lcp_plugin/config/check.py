@@ -15,7 +15,7 @@ from typing import Any
 
 from lcp_plugin.config.convert import Unfit, parse_bytes
 from lcp_plugin.config.findings import Findings, did_you_mean
-from lcp_plugin.config.network_args import parse_network_args
+from lcp_plugin.config.optimizer_table import NAMES, find_optimizer, finds_its_rate
 from lcp_plugin.config.options import Options, option_fields
 from lcp_plugin.config.prompts import read_prompts
 from lcp_plugin.errors import ConfigError
@@ -23,20 +23,6 @@ from lcp_plugin.errors import ConfigError
 _EXPORT = re.compile(r"^(lora(:[1-9]\d*)?|diff|diffusers|peft|checkpoint)$")
 _PICKLED = ("optimizer.bin", "scheduler.bin", "scaler.pt", "random_states_*.pkl")
 FROM_PURE_NOISE = ("ddim", "euler", "euler_a", "k_euler", "k_euler_a", "dpmsolver++")
-_OPTIMIZER_PACKAGES = {  # part of an optimizer's name -> the package that it comes in
-    "dadapt": "dadaptation",
-    "prodigy": "prodigyopt",
-    "schedulefree": "schedulefree",
-}
-_FINDS_ITS_RATE = ("dadapt", "prodigy")
-OPTIMIZERS = (
-    "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit",
-    "PagedLion8bit", "SGDNesterov", "SGDNesterov8bit", "DAdaptation", "DAdaptAdamPreprint",
-    "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptAdanIP", "DAdaptLion", "DAdaptSGD",
-    "Prodigy", "Adafactor", "AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree",
-    "Adadelta", "Adagrad", "Adam", "Adamax", "ASGD", "LBFGS", "NAdam", "RAdam", "RMSprop", "Rprop",
-    "SGD", "Muon", "AdEMAMix8bit", "PagedAdEMAMix8bit",
-)  # fmt: skip
 
 
 def settle_options(
@@ -164,16 +150,17 @@ def _tell_no_effect(options: Options, given: frozenset[str], findings: Findings)
 def _check_optimizer(options: Options, findings: Findings, problem: Any) -> None:
     """Known, installed, and with rates that it can take."""
     kind = options.optimizer_type
-    if "." not in kind and kind.lower() not in {o.lower() for o in OPTIMIZERS}:
-        hint = did_you_mean(kind, OPTIMIZERS)
+    known = find_optimizer(kind)
+    if known is None and "." not in kind:
+        hint = did_you_mean(kind, NAMES)
         problem("optimizer_type", f"= {kind!r} is no optimizer known here.{hint}")
-    for word, package in _OPTIMIZER_PACKAGES.items():
-        if word in kind.lower() and "." not in kind and importlib.util.find_spec(package) is None:
-            problem(
-                "optimizer_type",
-                f"= {kind!r} needs the package {package}; pip install {package}, or use AdamW8bit.",
-            )
-    if kind.lower().startswith(_FINDS_ITS_RATE):
+    package = known.package if known is not None else ""
+    if package and importlib.util.find_spec(package) is None:
+        problem(
+            "optimizer_type",
+            f"= {kind!r} needs the package {package}; pip install {package}, or use AdamW8bit.",
+        )
+    if finds_its_rate(kind):
         rates = _rates_of_parts(options)
         if len(rates) > 1:
             problem(
@@ -229,7 +216,7 @@ def check_options(
     if options.adaptive_noise_scale and options.noise_offset is None:
         problem("adaptive_noise_scale", "needs noise_offset; give both or none.")
     try:
-        for notice in parse_network_args(options.network_args).notices:
+        for notice in options.network.notices:
             findings.notice(notice)
     except ConfigError as error:
         for text in error.problems:

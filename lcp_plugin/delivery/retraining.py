@@ -16,7 +16,7 @@ from typing import Any
 
 from lcp_plugin.config.convert import convert_option
 from lcp_plugin.config.options import option_fields, option_types
-from lcp_plugin.delivery.provenance import one_line
+from lcp_plugin.delivery.chain_tree import one_line
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.foreign_header import Summary, summarise

@@ -29,6 +29,7 @@ from lcp_plugin.formats.lora_file import TOLERANCE, portable_adapter, write_chec
 from lcp_plugin.hooks import Carry, Observer, TaskStart
 from lcp_plugin.observers import Console, JsonLines, Trackers
 from lcp_plugin.registry import create, create_strategy
+from lcp_plugin.run.network_weights import common_shape, going_on, parent_of, start_from
 from lcp_plugin.run.plan import (
     Plan,
     describe_options,
@@ -54,8 +55,7 @@ from lcp_plugin.store.deliverable_header import make_header
 from lcp_plugin.store.lock import locked
 from lcp_plugin.store.task_folder import Parent, TaskFolder
 from lcp_plugin.tasks import MOST_CAPTIONS, Task, TaskRecord
-from lcp_plugin.training.interim import Interim
-from lcp_plugin.training.network_weights import common_shape, going_on, parent_of, start_from
+from lcp_plugin.training.milestones import Interim
 from lcp_plugin.training.processes import (
     create_accelerator,
     share_carry,

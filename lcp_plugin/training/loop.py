@@ -40,10 +40,10 @@ from lcp_plugin.sdxl.trajectory import in_parts
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.tasks import Task, TaskRecord
-from lcp_plugin.training.interim import Interim
-from lcp_plugin.training.optimizers import create_optimizer, joins_exactly
+from lcp_plugin.training.milestones import Interim
+from lcp_plugin.training.optimizers import OptimizerChoice, create_optimizer
 from lcp_plugin.training.processes import meets_always, share_object, share_state, share_tensors
-from lcp_plugin.training.rates_course import make_course
+from lcp_plugin.training.schedules import RateSchedule, make_course
 from lcp_plugin.training.state import apply_state, collect_state, newest_state
 
 if TYPE_CHECKING:
@@ -106,20 +106,16 @@ class TaskRun:
         adapted = self.trainer.adapted
         adapted.eval()
         self.strategy.before_training(self.model)
+        choice = OptimizerChoice.of(self.options)
         groups = self.trainer.make_groups(self.options)
         self.parameters = [p for group in groups for p in group["params"]]
-        if adapted.flat is not None and joins_exactly(self.options):
+        if adapted.flat is not None and choice.joins_exactly:
             self.joined = JoinedGroups(groups, adapted.flat)
             groups = self.joined.groups
-        optimizer, self.optimizer_name = create_optimizer(
-            self.options.optimizer_type,
-            self.options.optimizer_args,
-            groups,
-            self.options.learning_rate,
-        )
+        optimizer, self.optimizer_name = create_optimizer(choice, groups)
         self.model.wrapped, self.optimizer = self.accelerator.prepare(adapted, optimizer)
         rates = [float(group.get("lr") or 0.0) for group in optimizer.param_groups]
-        self.course = make_course(self.options, self.total, rates)
+        self.course = make_course(RateSchedule.of(self.options), self.total, rates)
         if self.options.full_fp16 and self.accelerator.scaler is not None:
             allow_half_gradients(self.accelerator.scaler)
         self._resume()

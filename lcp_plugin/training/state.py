@@ -18,7 +18,7 @@ from lcp_plugin.errors import FileFormatError, ResumeError
 from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.tensors import read_tensors, write_tensors
-from lcp_plugin.training.optimizers import flatten_state, unflatten_state
+from lcp_plugin.training.optimizer_state import flatten_state, unflatten_state
 
 if TYPE_CHECKING:
     from lcp_plugin.training.loop import TaskRun

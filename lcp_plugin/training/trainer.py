@@ -19,6 +19,7 @@ from lcp_plugin.config.rates import Rates, part_rate
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.delta import Delta
 from lcp_plugin.hooks import Carry, StepReport, Strategy, TaskStart
+from lcp_plugin.run.network_weights import read_network_weights
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import encode_prompts
 from lcp_plugin.sdxl.fitting import encode
@@ -53,9 +54,8 @@ from lcp_plugin.seeds import derive_seed
 from lcp_plugin.store.carries import hash_carry
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.tasks import Task, TaskRecord
-from lcp_plugin.training.interim import Interim
 from lcp_plugin.training.loop import TaskRun
-from lcp_plugin.training.network_weights import read_network_weights
+from lcp_plugin.training.milestones import Interim
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline

@@ -1,9 +1,7 @@
 """No option is accepted and ignored: each is set, and what it should change is seen to change.
 
-Every case is (flags of both runs, flags of the second run only). Three things are looked at: the
-batches of a task, the loss of a training step, and the course of a task (rates, steps, files,
-samples). test_kohya_contract names the test of every option that none of them can see, and has all
-options of kohya's trainer.
+Every case is (flags of both runs, flags of the second run only). What is looked at: the batches
+of a task, the loss of a training step, and a task's course (rates, steps, files, samples).
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from lcp_plugin.sdxl.noise import (
     scaled_linear_betas,
     zero_terminal_betas,
 )
-from lcp_plugin.training.schedules import make_multiplier
+from lcp_plugin.training.schedules import RateSchedule, make_multiplier
 
 CACHES = "--cache_latents --cache_text_encoder_outputs"
 SHUFFLE = "--shuffle_caption"
@@ -252,7 +250,7 @@ def see_course(flags: str, folder: Path) -> str:
     args = parse_network_args(options.network_args)
     modules = ["unet.x", "text_encoder.x", "text_encoder_2.x"]
     rates = [module_rates(m, "middle_block.1.proj_in", options, args) for m in modules]
-    multiplier = make_multiplier(options, total)
+    multiplier = make_multiplier(RateSchedule.of(options), total)
     return digest(
         [
             total,

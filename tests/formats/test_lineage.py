@@ -10,7 +10,7 @@ import pytest
 import toml
 from lora_samples import load_tool, mixed_adapter
 
-from lcp_plugin.delivery.provenance import Search, failed, find_by_hash, trace
+from lcp_plugin.delivery.chain_tree import Search, failed, find_by_hash, trace
 from lcp_plugin.delivery.retraining import retraining_config
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.disk import write_json

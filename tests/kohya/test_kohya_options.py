@@ -860,10 +860,10 @@ def test_anyones_scheduler_sets_the_rates_and_a_resumed_run_agrees(
 )
 def test_a_scheduler_that_cannot_be_used_is_one_line(given: dict[str, Any], word: str) -> None:
     from lcp_plugin.config.options import Options
-    from lcp_plugin.training.rates_course import make_course
+    from lcp_plugin.training.schedules import RateSchedule, make_course
 
     with pytest.raises(LcpError, match=word):
-        make_course(Options(**given), 10, [1.0])(1)
+        make_course(RateSchedule.of(Options(**given)), 10, [1.0])(1)
 
 
 def test_schedule_free_optimizers_are_told_which_weights_are_wanted() -> None:

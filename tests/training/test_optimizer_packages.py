@@ -12,9 +12,10 @@ import torch
 
 from lcp_plugin.cli import main
 from lcp_plugin.config.load import load_config
+from lcp_plugin.config.optimizer_table import KNOWN, KnownOptimizer
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.training import optimizers as optim
-from lcp_plugin.training.optimizers import create_optimizer
+from lcp_plugin.training.optimizers import OptimizerChoice, create_optimizer
 
 ROOT = Path(__file__).parents[2]
 Train = Callable[..., Any]
@@ -112,7 +113,7 @@ def test_the_optimizer_itself_says_so_too(monkeypatch: pytest.MonkeyPatch, name:
     monkeypatch.setattr(optim.importlib, "import_module", missing)
     parameter = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(ConfigError, match=f"pip install {package}") as caught:
-        create_optimizer(name, (), [{"params": [parameter], "lr": 1.0}], 1.0)
+        create_optimizer(OptimizerChoice(name, rate=1.0), [{"params": [parameter], "lr": 1.0}])
     assert "\n" not in str(caught.value)
 
 
@@ -149,8 +150,18 @@ def test_the_packages_are_an_extra_of_the_installation() -> None:
     assert all(f'"{package}>=' in line for package in PACKAGES)
 
 
-def test_every_optimizer_of_bitsandbytes_and_of_packages_passes_the_configs_check() -> None:
-    from lcp_plugin.config.check import OPTIMIZERS
-    from lcp_plugin.training.optimizers import BITSANDBYTES, PACKAGES
+@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.name)
+def test_every_optimizer_of_bitsandbytes_and_of_packages_passes_the_configs_check(
+    write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, known: KnownOptimizer
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: find(n, *a) or (n == known.package or None)
+    )
+    path = write_config("run", learning_rate=1.0, optimizer_type=known.name)
+    assert load_config(["--config", str(path)]).options.optimizer_type == known.name
 
-    assert {*BITSANDBYTES, *PACKAGES} <= {name.lower() for name in OPTIMIZERS}
+
+def test_no_two_optimizers_share_a_name_and_all_packages_are_the_tests_own() -> None:
+    assert len({known.name.lower() for known in KNOWN}) == len(KNOWN)
+    assert {known.name for known in KNOWN if known.package} == set(OPTIMIZERS)
