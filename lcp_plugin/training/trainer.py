@@ -19,11 +19,12 @@ from lcp_plugin.config.rates import Rates, part_rate
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.delta import Delta
 from lcp_plugin.hooks import Carry, StepReport, Strategy, TaskStart
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import encode_prompts
 from lcp_plugin.sdxl.fitting import encode
 from lcp_plugin.sdxl.latents import scale_latents
-from lcp_plugin.sdxl.layers import AdaptedUNet, LoraPair, layer_kernel, layer_shape
+from lcp_plugin.sdxl.layers import layer_kernel, layer_shape
 from lcp_plugin.sdxl.load import prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
 from lcp_plugin.sdxl.loss import compute_loss
@@ -42,6 +43,7 @@ from lcp_plugin.sdxl.precision import (
     warn_of_slow_half,
 )
 from lcp_plugin.sdxl.samplers import create_sampler
+from lcp_plugin.sdxl.sites import LoraPair
 from lcp_plugin.sdxl.targets import (
     Target,
     group_by_rate,

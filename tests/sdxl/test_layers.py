@@ -19,16 +19,11 @@ from lcp_plugin.delta import Delta, Dense, Stacked
 from lcp_plugin.errors import LineageError
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.sdxl.adapted_linear import AdaptedLinear
-from lcp_plugin.sdxl.layers import (
-    AdaptedUNet,
-    Site,
-    choose_targets,
-    find_layers,
-    layer_kernel,
-    layer_shape,
-)
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
+from lcp_plugin.sdxl.layers import choose_targets, find_layers, layer_kernel, layer_shape
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.sdxl.rounding import add_delta, rounding_loss
+from lcp_plugin.sdxl.sites import Site
 
 CARRIES = ("fuse", "branch", "auto")
 
