@@ -122,25 +122,6 @@ def hash_file(path: str | Path) -> str:
     return digest
 
 
-def hash_folder(folder: str | Path) -> str:
-    """sha256 (hex) over names and contents of all .safetensors and .json files below a folder: the
-    identity of a model in diffusers' layout.
-    """
-    folder = Path(folder)
-    digest = hashlib.sha256()
-    files = [f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json") and f.is_file()]
-    for file in sorted(files, key=lambda f: f.relative_to(folder).as_posix()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{hash_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def short_hash(path: str | Path) -> str:
-    """kohya's ss_sd_model_hash: first 8 hex digits of the sha256 of 64 KiB at 1 MiB of a file."""
-    with Path(path).open("rb") as file:
-        file.seek(0x100000)
-        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
-
-
 def write_hashed(
     path: str | Path,
     layout: FileLayout,

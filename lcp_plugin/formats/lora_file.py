@@ -28,7 +28,7 @@ from lcp_plugin.delta import Delta
 from lcp_plugin.errors import FileFormatError, NumericError
 from lcp_plugin.formats.disk import replacing, write_json
 from lcp_plugin.formats.families import check_family
-from lcp_plugin.formats.identity import hash_tensors, legacy_hash, write_hashed
+from lcp_plugin.formats.identity import write_hashed
 from lcp_plugin.formats.keys import PREFIXES, Layout, embedding_of, kind_of, parse_key, write_key
 from lcp_plugin.formats.lycoris import build_dense, build_factors
 from lcp_plugin.formats.peft_config import (
@@ -278,14 +278,6 @@ def portable_adapter(adapter: Adapter) -> Adapter:
             up = f.up if f.alpha == alpha else f.up * (f.alpha / alpha)
             changed[name] = Factors(f.down, up, alpha, f.kernel)
     return Adapter(changed)
-
-
-def hashes_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """kohya's two hashes of what is about to be written."""
-    return {
-        "sshs_model_hash": hash_tensors(tensors),
-        "sshs_legacy_hash": legacy_hash(tensors, metadata),
-    }
 
 
 def lora_tensors(
