@@ -27,7 +27,7 @@ from lcp_plugin.adapter import Adapter
 from lcp_plugin.delta import Delta, Dense
 from lcp_plugin.errors import FileFormatError, NumericError
 from lcp_plugin.formats.identity import file_model_hash
-from lcp_plugin.formats.keys import kohya_name, write_key
+from lcp_plugin.formats.keys import kohya_name
 from lcp_plugin.formats.lora_file import (
     LAYOUTS,
     lora_tensors,
@@ -35,6 +35,7 @@ from lcp_plugin.formats.lora_file import (
     read_lora,
     write_lora,
 )
+from lcp_plugin.formats.lora_keys import write_key
 from lcp_plugin.formats.tensors import read_header, write_tensors
 
 # diffusers' scheduler under numpy 2
