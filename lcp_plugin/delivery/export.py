@@ -47,7 +47,13 @@ from lcp_plugin.formats.lora_file import (
     write_lora,
 )
 from lcp_plugin.formats.peft_config import DIFFUSERS_METADATA
-from lcp_plugin.formats.tensors import TensorReader, build_header, raw_bytes, read_header
+from lcp_plugin.formats.tensors import (
+    NAME_OF,
+    TensorReader,
+    build_header,
+    raw_bytes,
+    read_header,
+)
 from lcp_plugin.sdxl.base_weights import BaseSource, check_added, source_of, sum_weights
 from lcp_plugin.store.carries import deliverable_adapter
 from lcp_plugin.store.deliverable_header import make_header
@@ -310,8 +316,9 @@ def export_diff(learned: Learned, path: str | Path, dtype: torch.dtype = torch.f
     path, delta = Path(path), learned.delta
     names = {f"{kohya_name(module)}.diff": module for module in sorted(delta)}
     ordered = dict(sorted(names.items(), key=lambda item: item[0].encode()))
-    word = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
-    layout = {key: (word, _weight_shape(delta[module])) for key, module in ordered.items()}
+    layout = {
+        key: (NAME_OF[dtype], _weight_shape(delta[module])) for key, module in ordered.items()
+    }
     size = sum(e.shape[0] * e.shape[1] for e in delta.values()) * dtype.itemsize
     require_free_space(path.parent, size, f"the dense export {path.name}")
     with replacing(path) as temporary:

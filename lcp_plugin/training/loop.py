@@ -27,7 +27,9 @@ from lcp_plugin.sdxl.flat_factors import JoinedGroups
 from lcp_plugin.sdxl.layers import LoraPair
 from lcp_plugin.sdxl.live import LiveModel, LiveStep
 from lcp_plugin.sdxl.load import native_resolution
+from lcp_plugin.sdxl.loss import LossSettings
 from lcp_plugin.sdxl.noise import (
+    NoiseSettings,
     add_noise,
     draw_timesteps,
     make_noise,
@@ -79,6 +81,7 @@ class TaskRun:
         self.observer_state, self.sample = observer_state, sampler
         self.accelerator = trainer.accelerator
         self.accumulation = options.gradient_accumulation_steps
+        self.noise, self.loss = NoiseSettings.of(options), LossSettings.of(options)
         self.total = data.total_steps(int(self.accelerator.num_processes))
         self.facts: dict[str, Any] = {}
         self.step = 0
@@ -241,16 +244,16 @@ class TaskRun:
         tensors = self.on_device(batch)
         generator = self._generator("noise", micro)
         latents = tensors["latents"]
-        noise = make_noise(latents, self.options, generator)
+        noise = make_noise(latents, self.noise, generator)
         alphas, kind = self.trainer.alphas, self.trainer.prediction_type
-        timesteps = draw_timesteps(len(latents), self.options, len(alphas), generator)
+        timesteps = draw_timesteps(len(latents), self.noise, len(alphas), generator)
         timesteps = send(timesteps, latents.device)
-        noise_in = perturb_noise(noise, self.options, generator)
+        noise_in = perturb_noise(noise, self.noise, generator)
         noisy = add_noise(latents, noise_in, timesteps, alphas)
         target = make_target(latents, noise, timesteps, alphas, kind)
         target = self._preserve(target, noisy, timesteps, tensors)
         prediction = self.model.predict(noisy, timesteps, tensors)
-        loss = self.trainer.measure_loss(prediction, target, timesteps, tensors, self.options)
+        loss = self.trainer.measure_loss(prediction, target, timesteps, tensors, self.loss)
         live = LiveStep(
             self.model,
             self.step,

@@ -382,10 +382,8 @@ def test_one_pass_writes_what_hashing_first_would_have_written(tmp_path: Path) -
         "none": torch.zeros(0, 3),
     }
     metadata = {"ss_network_dim": "4", "about": "x"}
-    hashes = {
-        "sshs_model_hash": hash_tensors(tensors),
-        "sshs_legacy_hash": legacy_hash(tensors, metadata),
-    }
+    names = ("sshs_model_hash", "sshs_legacy_hash")
+    hashes = dict(zip(names, kohya_hashes(tensors, metadata), strict=True))
     write_tensors(tmp_path / "two", tensors, {**metadata, **hashes})
     layout = in_file_order(layout_of(tensors))
     written = write_hashed(tmp_path / "one", layout, tensors.__getitem__, metadata)

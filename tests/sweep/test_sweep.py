@@ -323,7 +323,7 @@ def test_differences_and_rank_correlations_are_told_in_a_line_each():
 
 def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypatch, capsys):
     """Two strategies and a ceiling on the toy base, with every extra measure."""
-    from test_evaluate import Thumbnail
+    from quick_scores import Thumbnail
 
     from lcp_plugin import cli
 
