@@ -16,7 +16,7 @@ from typing import Any
 
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import DataError, LineageError
-from lcp_plugin.evaluation.generate import BASE, Stage, name_weights
+from lcp_plugin.evaluation.pictures import BASE, Stage, name_weights
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import read_lora
 from lcp_plugin.formats.pictures import list_images

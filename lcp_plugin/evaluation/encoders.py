@@ -154,14 +154,14 @@ def load_encoder(name: str, path: str | None = None, device: str = "cpu") -> Enc
         FileFormatError: weights missing (the message says which file goes where), damaged, of
             another network, or of another hash than the one asked for.
     """
-    from lcp_plugin.evaluation import backbones
+    from lcp_plugin.evaluation import metrics
 
     loaders: Mapping[str, Loader] = {
-        "clip": backbones.load_clip,
-        "dino": backbones.load_dino,
-        "dinov2": backbones.load_dinov2,
-        "csd": backbones.load_csd,
-        "effnet": backbones.load_effnet,
+        "clip": metrics.load_clip,
+        "dino": metrics.load_dino,
+        "dinov2": metrics.load_dinov2,
+        "csd": metrics.load_csd,
+        "effnet": metrics.load_effnet,
     }
     place, _, digest = (path or "").partition("#")
     source = find_weights(name, place or None)

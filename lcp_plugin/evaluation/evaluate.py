@@ -19,7 +19,7 @@ from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage, require_references
 from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
 from lcp_plugin.evaluation.encoders import Metric, load_encoder
-from lcp_plugin.evaluation.generate import Picture, Stage, Studio, plan_pictures
+from lcp_plugin.evaluation.pictures import Picture, Stage, Studio, plan_pictures
 from lcp_plugin.evaluation.protocols import Protocol
 from lcp_plugin.evaluation.scores import none_if_nan, summarise
 from lcp_plugin.sdxl.base_weights import BaseSource

@@ -17,8 +17,8 @@ from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
 from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.evaluate import Evaluation
-from lcp_plugin.evaluation.generate import Stage
 from lcp_plugin.evaluation.losses import Prober, losses_alone, measure_losses
+from lcp_plugin.evaluation.pictures import Stage
 from lcp_plugin.evaluation.recognition import measure_recognition
 from lcp_plugin.evaluation.scores import mean_cosine, none_if_nan, normalise_losses
 from lcp_plugin.sdxl.base_weights import BaseSource

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from lcp_plugin.errors import FileFormatError
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
-from lcp_plugin.evaluation.generate import Stage, Studio
 from lcp_plugin.evaluation.images import Preprocessing, preprocess
+from lcp_plugin.evaluation.pictures import Stage, Studio
 from lcp_plugin.evaluation.scores import none_if_nan
 from lcp_plugin.formats.pictures import open_rgb
 from lcp_plugin.formats.tensors import hash_file, read_json, write_json

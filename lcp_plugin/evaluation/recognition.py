@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
 from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.evaluate import Evaluation
-from lcp_plugin.evaluation.generate import Stage
 from lcp_plugin.evaluation.losses import encode_images
+from lcp_plugin.evaluation.pictures import Stage
 from lcp_plugin.evaluation.scores import mean_cosine, none_if_nan
 
 

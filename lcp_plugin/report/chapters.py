@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcp_plugin.report.figures import as_markup, draw_losses, draw_opposition
+from lcp_plugin.report.inline import Embedded, embed_picture
 from lcp_plugin.report.numbers import describe_heat_map
-from lcp_plugin.report.pictures import Embedded, embed_picture
 from lcp_plugin.report.read import Facts, MetricScores, RunFacts, TaskFacts, read_scores
 
 PER_CELL = 6  # pictures of one concept at one stage, over all runs of the page

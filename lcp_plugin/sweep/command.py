@@ -16,7 +16,7 @@ from lcp_plugin.evaluation.conflicts import compare_boundaries, figure_two, open
 from lcp_plugin.formats.tensors import write_json
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.report import write_report
-from lcp_plugin.sweep.sweep import create_executor, execute_plan, plan_runs
+from lcp_plugin.sweep.running import create_executor, execute_plan, plan_runs
 
 
 def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:

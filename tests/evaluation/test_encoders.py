@@ -12,7 +12,6 @@ from torch.nn.functional import layer_norm, multi_head_attention_forward, normal
 
 from lcp_plugin.errors import ConfigError, DataError, FileFormatError
 from lcp_plugin.evaluation import encoders
-from lcp_plugin.evaluation.backbones import rename_openai_tower, strip_prefixes
 from lcp_plugin.evaluation.checkpoints import read_checkpoint
 from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
 from lcp_plugin.evaluation.encoders import (
@@ -31,6 +30,7 @@ from lcp_plugin.evaluation.images import (
     list_images,
     preprocess,
 )
+from lcp_plugin.evaluation.metrics import rename_openai_tower, strip_prefixes
 from lcp_plugin.formats.pictures import open_rgb, to_rgb
 from lcp_plugin.formats.tensors import hash_file
 

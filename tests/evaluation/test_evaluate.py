@@ -18,9 +18,10 @@ from PIL import Image
 
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, DataError, DiskError, LineageError
-from lcp_plugin.evaluation import command, encoders, evaluate, generate
+from lcp_plugin.evaluation import command, encoders, evaluate
 from lcp_plugin.evaluation.chains import EvalTask, base_stage, read_chain, require_references
-from lcp_plugin.evaluation.generate import (
+from lcp_plugin.evaluation.images import Preprocessing
+from lcp_plugin.evaluation.pictures import (
     Picture,
     Sampling,
     Stage,
@@ -32,7 +33,6 @@ from lcp_plugin.evaluation.generate import (
     plan_pictures,
     save_picture,
 )
-from lcp_plugin.evaluation.images import Preprocessing
 from lcp_plugin.evaluation.protocols import Protocol, read_dreambooth_prompts, read_protocol
 from lcp_plugin.sdxl.base_weights import BaseSource, check_source
 from lcp_plugin.store.run_folder import RunStore
@@ -403,7 +403,7 @@ def test_an_interrupted_evaluation_goes_on_and_makes_no_image_twice(
         saved.append(path)
         save_picture(path, image, facts)
 
-    monkeypatch.setattr(generate, "save_picture", save_or_die)
+    monkeypatch.setattr("lcp_plugin.evaluation.pictures.save_picture", save_or_die)
     with pytest.raises(KeyboardInterrupt):
         score([run], tmp_path / "cut", pictures)
 
@@ -411,7 +411,7 @@ def test_an_interrupted_evaluation_goes_on_and_makes_no_image_twice(
         saved.append(path)
         save_picture(path, image, facts)
 
-    monkeypatch.setattr(generate, "save_picture", save)
+    monkeypatch.setattr("lcp_plugin.evaluation.pictures.save_picture", save)
     cut = score([run], tmp_path / "cut", pictures)
     assert cut["runs"] == whole["runs"]
     assert len(saved) == len(set(saved)) == 10

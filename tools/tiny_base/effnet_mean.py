@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lcp_plugin.evaluation.backbones import EFFNET_MEAN, EffnetEncoder
 from lcp_plugin.evaluation.images import stack_images
+from lcp_plugin.evaluation.metrics import EFFNET_MEAN, EffnetEncoder
 from lcp_plugin.formats.tensors import write_tensors
 
 COUNT, SEED = 512, 2410
