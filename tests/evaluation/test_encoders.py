@@ -14,12 +14,6 @@ from lcp_plugin.errors import ConfigError, DataError, FileFormatError
 from lcp_plugin.evaluation import encoders
 from lcp_plugin.evaluation.checkpoints import read_checkpoint
 from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
-from lcp_plugin.evaluation.encoders import (
-    METRICS,
-    choose_metrics,
-    load_encoder,
-    parse_encoder_paths,
-)
 from lcp_plugin.evaluation.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -30,7 +24,15 @@ from lcp_plugin.evaluation.images import (
     list_images,
     preprocess,
 )
-from lcp_plugin.evaluation.metrics import rename_openai_tower, strip_prefixes
+from lcp_plugin.evaluation.metrics import (
+    METRICS,
+    NETWORKS,
+    choose_metrics,
+    find_weights,
+    load_encoder,
+    parse_encoder_paths,
+)
+from lcp_plugin.evaluation.networks import rename_openai_tower, strip_prefixes
 from lcp_plugin.formats.pictures import open_rgb, to_rgb
 from lcp_plugin.formats.tensors import hash_file
 
@@ -358,12 +360,12 @@ def test_the_hubs_cache_is_looked_at_before_the_hub(tmp_path, monkeypatch):
         raise LocalEntryNotFoundError("not cached, no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    source = encoders.find_weights("dino", None)
+    source = find_weights("dino", None)
     assert source.weights == tmp_path / "pytorch_model.bin"
     assert all(local for _, local in asked)
     asked.clear()
     with pytest.raises(FileFormatError, match="LocalEntryNotFoundError"):
-        encoders.find_weights("clip", None)  # its vocabulary is not in the cache
+        find_weights("clip", None)  # its vocabulary is not in the cache
     assert [local for _, local in asked].count(False) == 1
 
 
@@ -384,7 +386,7 @@ def test_encoder_options_and_metric_names_are_checked():
     with pytest.raises(ConfigError, match="clip_i"):
         choose_metrics(["clipi"])
     assert [m.name for m in choose_metrics(["dino", "effnet", "dino"])] == ["dino", "effnet"]
-    assert {m.encoder for m in METRICS.values()} == set(encoders.PUBLISHED)
+    assert {m.encoder for m in METRICS.values()} == set(NETWORKS)
 
 
 # ------------------------------------------------------------------------------ scores of files

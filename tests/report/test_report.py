@@ -17,8 +17,9 @@ from lcp_plugin.evaluation.scores import Spread
 from lcp_plugin.report import write_report
 from lcp_plugin.report.figures import draw_losses, draw_opposition, draw_tasks_since
 from lcp_plugin.report.inline import embed_picture
+from lcp_plugin.report.material import scores_of
 from lcp_plugin.report.page import build_page, render_page
-from lcp_plugin.report.read import find_scores, read_run, read_scores, scores_of
+from lcp_plugin.report.read import find_scores, read_run, read_scores
 
 EVIL = "<script>document.title='taken'</script>"
 CONCEPTS = ("sks robot", f"zwz {EVIL}", "olb teapot & $x_1$")

@@ -22,7 +22,7 @@ from lcp_plugin.evaluation.aggregate import (
     tell_differences,
 )
 from lcp_plugin.evaluation.command import add_scoring_options
-from lcp_plugin.evaluation.encoders import METRICS
+from lcp_plugin.evaluation.metrics import METRICS
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.formats import tensors as files
 from lcp_plugin.store.run_folder import RunStore
