@@ -18,7 +18,7 @@ from lcp_plugin.evaluation.aggregate import (
 from lcp_plugin.evaluation.ahead import draw_ahead
 from lcp_plugin.evaluation.chains import Chain
 from lcp_plugin.evaluation.embeddings import EmbeddingCache
-from lcp_plugin.evaluation.evaluate import DTYPES, Evaluation, score_folders
+from lcp_plugin.evaluation.evaluate import Evaluation, score_folders
 from lcp_plugin.evaluation.extras import EXTRAS, measure_extras
 from lcp_plugin.evaluation.images import list_images
 from lcp_plugin.evaluation.inputs import collect_chains
@@ -30,7 +30,8 @@ from lcp_plugin.evaluation.metrics import (
 )
 from lcp_plugin.evaluation.protocols import Protocol, read_dreambooth_prompts, read_protocol, settle
 from lcp_plugin.evaluation.tables import to_markdown
-from lcp_plugin.formats.tensors import write_json
+from lcp_plugin.formats.disk import write_json
+from lcp_plugin.formats.precisions import PRECISIONS
 from lcp_plugin.store.lock import locked
 
 
@@ -55,7 +56,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--size", type=int, help="pixels per side (the base's own)")
     group.add_argument("--device", help="cpu, cuda, ... (cuda where there is one)")
     group.add_argument(
-        "--dtype", choices=tuple(DTYPES), help="of the model (fp16 on cuda, else fp32)"
+        "--dtype", choices=tuple(PRECISIONS), help="of the model (fp16 on cuda, else fp32)"
     )
     group.add_argument("--batch_size", type=int, default=8, help="images made at once")
     group.add_argument("--vae", help="a replacement VAE, as in training")

@@ -51,7 +51,8 @@ from lcp_plugin.evaluation.networks import (
     rename_openai_tower,
     strip_prefixes,
 )
-from lcp_plugin.formats.tensors import hash_file, read_tensors
+from lcp_plugin.formats.identity import hash_file
+from lcp_plugin.formats.tensors import read_tensors
 
 EFFNET_MEAN = Path(__file__).resolve().parent / "effnet_mean.safetensors"
 

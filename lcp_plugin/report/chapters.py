@@ -81,8 +81,8 @@ def show_recognised(material: Material, one: ScoredRun) -> list[Block]:
         for name in found.tasks
     ]
     caption = (
-        "Rows are concepts, columns the model after each task: the share of a concept's images that "
-        "are nearest to its own pictures. ✕: not recognised, nearest to that task's concept."
+        "Rows are concepts, columns the model after each task: the share of a concept's images "
+        "that are nearest to its own pictures. ✕: not recognised, nearest to that task's concept."
     )
     rule = (
         f"{RULE}; judged by {title_of(found.metric)} on {found.images} images of each concept "
@@ -251,7 +251,7 @@ def _shade(share: float) -> int:
 
 
 def _say_lost(look: Look | None, run: RunFacts) -> str:
-    """`no longer recognised: nearest to uwu boat`; empty for what is recognised, or was not scored."""
+    """`no longer recognised: nearest to uwu boat`; empty for what is, and for what has no score."""
     if look is None or look.is_recognised:
         return ""
     concepts = {task.name: task.concept for task in run.tasks}

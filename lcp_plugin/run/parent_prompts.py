@@ -17,7 +17,7 @@ from typing import Any
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.hooks import Strategy
-from lcp_plugin.store.run_folder import Parent
+from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import MOST_CAPTIONS
 
 log = logging.getLogger(__name__)

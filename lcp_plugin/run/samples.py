@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcp_plugin.formats.disk import replacing
 from lcp_plugin.formats.pictures import save_picture
-from lcp_plugin.formats.tensors import replacing
 from lcp_plugin.tasks import TaskRecord
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def draw_grid(
     exists.
 
     Args:
-        looks: what is recognised, stage folder -> task name; with it, what no longer is gets crossed
-            out, and a legend says so.
+        looks: what is recognised, stage folder -> task name; what no longer is gets crossed out,
+            and a legend says so.
     Returns:
         samples/grid.png, or None where nothing was sampled.
     """
