@@ -61,7 +61,6 @@ setup(
         "diffusers>=0.42",
         "accelerate>=1.15",
         "transformers>=5.17",
-        "peft>=0.21",
         "safetensors>=0.8",
         "bitsandbytes>=0.50",
         "toml>=0.10.2",
@@ -81,6 +80,7 @@ setup(
         "slurm": ["submitit>=1.5"],
         "tensorboard": ["tensorboard>=2.16"],
         "test": [
+            "peft>=0.21",
             "pytest>=8.0",
             "pytest-xdist>=3.5",
             "submitit>=1.5",

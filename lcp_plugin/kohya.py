@@ -57,8 +57,10 @@ from lcp_plugin.sdxl.kohya_layers import AdaptedLayer, choose_layers, fuse, name
 from lcp_plugin.sdxl.layers import layer_kernel, layer_shape
 from lcp_plugin.sdxl.load import BaseId
 from lcp_plugin.seeds import derive_seed
+from lcp_plugin.store.carries import deliverable_adapter, lineage_of
 from lcp_plugin.store.deliverable_header import complete_header, counts_of
-from lcp_plugin.store.run_folder import Parent, deliverable_adapter, lineage_of, read_parent
+from lcp_plugin.store.parents import read_parent
+from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import Task
 
 log = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from lcp_plugin.evaluation.conflicts import (
     figure_two,
     open_boundaries,
 )
+from lcp_plugin.formats.disk import write_bytes, write_json
 from lcp_plugin.formats.lora_file import read_lora
-from lcp_plugin.formats.tensors import write_bytes, write_json
 from lcp_plugin.registry import create_strategy
 
 

@@ -17,7 +17,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lcp_plugin.delivery.provenance import Search, failed, trace
+from lcp_plugin.delivery.chain_tree import Search, failed, trace
 from lcp_plugin.delivery.retraining import retraining_config
 from lcp_plugin.errors import LcpError
 

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-import torch
-
 from lcp_plugin import __version__
 from lcp_plugin.delivery.export import Learned, check_output, export_checkpoint, export_lora
 from lcp_plugin.delivery.merging import METHODS, Merged, MergeOptions, merge_deltas
@@ -27,14 +25,14 @@ from lcp_plugin.delta import Delta, Stacked
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.evaluation.conflicts import compare_adapters, energy_lost
 from lcp_plugin.formats.foreign_header import summarise
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage, Source, collect_blocks
 from lcp_plugin.formats.lora_file import LoraFile, find_lora, read_lora
-from lcp_plugin.formats.tensors import file_model_hash
+from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.run.chaining import base_of_header
 from lcp_plugin.store.deliverable_header import header_of_merge
 from lcp_plugin.tasks import TaskRecord
 
-PRECISIONS = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PREDICTS = "modelspec.prediction_type"  # epsilon or v
 BASE_KEYS = ("ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash")
 
@@ -55,7 +53,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=0, help="truncate to; 0 keeps all")
     parser.add_argument("--seed", type=int, default=0, help="dare")
     parser.add_argument("--base", type=Path, help="fuse into this checkpoint or diffusers folder")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float")
+    parser.add_argument("--precision", choices=SAVED_AS, default="float")
     parser.add_argument("--quiet", action="store_true", help="do not measure collisions first")
     return parser.parse_args(arguments)
 
@@ -194,7 +192,7 @@ def merge(options: argparse.Namespace) -> list[str]:
         done = export_checkpoint(learned, options.base, options.output)
         lines.append(f"rounding to the base's precision lost {done.rounding_share:.2%}")
     else:
-        done = export_lora(learned, options.output, dtype=PRECISIONS[options.precision])
+        done = export_lora(learned, options.output, dtype=SAVED_AS[options.precision])
     return [
         *lines,
         f"{done.path}: {done.modules} modules, {done.bytes / 1e6:.1f} MB, read back and equal",

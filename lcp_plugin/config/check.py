@@ -9,34 +9,21 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lcp_plugin.config.convert import Unfit, parse_bytes
 from lcp_plugin.config.findings import Findings, did_you_mean
-from lcp_plugin.config.network_args import parse_network_args
+from lcp_plugin.config.optimizer_table import NAMES, find_optimizer, finds_its_rate
 from lcp_plugin.config.options import Options, option_fields
 from lcp_plugin.config.prompts import read_prompts
+from lcp_plugin.config.rates import PartRates, lora_plus_ratio
 from lcp_plugin.errors import ConfigError
 
 _EXPORT = re.compile(r"^(lora(:[1-9]\d*)?|diff|diffusers|peft|checkpoint)$")
 _PICKLED = ("optimizer.bin", "scheduler.bin", "scaler.pt", "random_states_*.pkl")
 FROM_PURE_NOISE = ("ddim", "euler", "euler_a", "k_euler", "k_euler_a", "dpmsolver++")
-_OPTIMIZER_PACKAGES = {  # part of an optimizer's name -> the package that it comes in
-    "dadapt": "dadaptation",
-    "prodigy": "prodigyopt",
-    "schedulefree": "schedulefree",
-}
-_FINDS_ITS_RATE = ("dadapt", "prodigy")
-OPTIMIZERS = (
-    "AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion", "Lion8bit",
-    "PagedLion8bit", "SGDNesterov", "SGDNesterov8bit", "DAdaptation", "DAdaptAdamPreprint",
-    "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptAdanIP", "DAdaptLion", "DAdaptSGD",
-    "Prodigy", "Adafactor", "AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree",
-    "Adadelta", "Adagrad", "Adam", "Adamax", "ASGD", "LBFGS", "NAdam", "RAdam", "RMSprop", "Rprop",
-    "SGD", "Muon", "AdEMAMix8bit", "PagedAdEMAMix8bit",
-)  # fmt: skip
 
 
 def settle_options(
@@ -164,38 +151,59 @@ def _tell_no_effect(options: Options, given: frozenset[str], findings: Findings)
 def _check_optimizer(options: Options, findings: Findings, problem: Any) -> None:
     """Known, installed, and with rates that it can take."""
     kind = options.optimizer_type
-    if "." not in kind and kind.lower() not in {o.lower() for o in OPTIMIZERS}:
-        hint = did_you_mean(kind, OPTIMIZERS)
+    known = find_optimizer(kind)
+    if known is None and "." not in kind:
+        hint = did_you_mean(kind, NAMES)
         problem("optimizer_type", f"= {kind!r} is no optimizer known here.{hint}")
-    for word, package in _OPTIMIZER_PACKAGES.items():
-        if word in kind.lower() and "." not in kind and importlib.util.find_spec(package) is None:
-            problem(
-                "optimizer_type",
-                f"= {kind!r} needs the package {package}; pip install {package}, or use AdamW8bit.",
-            )
-    if kind.lower().startswith(_FINDS_ITS_RATE):
-        rates = _rates_of_parts(options)
-        if len(rates) > 1:
-            problem(
-                "optimizer_type",
-                f"= {kind!r} takes one rate for all parts, got {' and '.join(map(str, rates))}; "
-                "leave out unet_lr and text_encoder_lr and set learning_rate = 1.",
-            )
-        elif rates[0] <= 0.1:
-            findings.notice(
-                f"{kind} finds its rate itself and multiplies it by learning_rate = {rates[0]}; "
-                "1 is usual."
-            )
+    package = known.package if known is not None else ""
+    if package and importlib.util.find_spec(package) is None:
+        problem(
+            "optimizer_type",
+            f"= {kind!r} needs the package {package}; pip install {package}, or use AdamW8bit.",
+        )
+    if finds_its_rate(kind):
+        _check_one_rate(options, findings, problem)
+
+
+def _check_one_rate(options: Options, findings: Findings, problem: Any) -> None:
+    """What an optimizer that finds its rate itself can be given: one rate for all factors."""
+    kind, rates = options.optimizer_type, _rates_of_parts(options)
+    if len(rates) > 1:
+        problem(
+            "optimizer_type",
+            f"= {kind!r} takes one rate for all parts, got {' and '.join(map(str, rates))}; "
+            "leave out unet_lr and text_encoder_lr and set learning_rate = 1.",
+        )
+    elif rates[0] <= 0.1:
+        findings.notice(
+            f"{kind} finds its rate itself and multiplies it by learning_rate = {rates[0]}; "
+            "1 is usual."
+        )
+    every = sorted({*rates, *_rates_of_b(options)})
+    if every != rates:
+        given = [text.partition("=")[0].strip() for text in options.network_args]
+        keys = [key for key in given if key.startswith("loraplus_")]
+        problem(
+            "optimizer_type",
+            f"= {kind!r} takes one rate for all, got {' and '.join(map(str, every))}; "
+            f"leave out {' and '.join(keys)} of network_args.",
+        )
 
 
 def _rates_of_parts(options: Options) -> list[float]:
     """The distinct rates of what is trained, as far as options say; 0 trains nothing."""
-    general, rates = options.learning_rate, []
-    if options.trains_unet:
-        rates.append(general if options.unet_lr is None else options.unet_lr)
-    if options.trains_text_encoders:
-        rates += options.text_encoder_lr or (general,)
-    return sorted({rate for rate in rates if rate > 0}) or [general]
+    rates = {rate for rate in asdict(PartRates.of(options)).values() if rate > 0}
+    return sorted(rates) or [options.learning_rate]
+
+
+def _rates_of_b(options: Options) -> list[float]:
+    """B's rates, which LoRA+ raises; none where network_args cannot be read."""
+    try:
+        args = options.network
+    except ConfigError:  # told by the check of network_args
+        return []
+    rates = asdict(PartRates.of(options))
+    return [rate * lora_plus_ratio(f"{part}.", args) for part, rate in rates.items() if rate > 0]
 
 
 def _tell_unfit_defaults(options: Options, given: frozenset[str], findings: Findings) -> None:
@@ -229,7 +237,7 @@ def check_options(
     if options.adaptive_noise_scale and options.noise_offset is None:
         problem("adaptive_noise_scale", "needs noise_offset; give both or none.")
     try:
-        for notice in parse_network_args(options.network_args).notices:
+        for notice in options.network.notices:
             findings.notice(notice)
     except ConfigError as error:
         for text in error.problems:

@@ -84,7 +84,7 @@ MEASURED: tuple[Measured, ...] = (
 
 def measured_file() -> Path:
     """Where this machine's own measurements are kept."""
-    from lcp_plugin.formats.tensors import cache_folder
+    from lcp_plugin.formats.disk import cache_folder
 
     return cache_folder() / "measured.json"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
+from lcp_plugin.config.network_args import NetworkArgs, parse_network_args
 from lcp_plugin.config.options_data import DataOptions
 from lcp_plugin.config.options_run import (
     ConfigOptions,
@@ -54,6 +55,11 @@ class Options(
     def alpha(self) -> float:
         """network_alpha; 0 means the rank (as kohya has it)."""
         return self.network_alpha or float(self.rank)
+
+    @cached_property
+    def network(self) -> NetworkArgs:
+        """network_args, read once. Raises ConfigError with all problems."""
+        return parse_network_args(self.network_args)
 
     @property
     def trains_text_encoders(self) -> bool:

@@ -34,8 +34,9 @@ from lcp_plugin.delivery.fusing import (
 )
 from lcp_plugin.delta import Delta, Entry, Stacked
 from lcp_plugin.errors import BaseModelError, ConfigError, DiskError, FileFormatError, LineageError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import replacing, require_free_space, sync, write_json
 from lcp_plugin.formats.header import size_header
+from lcp_plugin.formats.identity import OWN_HASH, file_model_hash, is_as_written
 from lcp_plugin.formats.keys import PREFIXES, kohya_name
 from lcp_plugin.formats.lineage import Lineage, Source
 from lcp_plugin.formats.lora_file import (
@@ -46,16 +47,19 @@ from lcp_plugin.formats.lora_file import (
     write_lora,
 )
 from lcp_plugin.formats.peft_config import DIFFUSERS_METADATA
-from lcp_plugin.sdxl.base_weights import BaseSource, check_added, source_of, sum_weights
-from lcp_plugin.store.deliverable_header import make_header
-from lcp_plugin.store.run_folder import (
-    RunStore,
-    StrategyMaker,
-    TaskFolder,
-    deliverable_adapter,
-    list_folders,
-    read_folder,
+from lcp_plugin.formats.tensors import (
+    NAME_OF,
+    TensorReader,
+    build_header,
+    raw_bytes,
+    read_header,
 )
+from lcp_plugin.sdxl.base_weights import BaseSource, check_added, source_of, sum_weights
+from lcp_plugin.store.carries import deliverable_adapter
+from lcp_plugin.store.deliverable_header import make_header
+from lcp_plugin.store.replay import StrategyMaker
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.task_folder import TaskFolder, list_folders, read_folder
 
 FORMS = ("lora", "diff", "diffusers", "peft", "checkpoint")
 MARKER = "lcp_export.json"  # in a folder that we wrote and may replace
@@ -148,17 +152,17 @@ def read_learned(path: str | Path, make_strategy: StrategyMaker) -> Learned:
     adapter = Adapter({**lora.delta.as_adapter(), **lora.adapter})
     lineage = Lineage.from_metadata(lora.metadata)
     file = find_lora(path)
-    whole = lineage is not None and files.is_as_written(file, lora.metadata)
+    whole = lineage is not None and is_as_written(file, lora.metadata)
     updates = _split_blocks(adapter, lineage) if lineage is not None and whole else {}
     stale: tuple[str, ...] = (
         "sshs_model_hash",
         "sshs_legacy_hash",
-        files.OWN_HASH,
+        OWN_HASH,
         DIFFUSERS_METADATA,
     )
     stale += () if whole else ("ss_lcp_blocks", "ss_lcp_carry_hash")  # mixed by another tool
     metadata = {k: v for k, v in lora.metadata.items() if k not in stale}
-    source = Source(file.name, files.file_model_hash(file))
+    source = Source(file.name, file_model_hash(file))
     return Learned(adapter, metadata, updates, source=source)
 
 
@@ -276,7 +280,7 @@ def export_lora(
     if layout.startswith("kohya"):
         adapter = portable_adapter(adapter)
         metadata.update(size_header(adapter))
-    with files.replacing(path) as temporary:
+    with replacing(path) as temporary:
         write_lora(temporary, adapter, metadata, dtype, layout)
         check_lora(temporary, adapter, dtype)
     return Exported(path, len(adapter), path.stat().st_size, overall, errors)
@@ -312,18 +316,19 @@ def export_diff(learned: Learned, path: str | Path, dtype: torch.dtype = torch.f
     path, delta = Path(path), learned.delta
     names = {f"{kohya_name(module)}.diff": module for module in sorted(delta)}
     ordered = dict(sorted(names.items(), key=lambda item: item[0].encode()))
-    word = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
-    layout = {key: (word, _weight_shape(delta[module])) for key, module in ordered.items()}
+    layout = {
+        key: (NAME_OF[dtype], _weight_shape(delta[module])) for key, module in ordered.items()
+    }
     size = sum(e.shape[0] * e.shape[1] for e in delta.values()) * dtype.itemsize
-    files.require_free_space(path.parent, size, f"the dense export {path.name}")
-    with files.replacing(path) as temporary:
+    require_free_space(path.parent, size, f"the dense export {path.name}")
+    with replacing(path) as temporary:
         metadata = dict(learned.metadata)
         with temporary.open("wb") as out:
-            out.write(files.build_header(layout, metadata))
+            out.write(build_header(layout, metadata))
             for key, module in ordered.items():
                 matrix = delta[module].dense().to(dtype).reshape(layout[key][1]).contiguous()
-                out.write(files.raw_bytes(matrix))
-        reader = files.TensorReader(temporary)
+                out.write(raw_bytes(matrix))
+        reader = TensorReader(temporary)
         for key, module in ordered.items():
             if not torch.equal(reader.read(key).flatten(1), delta[module].dense().to(dtype)):
                 raise FileFormatError(f"{path.name}: {key} does not read back as it was written.")
@@ -351,11 +356,11 @@ def export_checkpoint(learned: Learned, base: str | Path, target: str | Path) ->
     base, target = Path(base), Path(target)
     if base.is_dir():
         return _export_folder(learned, base, target)
-    header = files.read_header(base)
+    header = read_header(base)
     delta = learned.checkpoint_delta()
     slots = checkpoint_slots(header, delta)
-    files.require_free_space(target.parent, base.stat().st_size, f"the checkpoint {target.name}")
-    with files.replacing(target) as temporary:
+    require_free_space(target.parent, base.stat().st_size, f"the checkpoint {target.name}")
+    with replacing(target) as temporary:
         fused = fuse_file(base, temporary, slots, delta)
         check_fused(base, temporary, slots, delta)
     size = target.stat().st_size
@@ -364,7 +369,7 @@ def export_checkpoint(learned: Learned, base: str | Path, target: str | Path) ->
 
 def _export_folder(learned: Learned, base: Path, target: Path) -> Exported:
     delta, fused, found = learned.checkpoint_delta(), Fused(), set[str]()
-    files.require_free_space(target.parent, _size_of(base), f"the model folder {target.name}")
+    require_free_space(target.parent, _size_of(base), f"the model folder {target.name}")
     with _replacing_folder(target) as temporary:
         for file in sorted(p for p in base.rglob("*") if p.is_file()):
             place = temporary / file.relative_to(base)
@@ -373,7 +378,7 @@ def _export_folder(learned: Learned, base: Path, target: Path) -> Exported:
             if component not in COMPONENTS or file.suffix != ".safetensors":
                 shutil.copyfile(file, place)
                 continue
-            slots = component_slots(files.read_header(file), component, delta)
+            slots = component_slots(read_header(file), component, delta)
             fused = fused + fuse_file(file, place, slots, delta)
             check_fused(file, place, slots, delta)
             found |= {part.module for parts in slots.values() for part in parts}
@@ -405,14 +410,14 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        files.write_json(temporary / MARKER, {"made_by": "lcp_plugin export"})
+        write_json(temporary / MARKER, {"made_by": "lcp_plugin export"})
         for file in temporary.rglob("*"):
-            files.sync(file)
+            sync(file)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.replace(old)
         temporary.replace(folder)
-        files.sync(folder.parent)
+        sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise DiskError(

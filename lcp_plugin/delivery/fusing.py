@@ -18,15 +18,9 @@ from torch import Tensor
 from lcp_plugin.adapter import is_finite
 from lcp_plugin.delta import Delta, Entry
 from lcp_plugin.errors import BaseModelError, FileFormatError
+from lcp_plugin.formats.disk import writing
 from lcp_plugin.formats.keys import canonical, checkpoint_slot
-from lcp_plugin.formats.tensors import (
-    Header,
-    TensorInfo,
-    TensorReader,
-    build_header,
-    raw_bytes,
-    writing,
-)
+from lcp_plugin.formats.tensors import Header, TensorInfo, TensorReader, build_header, raw_bytes
 from lcp_plugin.sdxl.rounding import add_delta, rounding_loss
 
 ROWS = 128  # looked at at once
@@ -98,7 +92,7 @@ def component_slots(header: Header, component: str, delta: Delta) -> dict[str, l
 
 
 def fuse_file(source: Path, target: Path, slots: Slots, delta: Delta) -> Fused:
-    """Write `source` with `delta` fused to `target`, not synced (wrap in `files.replacing`).
+    """Write `source` with `delta` fused to `target`, not synced (wrap in `replacing`).
 
     Raises:
         BaseModelError: a shape that does not fit, or a tensor that is no float.

@@ -16,13 +16,14 @@ from typing import Any
 
 from lcp_plugin.config.convert import convert_option
 from lcp_plugin.config.options import option_fields, option_types
-from lcp_plugin.delivery.provenance import one_line
+from lcp_plugin.delivery.chain_tree import one_line
 from lcp_plugin.errors import LineageError
+from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.foreign_header import Summary, summarise
 from lcp_plugin.formats.lineage import Lineage, Source
-from lcp_plugin.formats.tensors import read_header, read_json
+from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.store.data_facts import SUBSET_FACTS
-from lcp_plugin.store.run_folder import TaskFolder, list_folders, read_folder
+from lcp_plugin.store.task_folder import TaskFolder, list_folders, read_folder
 from lcp_plugin.tasks import TaskRecord
 
 _NOT_AGAIN = ("prev", "output_dir", "overwrite", "config", "config_file", "dry_run", "resume")

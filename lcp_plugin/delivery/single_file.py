@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.errors import BaseModelError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import replacing, require_free_space
 from lcp_plugin.formats.keys import canonical, to_sgm
-from lcp_plugin.formats.tensors import TensorInfo, TensorReader
+from lcp_plugin.formats.tensors import DTYPES, TensorInfo, TensorReader, build_header, raw_bytes
 
 TEXT_1, TEXT_2 = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 _VAE_ATTENTION = {
@@ -91,15 +91,15 @@ def write_single_file(folder: str | Path, path: str | Path) -> None:
         targets.update(_component(component, _find_pieces(folder / component)))
     _check_widths(folder, targets)
     word = {name: target.pieces[0].info.dtype for name, target in targets.items()}
-    order = list(files.DTYPES)
+    order = list(DTYPES)
     names = sorted(targets, key=lambda n: (-order.index(word[n]), n.encode()))
     layout = {name: (word[name], targets[name].shape) for name in names}
     size = sum(p.info.end - p.info.start for t in targets.values() for p in t.pieces)
-    files.require_free_space(path.parent, size, f"the checkpoint {path.name}")
-    with files.replacing(path) as temporary, temporary.open("wb") as out:
-        out.write(files.build_header(layout, {"format": "pt"}))
+    require_free_space(path.parent, size, f"the checkpoint {path.name}")
+    with replacing(path) as temporary, temporary.open("wb") as out:
+        out.write(build_header(layout, {"format": "pt"}))
         for name in names:
-            out.write(files.raw_bytes(targets[name].read()))
+            out.write(raw_bytes(targets[name].read()))
 
 
 def _check_widths(folder: Path, targets: Mapping[str, Target]) -> None:

@@ -26,15 +26,9 @@ from lcp_plugin.delta import (
     delta_to_tensors,
 )
 from lcp_plugin.errors import FileFormatError, NumericError
+from lcp_plugin.formats.disk import replacing, require_free_space, writing
 from lcp_plugin.formats.lora_file import read_lora
-from lcp_plugin.formats.tensors import (
-    TensorInfo,
-    build_header,
-    read_header,
-    replacing,
-    require_free_space,
-    writing,
-)
+from lcp_plugin.formats.tensors import TensorInfo, build_header, read_header
 
 BLOCK = 128 * 1280  # entries selected at once: 0.7 MB, which a core's own cache holds
 PREFIXES = ("delta/", "adapter/")

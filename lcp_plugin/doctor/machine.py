@@ -21,7 +21,7 @@ from torch import nn
 from lcp_plugin.config.estimates import GB, estimate_memory, estimate_seconds, find_cost
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.options import Options
-from lcp_plugin.formats.tensors import cache_folder
+from lcp_plugin.formats.disk import cache_folder
 from lcp_plugin.run.forecast import estimate_run
 from lcp_plugin.sdxl.stored import is_native
 
@@ -126,7 +126,7 @@ def _use_xformers() -> str:
 
 def _use_bitsandbytes() -> str:
     """A step of its 8-bit AdamW on a scratch parameter. Raises whatever it raises."""
-    from lcp_plugin.training.optimizers import create_optimizer
+    from lcp_plugin.training.optimizers import OptimizerChoice, create_optimizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scratch = nn.Parameter(torch.zeros(64, 128, device=device))
@@ -134,7 +134,7 @@ def _use_bitsandbytes() -> str:
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        name = create_optimizer("AdamW8bit", (), [{"params": [scratch]}], 1e-3)[1]
+        name = create_optimizer(OptimizerChoice("AdamW8bit", rate=1e-3), [{"params": [scratch]}])[1]
     finally:
         quiet.setLevel(level)
     if not name.startswith("bitsandbytes"):

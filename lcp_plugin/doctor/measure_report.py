@@ -34,7 +34,7 @@ from lcp_plugin.doctor.measuring import (
     to_json,
 )
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.formats.tensors import write_json
+from lcp_plugin.formats.disk import write_json
 
 PRESETS = ("8gb", "12gb", "24gb", "paper")
 MARGIN = 1.25  # a preset is tried up to here above its estimate: estimates are what is in question

@@ -14,7 +14,7 @@ from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.evaluate import Evaluation
 from lcp_plugin.evaluation.scores import Matrix, Summary, none_if_nan, spread, summarise
 from lcp_plugin.evaluation.tables import Column, Row, Table, to_csv, to_latex, to_markdown
-from lcp_plugin.formats.tensors import write_bytes, write_json
+from lcp_plugin.formats.disk import write_bytes, write_json
 
 COLUMNS = {
     "average_score": "S",

@@ -25,12 +25,13 @@ from lcp_plugin.evaluation.encoders import (
     load_encoder,
     parse_encoder_paths,
 )
-from lcp_plugin.evaluation.evaluate import DTYPES, Evaluation, score_folders
+from lcp_plugin.evaluation.evaluate import Evaluation, score_folders
 from lcp_plugin.evaluation.images import list_images
 from lcp_plugin.evaluation.protocols import Protocol, read_dreambooth_prompts, read_protocol, settle
 from lcp_plugin.evaluation.tables import to_markdown
+from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.lora_file import find_lora
-from lcp_plugin.formats.tensors import write_json
+from lcp_plugin.formats.precisions import PRECISIONS
 from lcp_plugin.sdxl.base_weights import BaseSource, identify_sum, pair_multipliers
 from lcp_plugin.sdxl.load import identify_base
 from lcp_plugin.store.lock import locked
@@ -57,7 +58,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--size", type=int, help="pixels per side (the base's own)")
     group.add_argument("--device", help="cpu, cuda, ... (cuda where there is one)")
     group.add_argument(
-        "--dtype", choices=tuple(DTYPES), help="of the model (fp16 on cuda, else fp32)"
+        "--dtype", choices=tuple(PRECISIONS), help="of the model (fp16 on cuda, else fp32)"
     )
     group.add_argument("--batch_size", type=int, default=8, help="images made at once")
     group.add_argument("--vae", help="a replacement VAE, as in training")

@@ -34,13 +34,10 @@ from torch import Tensor
 from lcp_plugin.delivery.merging import Merged
 from lcp_plugin.delta import Delta, Dense, Entry, Stacked
 from lcp_plugin.errors import FileFormatError, LineageError
-from lcp_plugin.formats import tensors as files
-from lcp_plugin.store.run_folder import (
-    RunStore,
-    StrategyMaker,
-    carry_from_tensors,
-    carry_to_tensors,
-)
+from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
+from lcp_plugin.store.carries import carry_from_tensors, carry_to_tensors
+from lcp_plugin.store.replay import StrategyMaker
+from lcp_plugin.store.run_folder import RunStore
 
 Updates = Callable[[str], Delta]  # module -> the delta of this module alone, empty if unchanged
 READINGS = ("since", "after")
@@ -283,7 +280,7 @@ def open_boundaries(
             if not file.is_file():
                 carry = store.carry_after(folder.index, make_strategy)
                 file = Path(temporary) / f"{folder.index}.safetensors"
-                files.write_tensors(file, carry_to_tensors(carry))
+                write_tensors(file, carry_to_tensors(carry))
             carries.append(file)
         readers = [_reader(file) for file in carries]
         modules = sorted(set().union(*(names for names, _ in readers)))
@@ -294,12 +291,12 @@ def _reader(file: Path | None) -> tuple[set[str], Updates]:
     if file is None:
         return set(), lambda module: Delta()
     tensors: dict[str, list[str]] = {}
-    for name in files.read_header(file).tensors:
+    for name in read_header(file).tensors:
         module = name.partition("/")[2].rpartition(".")[0]
         tensors.setdefault(module, []).append(name)
 
     def read(module: str) -> Delta:
-        return carry_from_tensors(files.read_tensors(file, tensors.get(module, ())), ()).total
+        return carry_from_tensors(read_tensors(file, tensors.get(module, ())), ()).total
 
     return set(tensors), read
 

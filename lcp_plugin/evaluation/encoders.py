@@ -28,7 +28,7 @@ from torch.nn.functional import normalize
 
 from lcp_plugin.errors import ConfigError, FileFormatError
 from lcp_plugin.evaluation.images import Preprocessing, stack_images
-from lcp_plugin.formats.tensors import hash_file
+from lcp_plugin.formats.identity import hash_file
 
 BATCH = 32  # images embedded at once
 

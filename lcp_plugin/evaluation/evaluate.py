@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lcp_plugin.errors import DataError
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage, require_references
@@ -22,11 +20,11 @@ from lcp_plugin.evaluation.encoders import Metric, load_encoder
 from lcp_plugin.evaluation.generate import Picture, Stage, Studio, plan_pictures
 from lcp_plugin.evaluation.protocols import Protocol
 from lcp_plugin.evaluation.scores import none_if_nan, summarise
+from lcp_plugin.formats.precisions import PRECISIONS
 from lcp_plugin.sdxl.base_weights import BaseSource
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SCORES_FORMAT = 1
 
 
 @dataclass
@@ -52,7 +50,7 @@ class Evaluation:
                 base,
                 self.protocol.sampling,
                 self.device,
-                DTYPES[self.dtype],
+                PRECISIONS[self.dtype],
                 self.batch_size,
                 self.vae,
             )
@@ -124,7 +122,7 @@ class Evaluation:
     def facts(self) -> dict[str, Any]:
         """What the scores depend on besides the chains."""
         return {
-            "format": FORMAT,
+            "format": SCORES_FORMAT,
             "sampling": asdict(self.protocol.sampling),
             "encoders": {
                 m.name: {"weights_sha256": self.cache(m.encoder).encoder.fingerprint}

@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from lcp_plugin.delta import Delta, Stacked
+from lcp_plugin.formats.disk import remove_temporary_files
+from lcp_plugin.formats.identity import hash_tensors
 from lcp_plugin.formats.pictures import save_picture
-from lcp_plugin.formats.tensors import hash_tensors, remove_temporary_files
 from lcp_plugin.sdxl.base_weights import BaseSource, add_to_base, check_source, sum_weights
 
 if TYPE_CHECKING:

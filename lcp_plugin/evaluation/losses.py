@@ -30,8 +30,9 @@ from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
 from lcp_plugin.evaluation.generate import Stage, Studio
 from lcp_plugin.evaluation.images import Preprocessing, preprocess
 from lcp_plugin.evaluation.scores import none_if_nan
+from lcp_plugin.formats.disk import read_json, write_json
+from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.pictures import open_rgb
-from lcp_plugin.formats.tensors import hash_file, read_json, write_json
 from lcp_plugin.sdxl.conditioning import make_time_ids
 from lcp_plugin.sdxl.fitting import encode
 from lcp_plugin.sdxl.latents import scale_latents

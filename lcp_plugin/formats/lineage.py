@@ -16,7 +16,7 @@ from typing import Any
 from lcp_plugin.errors import LineageError
 from lcp_plugin.tasks import TaskRecord
 
-FORMAT = "1"
+HEADER_FORMAT = "1"
 UNTRAINED = ("merge", "export")  # before a colon or alone: a tool made the file, no strategy
 UNKNOWN_HASHES = ("", "None", "NOFILE", "IsADirectory")  # what sd-scripts says of no single file
 
@@ -54,7 +54,7 @@ class Lineage:
     def to_metadata(self) -> dict[str, str]:
         """Header entries; what is empty is left out."""
         values = {
-            "ss_lcp_format": FORMAT,
+            "ss_lcp_format": HEADER_FORMAT,
             "ss_lcp_tasks": _dump([t.to_json() for t in self.tasks]),
             "ss_lcp_strategy": self.strategy,
             "ss_lcp_strategy_args": _dump(list(self.strategy_args)),
@@ -80,10 +80,10 @@ class Lineage:
         found = metadata.get("ss_lcp_format")
         if found is None:
             return None
-        if found != FORMAT:
+        if found != HEADER_FORMAT:
             raise LineageError(
-                f"the lineage is of format {found[:20]}, this version reads {FORMAT}; update "
-                "lcp_plugin."
+                f"the lineage is of format {found[:20]}, this version reads {HEADER_FORMAT}; "
+                "update lcp_plugin."
             )
         try:
             return cls(

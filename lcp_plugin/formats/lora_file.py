@@ -26,7 +26,9 @@ from torch import Tensor
 from lcp_plugin.adapter import Adapter, Factors, is_finite
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import FileFormatError, NumericError
+from lcp_plugin.formats.disk import replacing, write_json
 from lcp_plugin.formats.families import check_family
+from lcp_plugin.formats.identity import hash_tensors, legacy_hash, write_hashed
 from lcp_plugin.formats.keys import PREFIXES, Layout, embedding_of, kind_of, parse_key, write_key
 from lcp_plugin.formats.lycoris import build_dense, build_factors
 from lcp_plugin.formats.peft_config import (
@@ -38,15 +40,10 @@ from lcp_plugin.formats.peft_config import (
     peft_config,
 )
 from lcp_plugin.formats.tensors import (
-    hash_tensors,
     in_file_order,
     layout_of,
-    legacy_hash,
     read_header,
     read_tensors,
-    replacing,
-    write_hashed,
-    write_json,
     write_tensors,
 )
 

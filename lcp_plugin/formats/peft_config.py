@@ -22,8 +22,8 @@ from typing import Any
 
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.errors import FileFormatError
+from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.keys import PREFIXES
-from lcp_plugin.formats.tensors import read_json
 
 PEFT_FILE = "adapter_model.safetensors"
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's configuration

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from lcp_plugin.errors import DataError
+from lcp_plugin.formats.disk import replacing
 
 LARGEST = 1_000_000_000  # pixels; a gigapixel is 3 GB in RGB
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit refuses scans and panoramas; ours is LARGEST
@@ -176,8 +177,6 @@ def _orientation(image: Image.Image) -> int:
 
 def save_picture(path: Path, image: Image.Image, facts: Mapping[str, str]) -> None:
     """A PNG with facts in its text chunks, whole or not at all; empty facts are left out."""
-    from lcp_plugin.formats.tensors import replacing
-
     info = PngImagePlugin.PngInfo()
     for key, value in facts.items():
         if value:

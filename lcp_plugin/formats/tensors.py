@@ -1,30 +1,17 @@
-"""Tensors and facts on disk: headers checked before anything is allocated, writes all or nothing.
+"""Tensors on disk: safetensors files, whose headers are checked before anything is allocated.
 
 A safetensors file is 8 bytes (length of the header, little-endian), the header (JSON), the data.
 The header is read and checked by ourselves: length, JSON, types, and that the offsets follow from
 shapes and types and tile the data exactly, without overlap or hole, up to the last byte of the
 file. Pickles (.pt, .ckpt, .bin) are refused: unpickling runs code.
-
-A write goes to a temporary file in the same folder, is flushed and synced, renamed into place, and
-the folder is synced. Until the rename the old file is whole; after it the new one is.
-
-Hashes are kohya's (sd-scripts, library/train_util.py): `sshs_model_hash` is the sha256 of the data
-part of the safetensors serialisation, so it depends on the tensors only, not on the metadata.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import math
 import os
-import secrets
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcp_plugin.errors import DiskError, FileFormatError, NumericError
+from lcp_plugin.errors import FileFormatError
+from lcp_plugin.formats.disk import first_line, write_chunks
 
-OWN_HASH = "ss_lcp_model_hash"  # sshs_model_hash as we wrote it: other tools renew theirs only
 MAX_HEADER_BYTES = 100_000_000  # the format's own bound
-MAX_JSON_BYTES = 256_000_000
 # dtype -> (bytes, torch type), in the order in which safetensors sorts (largest first in the file)
 DTYPES: dict[str, tuple[int, torch.dtype]] = {
     "BOOL": (1, torch.bool),
@@ -57,12 +43,10 @@ DTYPES: dict[str, tuple[int, torch.dtype]] = {
     "I64": (8, torch.int64),
     "U64": (8, torch.uint64),
 }
-_NAME_OF = {dtype: name for name, (_, dtype) in DTYPES.items()}
+NAME_OF = {dtype: name for name, (_, dtype) in DTYPES.items()}
 _ORDER = {name: position for position, name in enumerate(DTYPES)}
 FileLayout = Mapping[str, tuple[str, tuple[int, ...]]]  # tensor -> (type's name, shape)
 _CHUNK = 1 << 22
-_PIECE = 1 << 20  # bytes of one write: Linux takes several times longer for much larger ones
-_BEHIND = 1 << 24  # bytes after which the disk is told to begin
 _CONVERT = (
     "convert it with safetensors.torch.save_file(torch.load(file, weights_only=True), "
     "'new.safetensors') on a machine where you trust its source, and give the new file"
@@ -257,7 +241,7 @@ def read_tensors(path: str | Path, names: Iterable[str] | None = None) -> dict[s
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
-        raise FileFormatError(f"{path} cannot be read ({_first_line(error)}).") from error
+        raise FileFormatError(f"{path} cannot be read ({first_line(error)}).") from error
 
 
 class TensorReader:
@@ -304,96 +288,7 @@ class TensorReader:
             raise FileFormatError(f"{self.path} cannot be read ({error.strerror}).") from error
 
 
-def read_json(path: str | Path) -> Any:
-    """The value that a JSON file holds.
-
-    Raises:
-        FileFormatError: missing, unreadable or damaged.
-    """
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise FileFormatError(f"{path} is too large for a JSON file of ours.")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} is not valid JSON ({_first_line(error)}).") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
-
-
 # ------------------------------------------------------------------------------------- writing
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what the body writes there is synced and renamed to `path`.
-
-    If the body or the disk fails, the temporary file is removed and `path` is as it was. The body
-    may read its file back and raise.
-
-    Raises:
-        DiskError: any failure of the file system (no space, quota, permission, ...).
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name[:120]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        raise DiskError(
-            f"{path} could not be written ({error.strerror or error}); what was there before is "
-            "untouched. Free some space or choose another folder."
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """fsync of a file or folder. Raises OSError."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders; its renames are journalled
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
-            raise  # some network file systems cannot sync folders
-    finally:
-        os.close(handle)
-
-
-def remove_temporary_files(folder: str | Path) -> None:
-    """Remove what a killed process left of `replacing` in `folder` (not in its subfolders)."""
-    for file in Path(folder).glob(".*-????????.tmp"):
-        with suppress(OSError):
-            file.unlink()
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises DiskError."""
-    _write_chunks(path, [data])
-
-
-def write_json(path: str | Path, data: Any) -> None:
-    """Write a value as JSON, whole or not at all.
-
-    Raises:
-        DiskError: as `replacing`.
-        NumericError: the value holds NaN or infinity, which JSON has no words for.
-    """
-    try:
-        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    except ValueError as error:
-        raise NumericError(f"{path} would hold NaN or infinity; it is not written.") from error
-    write_bytes(path, (text + "\n").encode("utf-8"))
 
 
 def write_tensors(
@@ -405,81 +300,9 @@ def write_tensors(
         DiskError: as `replacing`.
         FileFormatError: a tensor type that the format does not have, metadata that is not text.
     """
-    ordered = _in_file_order(tensors)
+    ordered = order_tensors(tensors)
     header = build_header(layout_of(ordered), metadata)
-    _write_chunks(path, chain([header], _data_chunks(ordered)))
-
-
-def _write_chunks(path: str | Path, chunks: Iterable[bytes | memoryview]) -> None:
-    with replacing(path) as temporary, writing(temporary) as write:
-        for chunk in chunks:
-            write(chunk)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
-    """A new file, and what appends to it; the disk writes while the caller makes the next bytes.
-
-    Raises:
-        OSError: no space, ...; it may be told some bytes late, but never after the end.
-    """
-    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
-        since = 0
-        pending: list[Future[None]] = []  # the one that was asked for last
-
-        def write(chunk: bytes | memoryview) -> None:
-            nonlocal since
-            view = memoryview(chunk)
-            for start in range(0, len(view), _PIECE):
-                file.write(view[start : start + _PIECE])
-            since += len(view)
-            if since >= _BEHIND and all(one.done() for one in pending):
-                since = 0
-                for one in pending:
-                    one.result()
-                pending[:] = [pool.submit(os.fsync, file.fileno())]
-
-        yield write
-        for one in pending:
-            one.result()
-
-
-def write_hashed(
-    path: str | Path,
-    layout: FileLayout,
-    make: Callable[[str], Tensor],
-    metadata: Mapping[str, str],
-) -> dict[str, str]:
-    """As `write_tensors`, with kohya's two hashes in the metadata, in one pass: a tensor is made,
-    hashed and written while the processor's cache holds it, and only one at a time.
-
-    Args:
-        layout: every tensor's type and shape, in the file's order (`in_file_order`).
-        make: name -> the tensor, contiguous on the CPU; its memory may serve for the next one.
-    Returns:
-        the metadata as written.
-    Raises:
-        DiskError: as `replacing`. What `make` raises; no file is there then.
-    """
-    own = (OWN_HASH,) if "ss_lcp_format" in metadata else ()
-    metadata = {**metadata, **dict.fromkeys(own, "0" * 64)}
-    written = {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
-    whole, legacy = hashlib.sha256(), _LegacyHash(layout, metadata)
-    with replacing(path) as temporary:
-        with writing(temporary) as write:
-            write(build_header(layout, written))
-            for name in layout:
-                tensor = make(name)
-                if tensor.numel():
-                    chunk = raw_bytes(tensor)
-                    whole.update(chunk)
-                    legacy.update(chunk)
-                    write(chunk)
-        written |= {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": legacy.hexdigest()}
-        written |= dict.fromkeys(own, whole.hexdigest())
-        with temporary.open("r+b") as file:
-            file.write(build_header(layout, written))  # of the same length
-    return written
+    write_chunks(path, chain([header], data_chunks(ordered)))
 
 
 def in_file_order(layout: FileLayout) -> FileLayout:
@@ -487,16 +310,17 @@ def in_file_order(layout: FileLayout) -> FileLayout:
     return dict(sorted(layout.items(), key=lambda item: (-_ORDER[item[1][0]], item[0].encode())))
 
 
-def _in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def order_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in the order of the file that holds them. Raises FileFormatError."""
     return {name: tensors[name] for name in in_file_order(layout_of(tensors))}
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name -> type and shape. Raises FileFormatError for a type that no file can hold."""
     for name, tensor in tensors.items():
-        if tensor.dtype not in _NAME_OF:
+        if tensor.dtype not in NAME_OF:
             raise FileFormatError(f"{name} has the type {tensor.dtype}, which no file can hold.")
-    return {name: (_NAME_OF[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return {name: (NAME_OF[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 def build_header(layout: FileLayout, metadata: Mapping[str, str] | None) -> bytes:
@@ -522,7 +346,8 @@ def build_header(layout: FileLayout, metadata: Mapping[str, str] | None) -> byte
     return len(text).to_bytes(8, "little") + text
 
 
-def _data_chunks(ordered: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def data_chunks(ordered: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The data part of a file whose tensors are `ordered`, tensor by tensor."""
     for tensor in ordered.values():
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         if flat.numel():
@@ -532,138 +357,3 @@ def _data_chunks(ordered: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor that has elements, as bytes: not a copy."""
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
-
-
-def require_free_space(folder: str | Path, bytes_needed: int, what: str) -> None:
-    """Raises DiskError unless the file system of `folder` (which may not exist yet) has room."""
-    place = Path(folder).absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < bytes_needed:
-        raise DiskError(
-            f"{what} needs {bytes_needed / 1e9:.1f} GB, {place} has {free / 1e9:.1f} GB free; "
-            "free some space or choose another folder."
-        )
-
-
-# ------------------------------------------------------------------------------------- hashes
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """kohya's sshs_model_hash: sha256 (hex) of the data part of the safetensors serialisation."""
-    digest = hashlib.sha256()
-    for chunk in _data_chunks(_in_file_order(tensors)):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def legacy_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """kohya's sshs_legacy_hash: first 8 hex digits of the sha256 of 64 KiB at 1 MiB of the
-    serialisation with only the `ss_*` entries of `metadata`.
-    """
-    ordered = _in_file_order(tensors)
-    digest = _LegacyHash(layout_of(ordered), metadata or {})
-    for chunk in _data_chunks(ordered):
-        digest.update(chunk)
-        if digest.is_complete:
-            break
-    return digest.hexdigest()
-
-
-class _LegacyHash:
-    """`legacy_hash` of data that comes piece by piece."""
-
-    START, END = 0x100000, 0x110000
-
-    def __init__(self, layout: FileLayout, metadata: Mapping[str, str]) -> None:
-        self._digest, self._position = hashlib.sha256(), 0
-        self.update(build_header(layout, {k: v for k, v in metadata.items() if k[:3] == "ss_"}))
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether what follows does not count."""
-        return self._position >= self.END
-
-    def update(self, chunk: bytes | memoryview) -> None:
-        """The next bytes of the serialisation."""
-        if self.is_complete:
-            return
-        first, last = (max(0, place - self._position) for place in (self.START, self.END))
-        self._digest.update(memoryview(chunk)[first:last])
-        self._position += len(chunk)
-
-    def hexdigest(self) -> str:
-        """Its first 8 hex digits."""
-        return self._digest.hexdigest()[:8]
-
-
-def file_model_hash(path: str | Path) -> str:
-    """sshs_model_hash of a file as it is, streamed."""
-    header = read_header(path)
-    return _hash_from(Path(path), header.size)
-
-
-def is_as_written(path: str | Path, metadata: Mapping[str, str]) -> bool:
-    """Whether the tensors of a file of ours are those that were written with its lineage."""
-    recorded = metadata.get(OWN_HASH) or metadata.get("sshs_model_hash")
-    return recorded is None or recorded == file_model_hash(path)
-
-
-def _hash_from(path: Path, offset: int) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read ({error.strerror}).") from error
-    return digest.hexdigest()
-
-
-def hash_file(path: str | Path) -> str:
-    """sha256 (hex) of a whole file, remembered by (path, size, modification time) in the cache."""
-    path = Path(path).absolute()
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read ({error.strerror}).") from error
-    facts = {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    memory = cache_folder() / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
-    with suppress(FileFormatError):
-        known = read_json(memory)
-        if isinstance(known, dict) and facts.items() <= known.items():
-            return str(known["sha256"])
-    digest = _hash_from(path, 0)
-    if time.time() - stat.st_mtime > 2:  # a younger file may change within the clock's tick
-        with suppress(DiskError):
-            write_json(memory, {**facts, "sha256": digest})
-    return digest
-
-
-def hash_folder(folder: str | Path) -> str:
-    """sha256 (hex) over names and contents of all .safetensors and .json files below a folder: the
-    identity of a model in diffusers' layout.
-    """
-    folder = Path(folder)
-    digest = hashlib.sha256()
-    files = [f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json") and f.is_file()]
-    for file in sorted(files, key=lambda f: f.relative_to(folder).as_posix()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{hash_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def short_hash(path: str | Path) -> str:
-    """kohya's ss_sd_model_hash: first 8 hex digits of the sha256 of 64 KiB at 1 MiB of a file."""
-    with Path(path).open("rb") as file:
-        file.seek(0x100000)
-        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
-
-
-def cache_folder() -> Path:
-    """Where hashes and other things that can be made again are kept: $LCP_CACHE or
-    ~/.cache/lcp_plugin.
-    """
-    chosen = os.environ.get("LCP_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "lcp_plugin"

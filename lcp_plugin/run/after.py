@@ -14,8 +14,8 @@ from typing import Any
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import DiskError, LcpError
+from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.report import write_report
-from lcp_plugin.sdxl.precision import SAVED_AS
 from lcp_plugin.store.lock import locked
 from lcp_plugin.store.run_folder import RunStore
 

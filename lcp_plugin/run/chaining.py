@@ -16,7 +16,7 @@ from lcp_plugin.errors import LcpError, LineageError
 from lcp_plugin.formats.lineage import known_hash
 from lcp_plugin.sdxl.base_weights import identify_sum, pair_multipliers
 from lcp_plugin.sdxl.load import BaseId, identify_base
-from lcp_plugin.store.run_folder import Parent
+from lcp_plugin.store.task_folder import Parent
 
 
 def check_base(source: str, parent: Parent, base: BaseId | None) -> None:

@@ -26,14 +26,17 @@ from lcp_plugin.errors import ConfigError, FinishedError
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.registry import create_strategy, describe_arguments, find
 from lcp_plugin.run.chaining import check_base, check_name, fit_strategy, tell_apart
+from lcp_plugin.run.network_weights import check_start
 from lcp_plugin.run.parent_prompts import note_prompts
 from lcp_plugin.run.restarting import take_up
 from lcp_plugin.sdxl.base_weights import identify_with
 from lcp_plugin.sdxl.load import BaseId, check_vae, identify_base
-from lcp_plugin.store.run_folder import Parent, RunStore, hash_carry, read_parent
+from lcp_plugin.store.carries import hash_carry
+from lcp_plugin.store.parents import read_parent
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import Task, fill_prompt, shuffle_tasks
-from lcp_plugin.training.network_weights import check_start
-from lcp_plugin.training.optimizers import check_optimizer
+from lcp_plugin.training.optimizers import OptimizerChoice, check_optimizer
 from lcp_plugin.training.state import read_manifest
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
@@ -122,12 +125,9 @@ def check_places(options: Options) -> None:
 
 def check_optimizers(config: RunConfig) -> None:
     """Raises ConfigError for optimizer_args, of the run or of one task, that do not fit."""
-    seen: set[tuple[Any, ...]] = set()
-    for options in [config.options, *(task.options for task in config.tasks)]:
-        key = (options.optimizer_type, options.optimizer_args, options.learning_rate)
-        if key not in seen:
-            check_optimizer(options)
-        seen.add(key)
+    every = [config.options, *(task.options for task in config.tasks)]
+    for choice in dict.fromkeys(OptimizerChoice.of(options) for options in every):
+        check_optimizer(choice)
 
 
 def check_before_run(config: RunConfig) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ResumeError
+from lcp_plugin.run.network_weights import check_start
 from lcp_plugin.sdxl.load import BaseId
 from lcp_plugin.store.lock import LOCK, locked
-from lcp_plugin.store.run_folder import Parent, RunStore
-from lcp_plugin.training.network_weights import check_start
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.task_folder import Parent
 
 log = logging.getLogger(__name__)
 

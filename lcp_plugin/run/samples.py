@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcp_plugin.formats.disk import replacing
 from lcp_plugin.formats.pictures import save_picture
-from lcp_plugin.formats.tensors import replacing
 from lcp_plugin.tasks import TaskRecord
 
 if TYPE_CHECKING:

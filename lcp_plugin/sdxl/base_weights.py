@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from lcp_plugin.config.options import Options
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, LineageError
+from lcp_plugin.formats.identity import file_model_hash, hash_tensors
 from lcp_plugin.formats.lora_file import find_lora, read_lora
-from lcp_plugin.formats.tensors import file_model_hash, hash_tensors
 from lcp_plugin.sdxl.layers import Site, layer_shape
 from lcp_plugin.sdxl.load import BaseId, identify_base
 from lcp_plugin.sdxl.rounding import add_delta, round_stochastically

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lcp_plugin.errors import BaseModelError
-from lcp_plugin.formats.tensors import hash_file, read_header
+from lcp_plugin.formats.identity import hash_file
+from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:

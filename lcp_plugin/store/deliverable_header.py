@@ -29,11 +29,12 @@ from lcp_plugin.formats.header import (
     size_header,
     tag_frequency,
 )
+from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.lineage import Lineage, Source
-from lcp_plugin.formats.tensors import hash_file
 from lcp_plugin.hooks import Carry
+from lcp_plugin.store.carries import lineage_of
 from lcp_plugin.store.data_facts import merge_tables
-from lcp_plugin.store.run_folder import TaskFolder, lineage_of
+from lcp_plugin.store.task_folder import TaskFolder
 
 MODELSPEC_NAMES = "metadata_"  # options of this prefix become modelspec.*
 

@@ -30,10 +30,12 @@ from lcp_plugin.adapter import AdapterSpec
 from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.evaluation.processes import library_server
-from lcp_plugin.formats.tensors import write_json
+from lcp_plugin.formats.disk import write_json
 from lcp_plugin.hooks import Carry, TaskStart
 from lcp_plugin.registry import create_strategy
-from lcp_plugin.store.run_folder import RunStore, TaskFolder, task_of
+from lcp_plugin.store.replay import task_of
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.task_folder import TaskFolder
 from lcp_plugin.tasks import Task
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,9 @@ from lcp_plugin.sdxl.flat_factors import JoinedGroups
 from lcp_plugin.sdxl.layers import LoraPair
 from lcp_plugin.sdxl.live import LiveModel, LiveStep
 from lcp_plugin.sdxl.load import native_resolution
+from lcp_plugin.sdxl.loss import LossSettings
 from lcp_plugin.sdxl.noise import (
+    NoiseSettings,
     add_noise,
     draw_timesteps,
     make_noise,
@@ -40,10 +42,10 @@ from lcp_plugin.sdxl.trajectory import in_parts
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.tasks import Task, TaskRecord
-from lcp_plugin.training.interim import Interim
-from lcp_plugin.training.optimizers import create_optimizer, joins_exactly
+from lcp_plugin.training.milestones import Interim
+from lcp_plugin.training.optimizers import OptimizerChoice, create_optimizer
 from lcp_plugin.training.processes import meets_always, share_object, share_state, share_tensors
-from lcp_plugin.training.rates_course import make_course
+from lcp_plugin.training.schedules import RateSchedule, make_course
 from lcp_plugin.training.state import apply_state, collect_state, newest_state
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class TaskRun:
         self.observer_state, self.sample = observer_state, sampler
         self.accelerator = trainer.accelerator
         self.accumulation = options.gradient_accumulation_steps
+        self.noise, self.loss = NoiseSettings.of(options), LossSettings.of(options)
         self.total = data.total_steps(int(self.accelerator.num_processes))
         self.facts: dict[str, Any] = {}
         self.step = 0
@@ -106,20 +109,16 @@ class TaskRun:
         adapted = self.trainer.adapted
         adapted.eval()
         self.strategy.before_training(self.model)
+        choice = OptimizerChoice.of(self.options)
         groups = self.trainer.make_groups(self.options)
         self.parameters = [p for group in groups for p in group["params"]]
-        if adapted.flat is not None and joins_exactly(self.options):
+        if adapted.flat is not None and choice.joins_exactly:
             self.joined = JoinedGroups(groups, adapted.flat)
             groups = self.joined.groups
-        optimizer, self.optimizer_name = create_optimizer(
-            self.options.optimizer_type,
-            self.options.optimizer_args,
-            groups,
-            self.options.learning_rate,
-        )
+        optimizer, self.optimizer_name = create_optimizer(choice, groups)
         self.model.wrapped, self.optimizer = self.accelerator.prepare(adapted, optimizer)
         rates = [float(group.get("lr") or 0.0) for group in optimizer.param_groups]
-        self.course = make_course(self.options, self.total, rates)
+        self.course = make_course(RateSchedule.of(self.options), self.total, rates)
         if self.options.full_fp16 and self.accelerator.scaler is not None:
             allow_half_gradients(self.accelerator.scaler)
         self._resume()
@@ -245,16 +244,16 @@ class TaskRun:
         tensors = self.on_device(batch)
         generator = self._generator("noise", micro)
         latents = tensors["latents"]
-        noise = make_noise(latents, self.options, generator)
+        noise = make_noise(latents, self.noise, generator)
         alphas, kind = self.trainer.alphas, self.trainer.prediction_type
-        timesteps = draw_timesteps(len(latents), self.options, len(alphas), generator)
+        timesteps = draw_timesteps(len(latents), self.noise, len(alphas), generator)
         timesteps = send(timesteps, latents.device)
-        noise_in = perturb_noise(noise, self.options, generator)
+        noise_in = perturb_noise(noise, self.noise, generator)
         noisy = add_noise(latents, noise_in, timesteps, alphas)
         target = make_target(latents, noise, timesteps, alphas, kind)
         target = self._preserve(target, noisy, timesteps, tensors)
         prediction = self.model.predict(noisy, timesteps, tensors)
-        loss = self.trainer.measure_loss(prediction, target, timesteps, tensors, self.options)
+        loss = self.trainer.measure_loss(prediction, target, timesteps, tensors, self.loss)
         live = LiveStep(
             self.model,
             self.step,

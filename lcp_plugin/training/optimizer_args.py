@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lcp_plugin.errors import ConfigError
 
 OURS = ("self", "params", "lr")  # given by the run, not among optimizer_args
+
+
+def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
+    """`key=value` strings, values read as Python literals (kohya's optimizer_args), else as text.
+
+    Raises:
+        ConfigError: an argument without "=".
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, raw = text.partition("=")
+        if not equals:
+            raise ConfigError(f"optimizer_args: '{text}' should read key=value.")
+        try:
+            values[key.strip()] = ast.literal_eval(raw)
+        except (ValueError, SyntaxError):
+            values[key.strip()] = raw
+    return values
 
 
 def check_arguments(

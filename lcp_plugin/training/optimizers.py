@@ -1,144 +1,113 @@
-"""Optimizers by kohya's names, and their state as tensors and JSON.
+"""Optimizers by kohya's names (config/optimizer_table has them), torch's, or a path.
 
 bitsandbytes' 8-bit and paged optimizers run on CUDA and, from 0.45 on, on the CPU. Where one cannot
-run, the same
-algorithm unquantised takes its place with one warning; the optimizer really used is recorded. Plain
-AdamW and Adam use
-torch's fused kernels.
+run, the same algorithm unquantised takes its place with one warning; the optimizer really used is
+recorded. Plain AdamW and Adam use torch's fused kernels.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import logging
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lcp_plugin.config.network_args import parse_network_args
+from lcp_plugin.config.optimizer_table import (
+    KNOWN,
+    NAMES,
+    KnownOptimizer,
+    find_optimizer,
+    finds_its_rate,
+)
 from lcp_plugin.config.options import Options
-from lcp_plugin.errors import ConfigError, ResumeError
+from lcp_plugin.errors import ConfigError
 from lcp_plugin.sdxl.precision import set_mode
-from lcp_plugin.training.optimizer_args import check_arguments, misfit
+from lcp_plugin.training.optimizer_args import check_arguments, misfit, parse_arguments
 
 log = logging.getLogger(__name__)
 
-BITSANDBYTES = {
-    "adamw8bit": "AdamW8bit",
-    "pagedadamw": "PagedAdamW",
-    "pagedadamw8bit": "PagedAdamW8bit",
-    "pagedadamw32bit": "PagedAdamW32bit",
-    "lion": "Lion",
-    "lion8bit": "Lion8bit",
-    "pagedlion8bit": "PagedLion8bit",
-    "sgdnesterov8bit": "SGD8bit",
-    "ademamix8bit": "AdEMAMix8bit",
-    "pagedademamix8bit": "PagedAdEMAMix8bit",
-}
-UNQUANTISED = {
-    "adamw8bit": "torch.optim.AdamW",
-    "pagedadamw": "torch.optim.AdamW",
-    "pagedadamw8bit": "torch.optim.AdamW",
-    "pagedadamw32bit": "torch.optim.AdamW",
-    "sgdnesterov8bit": "torch.optim.SGD",
-}
-PACKAGES = {  # kohya's names of optimizers in packages of their own
-    "dadaptation": "dadaptation.experimental.DAdaptAdamPreprint",
-    "dadaptadampreprint": "dadaptation.experimental.DAdaptAdamPreprint",
-    "dadaptadam": "dadaptation.DAdaptAdam",
-    "dadaptadagrad": "dadaptation.DAdaptAdaGrad",
-    "dadaptadan": "dadaptation.DAdaptAdan",
-    "dadaptadanip": "dadaptation.experimental.DAdaptAdanIP",
-    "dadaptlion": "dadaptation.DAdaptLion",
-    "dadaptsgd": "dadaptation.DAdaptSGD",
-    "prodigy": "prodigyopt.Prodigy",
-    "adamwschedulefree": "schedulefree.AdamWScheduleFree",
-    "radamschedulefree": "schedulefree.RAdamScheduleFree",
-    "sgdschedulefree": "schedulefree.SGDScheduleFree",
-    "adafactor": "transformers.optimization.Adafactor",
-}
 FUSED = ("AdamW", "Adam")
 NOT_PAGED = "Paged optimizers are not supported on CPU"  # they run there, unpaged
 
 
-def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """`key=value` strings, values read as Python literals (kohya's optimizer_args), else as text.
+@dataclass(frozen=True)
+class OptimizerChoice:
+    """The optimizer that a task's factors are trained with."""
 
-    Raises:
-        ConfigError: an argument without "=".
-    """
-    values: dict[str, Any] = {}
-    for text in texts:
-        key, equals, raw = text.partition("=")
-        if not equals:
-            raise ConfigError(f"optimizer_args: '{text}' should read key=value.")
-        try:
-            values[key.strip()] = ast.literal_eval(raw)
-        except (ValueError, SyntaxError):
-            values[key.strip()] = raw
-    return values
+    name: str = "AdamW"  # kohya's optimizer_type, a torch.optim name, or package.module.Class
+    arguments: tuple[str, ...] = ()  # key=value
+    rate: float = 2e-6  # of groups that have none of their own
+    parts_vary: bool = False  # a step may leave factors out, or see their gradients in one buffer
+
+    @classmethod
+    def of(cls, options: Options) -> OptimizerChoice:
+        """What the options ask for."""
+        return cls(
+            name=options.optimizer_type or "AdamW",
+            arguments=options.optimizer_args,
+            rate=options.learning_rate,
+            parts_vary=bool(options.network.module_dropout or options.ddp_gradient_as_bucket_view),
+        )
+
+    @property
+    def joins_exactly(self) -> bool:
+        """Whether neighbouring factors may be one parameter: bitsandbytes' optimizers work entry
+        by entry and keep 8-bit states in blocks of 256, but measure whole tensors where they clip.
+        """
+        known = find_optimizer(self.name)
+        whole = {"percentile_clipping", "max_unorm", "block_wise"}
+        measures = whole & set(parse_arguments(self.arguments))
+        return known is not None and known.in_bitsandbytes and not (measures or self.parts_vary)
 
 
 def create_optimizer(
-    name: str, args: Sequence[str], groups: Sequence[dict[str, Any]], learning_rate: float
+    choice: OptimizerChoice, groups: Sequence[dict[str, Any]]
 ) -> tuple[torch.optim.Optimizer, str]:
-    """The optimizer over parameter groups {"params", "lr", ...}, and the name of what is really
-    used.
+    """The optimizer over parameter groups {"params", "lr", ...}, and what is really used.
 
-    Args:
-        name: kohya's optimizer_type, any torch.optim name, or a dotted path; "" is AdamW.
     Raises:
         ConfigError: unknown name, package not installed, arguments that do not fit.
     """
-    values = parse_arguments(args)
-    wanted = (name or "AdamW").lower()
-    if wanted in BITSANDBYTES:
-        return _create_bitsandbytes(wanted, values, groups, learning_rate)
-    values = _with_nesterov(wanted, values)
-    path = PACKAGES.get(wanted) or _torch_path(name or "AdamW")
-    if path.startswith(("dadaptation.", "prodigyopt.")):
-        _check_one_rate(name, groups)
-    return _build(name or "AdamW", path, values, groups, learning_rate)
+    known, values = find_optimizer(choice.name), parse_arguments(choice.arguments)
+    if known is None:
+        path = _checked_path(choice.name)
+    else:
+        path, values = known.path, {**known.arguments, **values}
+    if known is not None and known.in_bitsandbytes:
+        return _create_bitsandbytes(known, values, groups, choice.rate)
+    if finds_its_rate(path):
+        _check_one_rate(choice.name, groups)
+    return _build(choice.name, path, values, groups, choice.rate)
 
 
-def check_optimizer(options: Options) -> None:
+def check_optimizer(choice: OptimizerChoice) -> None:
     """Raises ConfigError for what the optimizer refuses, seen on a scratch parameter.
 
     Steps are tried of torch's and the known packages' alone: others may need the run's device.
     """
-    name, rate = options.optimizer_type or "AdamW", options.learning_rate
     scratch = nn.Parameter(torch.zeros(8, 8))
-    groups = [{"params": [scratch], "lr": rate}]
-    if name.lower() in BITSANDBYTES:
-        _check_bitsandbytes(name.lower(), parse_arguments(options.optimizer_args), groups, rate)
+    groups = [{"params": [scratch], "lr": choice.rate}]
+    known = find_optimizer(choice.name)
+    if known is not None and known.in_bitsandbytes:
+        values = {**known.arguments, **parse_arguments(choice.arguments)}
+        _check_bitsandbytes(known, values, groups, choice.rate)
         return
-    optimizer, used = create_optimizer(name, options.optimizer_args, groups, rate)
+    optimizer, used = create_optimizer(choice, groups)
     path = used.partition("(")[0]
-    if not path.startswith("torch.optim.") and path not in PACKAGES.values():
+    if not path.startswith("torch.optim.") and path not in {row.path for row in KNOWN}:
         return
     scratch.grad = torch.ones_like(scratch)
     try:
         set_mode(optimizer, "train")
         optimizer.step()
     except Exception as error:  # values that are looked at only here
-        raise misfit(path, name, error) from error
-
-
-def joins_exactly(options: Options) -> bool:
-    """Whether neighbouring factors may be one parameter: bitsandbytes' optimizers work entry by
-    entry and keep 8-bit states in blocks of 256, but measure whole tensors where they clip.
-    """
-    given = parse_arguments(options.optimizer_args)
-    whole = {"percentile_clipping", "max_unorm", "block_wise"} & set(given)
-    drops = parse_network_args(options.network_args).module_dropout  # leaves factors out of a step
-    views = options.ddp_gradient_as_bucket_view
-    return options.optimizer_type.lower() in BITSANDBYTES and not (whole or drops or views)
+        raise misfit(path, choice.name, error) from error
 
 
 def _check_one_rate(name: str, groups: Sequence[dict[str, Any]]) -> None:
@@ -151,17 +120,12 @@ def _check_one_rate(name: str, groups: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _torch_path(name: str) -> str:
+def _checked_path(name: str) -> str:
+    """A dotted path. Raises ConfigError for a plain name that is no known optimizer's."""
     if "." in name:
         return name
-    if name.lower() == "sgdnesterov":
-        return "torch.optim.SGD"
-    known = {n.lower(): n for n in vars(torch.optim) if isinstance(vars(torch.optim)[n], type)}
-    if name.lower() in known:
-        return f"torch.optim.{known[name.lower()]}"
-    names = [*known.values(), *BITSANDBYTES.values(), *PACKAGES]
-    near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1)
-    spelled = {n.lower(): n for n in names}
+    spelled = {known.lower(): known for known in NAMES}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1)
     hint = f"did you mean '{spelled[near[0]]}'?" if near else "give a torch.optim name or pkg.Class"
     raise ConfigError(f"optimizer_type = '{name}' is not known; {hint}")
 
@@ -222,55 +186,51 @@ def _write_arguments(values: Mapping[str, Any]) -> str:
 
 
 def _create_bitsandbytes(
-    wanted: str,
+    known: KnownOptimizer,
     values: dict[str, Any],
     groups: Sequence[dict[str, Any]],
     learning_rate: float,
 ) -> tuple[torch.optim.Optimizer, str]:
-    label, values = BITSANDBYTES[wanted], _with_nesterov(wanted, values)
+    label = known.label
     try:
         cls = _bitsandbytes_class(label)
         _try_step(cls, label, values, groups)
     except ConfigError:
         raise
     except Exception as error:
-        path, reason = _unquantised(wanted, error)
+        path, reason = _unquantised(known, error)
         log.warning("bitsandbytes is unusable here (%s): %s instead of %s.", reason, path, label)
         return _build(label, path, values, groups, learning_rate)
     # bitsandbytes says so again at the first real step
     warnings.filterwarnings("ignore", message=NOT_PAGED)
     optimizer = cls(list(groups), lr=learning_rate, **values)
-    return optimizer, f"bitsandbytes.optim.{label}({_write_arguments(values)})"
+    return optimizer, f"{known.path}({_write_arguments(values)})"
 
 
 def _check_bitsandbytes(
-    wanted: str,
+    known: KnownOptimizer,
     values: dict[str, Any],
     groups: Sequence[dict[str, Any]],
     learning_rate: float,
 ) -> None:
     """As `_create_bitsandbytes` does, but for the step and the warning."""
-    label, values = BITSANDBYTES[wanted], _with_nesterov(wanted, values)
+    label = known.label
     try:
         cls = _bitsandbytes_class(label)
     except Exception as error:
-        _build(label, _unquantised(wanted, error)[0], values, groups, learning_rate)
+        _build(label, _unquantised(known, error)[0], values, groups, learning_rate)
         return
-    _construct(cls, f"bitsandbytes.optim.{label}", label, values, groups, learning_rate)
+    _construct(cls, known.path, label, values, groups, learning_rate)
 
 
-def _with_nesterov(wanted: str, values: dict[str, Any]) -> dict[str, Any]:
-    return {"nesterov": True, "momentum": 0.9, **values} if "nesterov" in wanted else values
-
-
-def _unquantised(wanted: str, error: Exception) -> tuple[str, str]:
+def _unquantised(known: KnownOptimizer, error: Exception) -> tuple[str, str]:
     """The same algorithm in torch, and why it takes the place of bitsandbytes' own."""
     reason = str(error).strip().split("\n")[0] or type(error).__name__
-    if wanted in UNQUANTISED:
-        return UNQUANTISED[wanted], reason
+    if known.substitute:
+        return known.substitute, reason
     raise ConfigError(
-        f"optimizer_type = '{BITSANDBYTES[wanted]}' needs bitsandbytes, which is unusable here "
-        f"({reason}); use AdamW or Adafactor."
+        f"optimizer_type = '{known.label}' needs bitsandbytes, which is unusable "
+        f"here ({reason}); use AdamW or Adafactor."
     ) from error
 
 
@@ -300,47 +260,3 @@ def _try_step(
             optimizer.step()
         except TypeError as error:
             raise misfit(path, label, error) from error
-
-
-def flatten_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state_dict as tensors by path and a JSON-able rest; nothing is pickled."""
-    tensors: dict[str, Tensor] = {}
-
-    def walk(value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            tensors[path] = value.detach().cpu().contiguous().clone()
-            return {"tensor": path}
-        if isinstance(value, Mapping):
-            return {"map": [[key, walk(item, f"{path}/{key}")] for key, item in value.items()]}
-        if isinstance(value, list | tuple):
-            kind = "list" if isinstance(value, list) else "tuple"
-            return {kind: [walk(item, f"{path}/{i}") for i, item in enumerate(value)]}
-        if isinstance(value, float) and not math.isfinite(value):
-            return {"number": repr(value)}  # JSON has no words for inf and nan
-        if value is None or isinstance(value, bool | int | float | str):
-            return {"value": value}
-        if isinstance(value, torch.dtype):
-            return {"dtype": str(value).removeprefix("torch.")}
-        raise ResumeError(
-            f"this optimizer keeps a {type(value).__name__} in its state, which cannot be saved "
-            "without pickle; use another optimizer_type or resume_every_n_steps = 0."
-        )
-
-    return tensors, walk(state, "state")
-
-
-def unflatten_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> Any:
-    """The inverse of `flatten_state`."""
-    (kind, value), *_ = rest.items()
-    if kind == "tensor":
-        return tensors[value]
-    if kind == "map":
-        return {key: unflatten_state(tensors, item) for key, item in value}
-    if kind in ("list", "tuple"):
-        items = [unflatten_state(tensors, item) for item in value]
-        return items if kind == "list" else tuple(items)
-    if kind == "number":
-        return float(value)
-    if kind == "dtype":
-        return getattr(torch, value)
-    return value

@@ -23,7 +23,7 @@ from lcp_plugin.delta import (
 )
 from lcp_plugin.errors import FinishedError, LcpError
 from lcp_plugin.hooks import Carry, TaskStart
-from lcp_plugin.store.run_folder import carry_from_tensors, carry_to_tensors
+from lcp_plugin.store.carries import carry_from_tensors, carry_to_tensors
 
 
 def create_accelerator(

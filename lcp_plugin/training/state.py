@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.errors import FileFormatError, ResumeError
-from lcp_plugin.formats import tensors as files
-from lcp_plugin.training.optimizers import flatten_state, unflatten_state
+from lcp_plugin.formats.disk import read_json, write_json
+from lcp_plugin.formats.identity import file_model_hash
+from lcp_plugin.formats.tensors import read_tensors, write_tensors
+from lcp_plugin.training.optimizer_state import flatten_state, unflatten_state
 
 if TYPE_CHECKING:
     from lcp_plugin.training.loop import TaskRun
@@ -105,8 +107,8 @@ def write_state(folder: Path, run: TaskRun) -> None:
     """A state in a folder of its own; state.json last."""
     parts, facts = collect_state(run)
     for name, tensors in parts.items():
-        files.write_tensors(folder / f"{name}.safetensors", tensors, None)
-    hashes = {name: files.file_model_hash(folder / f"{name}.safetensors") for name in parts}
+        write_tensors(folder / f"{name}.safetensors", tensors, None)
+    hashes = {name: file_model_hash(folder / f"{name}.safetensors") for name in parts}
     manifest = {
         "task_index": run.task.index,
         "task": run.task.name,
@@ -114,12 +116,12 @@ def write_state(folder: Path, run: TaskRun) -> None:
         "hashes": hashes,
         "facts": facts,
     }
-    files.write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """state.json. Raises FileFormatError."""
-    manifest = dict(files.read_json(folder / MANIFEST))
+    manifest = dict(read_json(folder / MANIFEST))
     if not {"task_index", "step", "hashes", "facts"} <= set(manifest):
         raise FileFormatError(f"{folder / MANIFEST} is no state of this tool; name another folder.")
     return manifest
@@ -131,9 +133,9 @@ def read_state_folder(folder: Path) -> State:
     parts: Parts = {}
     for name, expected in manifest["hashes"].items():
         path = folder / f"{name}.safetensors"
-        if files.file_model_hash(path) != expected:
+        if file_model_hash(path) != expected:
             raise FileFormatError(f"{path} is damaged (hash differs); resume from another state.")
-        parts[name] = {k: t.clone() for k, t in files.read_tensors(path).items()}
+        parts[name] = {k: t.clone() for k, t in read_tensors(path).items()}
     return int(manifest["step"]), parts, dict(manifest["facts"])
 
 

@@ -1,9 +1,7 @@
 """No option is accepted and ignored: each is set, and what it should change is seen to change.
 
-Every case is (flags of both runs, flags of the second run only). Three things are looked at: the
-batches of a task, the loss of a training step, and the course of a task (rates, steps, files,
-samples). test_kohya_contract names the test of every option that none of them can see, and has all
-options of kohya's trainer.
+Every case is (flags of both runs, flags of the second run only). What is looked at: the batches
+of a task, the loss of a training step, and a task's course (rates, steps, files, samples).
 """
 
 from __future__ import annotations
@@ -22,12 +20,13 @@ from torch.nn import functional
 
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.milestones import list_save_points, samples_at, validates_at
-from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.config.options import Options, option_fields
-from lcp_plugin.config.rates import module_rates
+from lcp_plugin.config.rates import PartRates, module_rates
 from lcp_plugin.data.dataset import TaskData
-from lcp_plugin.sdxl.loss import compute_loss
+from lcp_plugin.sdxl.loss import LossSettings, compute_loss
 from lcp_plugin.sdxl.noise import (
+    NoiseSchedule,
+    NoiseSettings,
     add_noise,
     alphas_cumprod,
     draw_timesteps,
@@ -37,7 +36,7 @@ from lcp_plugin.sdxl.noise import (
     scaled_linear_betas,
     zero_terminal_betas,
 )
-from lcp_plugin.training.schedules import make_multiplier
+from lcp_plugin.training.schedules import RateSchedule, make_multiplier
 
 CACHES = "--cache_latents --cache_text_encoder_outputs"
 SHUFFLE = "--shuffle_caption"
@@ -235,11 +234,12 @@ def see_loss(flags: str, folder: Path) -> str:
     betas = zero_terminal_betas(betas) if options.zero_terminal_snr else betas
     alphas = alphas_cumprod(betas)
     kind = "v_prediction" if options.v_parameterization else "epsilon"
-    timesteps = draw_timesteps(4, options, 1000, generator)
-    noise = make_noise(latents, options, generator)
-    noisy = add_noise(latents, perturb_noise(noise, options, generator), timesteps, alphas)
+    settings, schedule = NoiseSettings.of(options), NoiseSchedule(alphas, kind)
+    timesteps = draw_timesteps(4, settings, 1000, generator)
+    noise = make_noise(latents, settings, generator)
+    noisy = add_noise(latents, perturb_noise(noise, settings, generator), timesteps, alphas)
     target = make_target(latents, noise, timesteps, alphas, kind)
-    loss = compute_loss(0.5 * noisy, target, timesteps, alphas, options, kind)
+    loss = compute_loss(0.5 * noisy, target, timesteps, schedule, LossSettings.of(options))
     return digest(float(loss))
 
 
@@ -249,10 +249,10 @@ def see_course(flags: str, folder: Path) -> str:
     options: Options = run.tasks[0].options
     data = TaskData(run.tasks[0], 0, 1, (32, 32))
     total, epoch = data.total_steps(), data.steps_per_epoch()
-    args = parse_network_args(options.network_args)
+    parts, args = PartRates.of(options), options.network
     modules = ["unet.x", "text_encoder.x", "text_encoder_2.x"]
-    rates = [module_rates(m, "middle_block.1.proj_in", options, args) for m in modules]
-    multiplier = make_multiplier(options, total)
+    rates = [module_rates(m, "middle_block.1.proj_in", parts, args) for m in modules]
+    multiplier = make_multiplier(RateSchedule.of(options), total)
     return digest(
         [
             total,

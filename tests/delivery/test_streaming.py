@@ -14,7 +14,7 @@ from lcp_plugin.errors import FileFormatError, NumericError
 from lcp_plugin.formats.lora_file import read_lora, write_lora
 from lcp_plugin.formats.tensors import write_tensors
 from lcp_plugin.hooks import Carry
-from lcp_plugin.store.run_folder import carry_to_tensors
+from lcp_plugin.store.carries import carry_to_tensors
 
 BLOCK_NAME = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1."
 Q, K, V, OUT = (BLOCK_NAME + part for part in ("to_q", "to_k", "to_v", "to_out.0"))

@@ -19,8 +19,30 @@ import torch
 from lora_samples import mixed_adapter
 
 from lcp_plugin.errors import DiskError, FileFormatError, LcpError, NumericError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import (
+    read_json,
+    remove_temporary_files,
+    replacing,
+    require_free_space,
+    write_json,
+    writing,
+)
+from lcp_plugin.formats.identity import (
+    file_model_hash,
+    hash_file,
+    hash_tensors,
+    legacy_hash,
+    write_hashed,
+)
 from lcp_plugin.formats.lora_file import lora_tensors, read_lora
+from lcp_plugin.formats.tensors import (
+    DTYPES,
+    in_file_order,
+    layout_of,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 
 METADATA = {"ss_network_dim": "3", "other": 'ü "quoted"\n\\ \x01'}
 
@@ -29,7 +51,7 @@ def every_type() -> dict[str, torch.Tensor]:
     """A matrix and a number of each type that a file can hold, and a tensor without elements."""
     generator = torch.Generator().manual_seed(0)
     tensors = {"empty": torch.zeros(0, 4)}
-    for i, (name, (_, dtype)) in enumerate(files.DTYPES.items()):
+    for i, (name, (_, dtype)) in enumerate(DTYPES.items()):
         values = torch.randint(0, 2, (3, 5), generator=generator)
         tensors[f"k{i * 7 % 16}.{name}"] = values.to(torch.float32).to(dtype)
         tensors[f"a{i}"] = torch.tensor(1.0).to(dtype)
@@ -41,7 +63,7 @@ def every_type() -> dict[str, torch.Tensor]:
 
 def test_a_written_file_is_byte_for_byte_what_safetensors_writes(tmp_path: Path) -> None:
     metadata = {"one": "entry"}  # safetensors keeps no order between several
-    files.write_tensors(tmp_path / "a.safetensors", every_type(), metadata)
+    write_tensors(tmp_path / "a.safetensors", every_type(), metadata)
     assert (tmp_path / "a.safetensors").read_bytes() == safetensors.torch.save(
         every_type(), metadata
     )
@@ -51,7 +73,7 @@ def test_header_says_what_safetensors_wrote(tmp_path: Path) -> None:
     tensors = every_type()
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file(tensors, path, METADATA)
-    header = files.read_header(path)
+    header = read_header(path)
     assert header.metadata == METADATA
     assert {n: (i.shape, i.torch_dtype) for n, i in header.tensors.items()} == {
         n: (tuple(t.shape), t.dtype) for n, t in tensors.items()
@@ -61,33 +83,33 @@ def test_header_says_what_safetensors_wrote(tmp_path: Path) -> None:
 
 def test_tensors_come_back_bit_for_bit_and_by_name(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3, 4), "b": torch.randn(2).bfloat16(), "c": torch.tensor(7)}
-    files.write_tensors(tmp_path / "a.safetensors", tensors)
-    back = files.read_tensors(tmp_path / "a.safetensors", ["c", "a"])
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    back = read_tensors(tmp_path / "a.safetensors", ["c", "a"])
     assert list(back) == ["c", "a"]
     assert all(torch.equal(back[name], tensors[name]) for name in back)
     with pytest.raises(FileFormatError, match="does not hold missing"):
-        files.read_tensors(tmp_path / "a.safetensors", ["missing"])
+        read_tensors(tmp_path / "a.safetensors", ["missing"])
 
 
 def test_a_transposed_tensor_is_written_as_it_looks(tmp_path: Path) -> None:
     matrix = torch.arange(6.0).reshape(2, 3)
-    files.write_tensors(tmp_path / "a.safetensors", {"t": matrix.T})
-    assert torch.equal(files.read_tensors(tmp_path / "a.safetensors")["t"], matrix.T)
+    write_tensors(tmp_path / "a.safetensors", {"t": matrix.T})
+    assert torch.equal(read_tensors(tmp_path / "a.safetensors")["t"], matrix.T)
 
 
 def test_json_comes_back_and_refuses_nan(tmp_path: Path) -> None:
-    files.write_json(tmp_path / "a.json", {"ü": [1, 2.5, None]})
-    assert files.read_json(tmp_path / "a.json") == {"ü": [1, 2.5, None]}
+    write_json(tmp_path / "a.json", {"ü": [1, 2.5, None]})
+    assert read_json(tmp_path / "a.json") == {"ü": [1, 2.5, None]}
     with pytest.raises(NumericError):
-        files.write_json(tmp_path / "a.json", {"loss": float("nan")})
-    assert files.read_json(tmp_path / "a.json") == {"ü": [1, 2.5, None]}
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert read_json(tmp_path / "a.json") == {"ü": [1, 2.5, None]}
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "", "\xff"])
 def test_damaged_json_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(FileFormatError) as caught:
-        files.read_json(tmp_path / "a.json")
+        read_json(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
 
 
@@ -107,15 +129,15 @@ def kohya_hashes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> 
 def test_hashes_are_kohyas(tmp_path: Path, elements: int) -> None:
     tensors = {"w": torch.randn(elements), "alpha": torch.tensor(4.0), "h": torch.ones(3).half()}
     wanted = kohya_hashes(tensors, METADATA)
-    assert (files.hash_tensors(tensors), files.legacy_hash(tensors, METADATA)) == wanted
-    files.write_tensors(tmp_path / "a.safetensors", tensors, METADATA)
-    assert files.file_model_hash(tmp_path / "a.safetensors") == wanted[0]
+    assert (hash_tensors(tensors), legacy_hash(tensors, METADATA)) == wanted
+    write_tensors(tmp_path / "a.safetensors", tensors, METADATA)
+    assert file_model_hash(tmp_path / "a.safetensors") == wanted[0]
 
 
 def test_model_hash_does_not_depend_on_metadata(tmp_path: Path) -> None:
     for name, metadata in (("a", {}), ("b", METADATA)):
-        files.write_tensors(tmp_path / name, every_type(), metadata)
-    assert files.file_model_hash(tmp_path / "a") == files.file_model_hash(tmp_path / "b")
+        write_tensors(tmp_path / name, every_type(), metadata)
+    assert file_model_hash(tmp_path / "a") == file_model_hash(tmp_path / "b")
 
 
 def test_a_file_hash_is_remembered_by_size_and_time(
@@ -126,12 +148,12 @@ def test_a_file_hash_is_remembered_by_size_and_time(
     file.write_bytes(b"first")
     os.utime(file, ns=(0, 10**18))
     first = hashlib.sha256(b"first").hexdigest()
-    assert files.hash_file(file) == first
+    assert hash_file(file) == first
     file.write_bytes(b"other")
     os.utime(file, ns=(0, 10**18))
-    assert files.hash_file(file) == first  # same size, same time: not read again
+    assert hash_file(file) == first  # same size, same time: not read again
     os.utime(file, ns=(0, 2 * 10**18))
-    assert files.hash_file(file) == hashlib.sha256(b"other").hexdigest()
+    assert hash_file(file) == hashlib.sha256(b"other").hexdigest()
 
 
 def test_a_file_younger_than_the_clocks_tick_is_not_remembered(
@@ -139,7 +161,7 @@ def test_a_file_younger_than_the_clocks_tick_is_not_remembered(
 ) -> None:
     monkeypatch.setenv("LCP_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a").write_bytes(b"new")
-    files.hash_file(tmp_path / "a")
+    hash_file(tmp_path / "a")
     assert not (tmp_path / "cache").exists()
 
 
@@ -149,12 +171,12 @@ def test_a_file_younger_than_the_clocks_tick_is_not_remembered(
 @pytest.fixture
 def old_file(tmp_path: Path) -> Path:
     path = tmp_path / "old.safetensors"
-    files.write_tensors(path, {"old": torch.ones(4)})
+    write_tensors(path, {"old": torch.ones(4)})
     return path
 
 
 def assert_untouched(path: Path) -> None:
-    assert torch.equal(files.read_tensors(path)["old"], torch.ones(4))
+    assert torch.equal(read_tensors(path)["old"], torch.ones(4))
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -167,9 +189,9 @@ def test_a_full_disk_leaves_the_old_file_whole(
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, call, fail)
+        patch.setattr(os, call, fail)
         with pytest.raises(DiskError, match=os.strerror(code)):
-            files.write_tensors(old_file, {"new": torch.zeros(9)})
+            write_tensors(old_file, {"new": torch.zeros(9)})
     assert_untouched(old_file)
 
 
@@ -180,7 +202,7 @@ def test_a_file_size_limit_in_the_middle_of_a_write_leaves_the_old_file_whole(
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(DiskError, match="untouched"):
-            files.write_tensors(old_file, {"new": torch.zeros(1_000_000)})
+            write_tensors(old_file, {"new": torch.zeros(1_000_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_untouched(old_file)
@@ -188,7 +210,7 @@ def test_a_file_size_limit_in_the_middle_of_a_write_leaves_the_old_file_whole(
 
 def test_an_error_while_the_new_file_is_checked_leaves_the_old_one_whole(old_file: Path) -> None:
     def write_and_refuse() -> None:
-        with files.replacing(old_file) as temporary:
+        with replacing(old_file) as temporary:
             temporary.write_bytes(b"half")
             raise FileFormatError("read back and refused.")
 
@@ -198,19 +220,19 @@ def test_an_error_while_the_new_file_is_checked_leaves_the_old_one_whole(old_fil
 
 
 def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(old_file: Path) -> None:
-    with files.replacing(old_file) as temporary:
+    with replacing(old_file) as temporary:
         temporary.write_bytes(b"x")
         leftover = old_file.parent / temporary.name.replace(str(os.getpid()), "1")
     leftover.write_bytes(b"half")
     (old_file.parent / ".mine.tmp").write_bytes(b"not ours")
-    files.remove_temporary_files(old_file.parent)
+    remove_temporary_files(old_file.parent)
     assert {p.name for p in old_file.parent.iterdir()} == {old_file.name, ".mine.tmp"}
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    files.require_free_space(tmp_path / "not" / "yet", 1, "the run")
+    require_free_space(tmp_path / "not" / "yet", 1, "the run")
     with pytest.raises(DiskError, match=r"the run needs 1000000000\.0 GB"):
-        files.require_free_space(tmp_path / "not" / "yet", 10**18, "the run")
+        require_free_space(tmp_path / "not" / "yet", 10**18, "the run")
 
 
 # --------------------------------------------------------------------------------- what is refused
@@ -234,7 +256,7 @@ def test_foreign_files_are_named_for_what_they_are(
     path = tmp_path / "renamed.safetensors"
     path.write_bytes(content)
     with pytest.raises(FileFormatError, match=words):
-        files.read_header(path)
+        read_header(path)
 
 
 def test_a_torch_checkpoint_is_refused_with_the_way_to_convert(tmp_path: Path) -> None:
@@ -242,13 +264,13 @@ def test_a_torch_checkpoint_is_refused_with_the_way_to_convert(tmp_path: Path) -
         path = tmp_path / "model.ckpt"
         torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=modern)
         with pytest.raises(FileFormatError, match=r"safetensors\.torch\.save_file"):
-            files.read_header(path)
+            read_header(path)
 
 
 def test_missing_files_and_folders_are_one_line(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.safetensors"):
         with pytest.raises(FileFormatError, match="cannot be read"):
-            files.read_header(path)
+            read_header(path)
 
 
 def whole_lora() -> bytes:
@@ -344,7 +366,7 @@ def test_a_huge_declared_size_allocates_next_to_nothing(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(FileFormatError):
-            files.read_header(path)
+            read_header(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -360,12 +382,12 @@ def test_one_pass_writes_what_hashing_first_would_have_written(tmp_path: Path) -
     }
     metadata = {"ss_network_dim": "4", "about": "x"}
     hashes = {
-        "sshs_model_hash": files.hash_tensors(tensors),
-        "sshs_legacy_hash": files.legacy_hash(tensors, metadata),
+        "sshs_model_hash": hash_tensors(tensors),
+        "sshs_legacy_hash": legacy_hash(tensors, metadata),
     }
-    files.write_tensors(tmp_path / "two", tensors, {**metadata, **hashes})
-    layout = files.in_file_order(files.layout_of(tensors))
-    written = files.write_hashed(tmp_path / "one", layout, tensors.__getitem__, metadata)
+    write_tensors(tmp_path / "two", tensors, {**metadata, **hashes})
+    layout = in_file_order(layout_of(tensors))
+    written = write_hashed(tmp_path / "one", layout, tensors.__getitem__, metadata)
     assert written == {**metadata, **hashes}
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
@@ -375,7 +397,7 @@ def test_a_tensor_that_cannot_be_made_leaves_no_file(tmp_path: Path) -> None:
         raise NumericError(name)
 
     with pytest.raises(NumericError, match="a"):
-        files.write_hashed(tmp_path / "file", {"a": ("F32", (2,))}, make, {})
+        write_hashed(tmp_path / "file", {"a": ("F32", (2,))}, make, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -385,7 +407,7 @@ def test_a_disk_that_fails_behind_the_writer_is_an_error(
     def fail(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lcp_plugin.formats.tensors._BEHIND", 10)
-    monkeypatch.setattr("lcp_plugin.formats.tensors.os.fsync", fail)
-    with pytest.raises(OSError, match="No space left"), files.writing(tmp_path / "file") as write:
+    monkeypatch.setattr("lcp_plugin.formats.disk._BEHIND", 10)
+    monkeypatch.setattr("lcp_plugin.formats.disk.os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"), writing(tmp_path / "file") as write:
         write(b"0123456789")

@@ -10,14 +10,15 @@ import pytest
 import toml
 from lora_samples import load_tool, mixed_adapter
 
-from lcp_plugin.delivery.provenance import Search, failed, find_by_hash, trace
+from lcp_plugin.delivery.chain_tree import Search, failed, find_by_hash, trace
 from lcp_plugin.delivery.retraining import retraining_config
 from lcp_plugin.errors import LineageError
+from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.foreign_header import summarise
 from lcp_plugin.formats.header import kohya_header, modelspec_header, tag_frequency
 from lcp_plugin.formats.lineage import Lineage, Source, collect_blocks
 from lcp_plugin.formats.lora_file import lora_tensors, write_lora
-from lcp_plugin.formats.tensors import read_header, write_json, write_tensors
+from lcp_plugin.formats.tensors import read_header, write_tensors
 from lcp_plugin.tasks import TaskRecord
 
 TASKS = (

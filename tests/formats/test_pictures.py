@@ -11,7 +11,7 @@ from PIL import Image
 
 from lcp_plugin.cli import main
 from lcp_plugin.evaluation.chains import find_images
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.pictures import open_rgb
 from lcp_plugin.report.read import read_run
 
@@ -39,7 +39,7 @@ def test_what_pillow_reads_is_trained_scored_against_and_shown(
     config = write_config("run", tasks=(0,), max_train_steps=1)
     assert main(["--config", str(config)]) == 0
     run = tmp_path / "out" / "run"
-    lineage = files.read_json(run / "01_disc0" / "lineage.json")
+    lineage = read_json(run / "01_disc0" / "lineage.json")
     assert lineage["data"]["images"] == 4
     shown = read_run(run).tasks[0].images
     assert [p.name for p in shown] == [p.name for p in find_images(pictures / "disc0")]
@@ -79,7 +79,7 @@ def test_a_scan_above_pillows_limit_is_trained(
     Image.new("1", (16000, 12000), 1).save(pictures / "disc0" / "scan.png")
     config = write_config("run", tasks=(0,), max_train_steps=1)
     assert main(["--config", str(config)]) == 0
-    lineage = files.read_json(tmp_path / "out" / "run" / "01_disc0" / "lineage.json")
+    lineage = read_json(tmp_path / "out" / "run" / "01_disc0" / "lineage.json")
     assert lineage["data"]["images"] == 4
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lcp_plugin.cli import main
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.identity import file_model_hash
 
 WriteConfig = Callable[..., Path]
 
@@ -32,7 +32,7 @@ def a_disk_that_changes_a_bit(monkeypatch: pytest.MonkeyPatch, name: str) -> Ite
             hit.append(Path(target))
 
     with monkeypatch.context() as patched:
-        patched.setattr(files.os, "replace", replace)
+        patched.setattr(os, "replace", replace)
         yield hit
 
 
@@ -65,8 +65,8 @@ def test_a_deliverable_that_does_not_read_back_leaves_the_old_one(
     assert (tmp_path / "out" / "run" / "02_disc1" / "lineage.json").is_file()
     assert not list((tmp_path / "out").glob(".*.tmp"))
     assert main(["--config", str(config)]) == 0
-    wanted = files.file_model_hash(tmp_path / "out" / "whole.safetensors")
-    assert files.file_model_hash(deliverable) == wanted
+    wanted = file_model_hash(tmp_path / "out" / "whole.safetensors")
+    assert file_model_hash(deliverable) == wanted
 
 
 def test_an_interim_file_that_does_not_read_back_is_not_there(

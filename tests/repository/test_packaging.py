@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +95,17 @@ def test_constraints_lie_within_the_bounds(claims: dict[str, Any]) -> None:
         if name != "torch":
             lowest = tuple(int(part) for part in bound.split("."))
             assert pinned[name.lower().replace("-", "_")] >= lowest, requirement
+
+
+def test_the_wheel_holds_the_embedded_base_and_nothing_that_measures_or_pretrains(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "source"
+    keep = shutil.ignore_patterns(".git", "__pycache__", "*.egg-info", "build", "output", "tests")
+    shutil.copytree(ROOT, source, ignore=keep)
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", str(tmp_path)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "lcp_plugin/tiny/model/unet/diffusion_pytorch_model.safetensors" in names
+    assert not [n for n in names if re.search("bench|tiny_base|pretrain|tests/", n)]

@@ -19,7 +19,7 @@ import pytest
 import toml
 import torch
 from benchmarks.measure import Child, run_child, run_part
-from conftest import draw_pictures
+from toy_runs import draw_pictures
 
 from lcp_plugin.sdxl.stored import is_native
 from lcp_plugin.store.run_folder import RunStore

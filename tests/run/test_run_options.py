@@ -14,11 +14,11 @@ from PIL import Image
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.run import after as closing
 from lcp_plugin.run import runner
-from lcp_plugin.sdxl.precision import factor_dtype
+from lcp_plugin.sdxl.precision import Precision
 
 Train = Callable[..., Any]
 WriteConfig = Callable[..., Path]
@@ -34,21 +34,21 @@ def test_another_vae_encodes_the_images_and_is_named(
     other = tmp_path / "other_vae"
     shutil.copytree(toy_base / "vae", other)
     (weights,) = other.glob("*.safetensors")
-    tensors = files.read_tensors(weights)
+    tensors = read_tensors(weights)
     tensors["encoder.conv_in.weight"] = -tensors["encoder.conv_in.weight"]
-    files.write_tensors(weights, tensors, {"format": "pt"})
+    write_tensors(weights, tensors, {"format": "pt"})
     plain = train("plain", tasks=(0,), max_train_steps=1)
     run = train("run", tasks=(0,), max_train_steps=1, vae=str(other))
     assert losses_of(run) != losses_of(plain)
-    header = files.read_header(run.store.deliverable).metadata
+    header = read_header(run.store.deliverable).metadata
     assert header["ss_vae_name"] == "other_vae"
 
 
 def test_full_fp16_and_full_bf16_are_the_factors_types() -> None:
     half = {"mixed_precision": "fp16", "full_fp16": True}
-    assert factor_dtype(Options(**half)) is torch.float16
-    assert factor_dtype(Options(mixed_precision="bf16", full_bf16=True)) is torch.bfloat16
-    assert factor_dtype(Options(mixed_precision="fp16")) is torch.float32
+    assert Precision.of(Options(**half)).factors is torch.float16
+    assert Precision.of(Options(mixed_precision="bf16", full_bf16=True)).factors is torch.bfloat16
+    assert Precision.of(Options(mixed_precision="fp16")).factors is torch.float32
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -14,7 +14,7 @@ import pytest
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
 
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.hooks import Observer, RunView
 from lcp_plugin.observers.jsonl import read_steps, read_validation
 from lcp_plugin.registry import check_plugin
@@ -207,7 +207,7 @@ def test_the_header_names_the_size_that_was_trained_at(
     train: Train, given: dict[str, Any], size: str
 ) -> None:
     run = train("run", tasks=(0,), max_train_steps=1, **given)
-    header = files.read_header(run.store.deliverable).metadata
+    header = read_header(run.store.deliverable).metadata
     assert header["modelspec.resolution"] == size
     assert header["ss_resolution"] == f"({size.replace('x', ', ')})"
 
@@ -219,4 +219,4 @@ def test_the_header_names_the_largest_size_of_the_data_sets(train: Train) -> Non
     ]
     task = {"name": "disc0", "concept": "disc", "datasets": sets}
     run = train("run", tasks=[task], max_train_steps=1, resolution="24")
-    assert files.read_header(run.store.deliverable).metadata["modelspec.resolution"] == "48x48"
+    assert read_header(run.store.deliverable).metadata["modelspec.resolution"] == "48x48"

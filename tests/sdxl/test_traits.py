@@ -17,7 +17,7 @@ from lcp_plugin.cli import main
 from lcp_plugin.config.load import load_config
 from lcp_plugin.delivery.single_file import write_single_file
 from lcp_plugin.errors import BaseModelError, ConfigError
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.sdxl.load import hush_libraries, load_pipeline
 from lcp_plugin.sdxl.traits import Traits, is_at_hand, read_traits, settle_zero_terminal
@@ -91,7 +91,7 @@ def test_a_base_with_ztsnr_turns_both_options_on_with_a_notice(
     found = run("found", "ztsnr")
     assert any("zero_terminal_snr is on" in line for line in found.facts["said"])
     assert any("predicts v" in line for line in found.facts["said"])
-    header = files.read_header(found.store.deliverable).metadata
+    header = read_header(found.store.deliverable).metadata
     assert header["ss_zero_terminal_snr"] == "True"
     assert header["modelspec.prediction_type"] == "v"
     given = run("given", "", v_parameterization=True, zero_terminal_snr=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lcp_plugin.evaluation.losses import encode_images
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.sdxl.sample import decode_latents
 
 SCALINGS = [
@@ -31,7 +31,7 @@ def test_scaling_is_the_same_in_training_scores_and_samples(
 ) -> None:
     shutil.copytree(toy_base / "vae", tmp_path / "vae")
     config = tmp_path / "vae" / "config.json"
-    files.write_json(config, {**files.read_json(config), **scaling})
+    write_json(config, {**read_json(config), **scaling})
     run = train("run", tasks=(0,), max_train_steps=1, vae=str(tmp_path / "vae"))
     pipeline = run.trainer.pipeline
     scored = encode_images(pipeline, sorted((pictures / "disc0").iterdir()))

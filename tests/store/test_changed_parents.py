@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from lcp_plugin.cli import main
+from lcp_plugin.formats.disk import read_json
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lora_file import read_lora
-from lcp_plugin.formats.tensors import file_model_hash, read_header, read_json, read_tensors
+from lcp_plugin.formats.tensors import read_header, read_tensors
 
 SAID = "another tool changed its tensors"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lcp_plugin.cli import main
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.identity import file_model_hash
 
 FULL = Path("/dev/full")  # takes nothing: every write says that there is no space
 
@@ -29,7 +29,5 @@ def test_a_log_on_a_full_disk_is_one_line_and_the_run_goes_on(
     log.unlink()
     assert main(["--config", str(config)]) == 0
     assert main(["--config", str(write_config("whole", tasks=(0,)))]) == 0
-    hashes = [
-        files.file_model_hash(tmp_path / "out" / f"{n}.safetensors") for n in ("run", "whole")
-    ]
+    hashes = [file_model_hash(tmp_path / "out" / f"{n}.safetensors") for n in ("run", "whole")]
     assert hashes[0] == hashes[1]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lcp_plugin.cli import main
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.store.lock import locked
 
 WriteConfig = Callable[..., Path]
@@ -34,7 +34,7 @@ def start(write_config: WriteConfig, capsys: pytest.CaptureFixture[str]) -> Star
 @pytest.fixture
 def hash_of(tmp_path: Path) -> Callable[[str], str]:
     """hash_of(name): the tensors of a deliverable, as kohya hashes them."""
-    return lambda name: files.file_model_hash(tmp_path / "out" / f"{name}.safetensors")
+    return lambda name: file_model_hash(tmp_path / "out" / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from torch import Tensor
 from toy_values import assert_close, dense_delta, dense_updates
 
 from lcp_plugin.adapter import Adapter
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.tensors import read_tensors
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.registry import check_plugin
-from lcp_plugin.store.run_folder import TaskFolder
+from lcp_plugin.store.task_folder import TaskFolder
 
 Train = Callable[..., Any]
 PROOFS = ("CLora", "OnlineEwc", "SelfDistillation", "Slao", "FrozenA")
@@ -133,7 +133,7 @@ def test_online_ewc_chains_with_its_state_as_one_run_would(train: Train) -> None
         prev=str(first[0].path),
     )
     for file in ("adapter", "carry", "strategy"):
-        a, b = (files.read_tensors(f[-1].path / f"{file}.safetensors") for f in (whole, second))
+        a, b = (read_tensors(f[-1].path / f"{file}.safetensors") for f in (whole, second))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
 

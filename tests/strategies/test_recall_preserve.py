@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_run import assert_equal_tensors, read_all, run_and_kill
+from kills import run_and_kill
+from toy_runs import assert_equal_tensors, read_all
 
 from lcp_plugin.cli import main
 from lcp_plugin.errors import StrategyError

@@ -24,7 +24,8 @@ from lcp_plugin.evaluation.aggregate import (
 from lcp_plugin.evaluation.command import add_scoring_options
 from lcp_plugin.evaluation.encoders import METRICS
 from lcp_plugin.evaluation.tables import to_markdown
-from lcp_plugin.formats import tensors as files
+from lcp_plugin.formats.disk import write_json
+from lcp_plugin.formats.tensors import read_tensors
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.sweep import sweep
 from lcp_plugin.sweep.command import add_sweep_options, sample_as_configured
@@ -40,7 +41,7 @@ def every_tensor(store):
     return {
         (*(("delivered",) if p == store.deliverable else (p.parent.name, p.name)), key): tensor
         for p in paths
-        for key, tensor in files.read_tensors(p).items()
+        for key, tensor in read_tensors(p).items()
     }
 
 
@@ -157,7 +158,7 @@ def test_a_finished_run_is_left_alone_and_a_failed_one_shows_its_log(tmp_path, m
         return 3
 
     monkeypatch.setattr(sweep, "train", train)
-    files.write_json(tmp_path / "done" / "run.json", {"status": "finished"})
+    write_json(tmp_path / "done" / "run.json", {"status": "finished"})
     assert sweep.execute_planned(planned(tmp_path, "done", "")) == "done"
     assert not calls
     with pytest.raises(LcpError, match="the reason"):
@@ -227,7 +228,7 @@ def test_only_as_many_runs_as_asked_for_run_at_once_on_their_share_of_the_cores(
 def test_jobs_run_through_submitits_local_executor(tmp_path):
     pytest.importorskip("submitit")
     executor = sweep.create_executor("local", tmp_path / "jobs", ["timeout_min=1"])
-    files.write_json(tmp_path / "a" / "run.json", {"status": "finished"})
+    write_json(tmp_path / "a" / "run.json", {"status": "finished"})
     run = planned(tmp_path, "a", "")
     job = executor.submit(sweep.execute_planned, run)
     assert job.result() == "a"
@@ -242,7 +243,7 @@ def test_an_unknown_job_parameter_form_is_told(tmp_path):
 def test_waves_wait_for_each_other_and_skip_what_is_finished(tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr(sweep, "execute_planned", lambda run, _: order.append(run.name))
-    files.write_json(tmp_path / "b" / "run.json", {"status": "finished"})
+    write_json(tmp_path / "b" / "run.json", {"status": "finished"})
     waves = (
         (planned(tmp_path, "a", ""), planned(tmp_path, "b", "")),
         (planned(tmp_path, "c", ""),),
@@ -322,7 +323,7 @@ def test_differences_and_rank_correlations_are_told_in_a_line_each():
 
 def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypatch, capsys):
     """Two strategies and a ceiling on the toy base, with every extra measure."""
-    from test_evaluate import Thumbnail
+    from quick_scores import Thumbnail
 
     from lcp_plugin import cli
 

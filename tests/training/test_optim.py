@@ -14,12 +14,9 @@ from torch import Tensor, nn
 
 from lcp_plugin.errors import ConfigError, ResumeError
 from lcp_plugin.training import optimizers as optim
-from lcp_plugin.training.optimizers import (
-    create_optimizer,
-    flatten_state,
-    parse_arguments,
-    unflatten_state,
-)
+from lcp_plugin.training.optimizer_args import parse_arguments
+from lcp_plugin.training.optimizer_state import flatten_state, unflatten_state
+from lcp_plugin.training.optimizers import OptimizerChoice, create_optimizer
 
 
 def parameters(seed: int = 0) -> list[nn.Parameter]:
@@ -31,7 +28,9 @@ def parameters(seed: int = 0) -> list[nn.Parameter]:
 
 def make(name: str, *args: str, rate: float = 1e-2, seed: int = 0) -> tuple[Any, str, list[Any]]:
     values = parameters(seed)
-    optimizer, used = create_optimizer(name, args, [{"params": values, "lr": rate}], rate)
+    optimizer, used = create_optimizer(
+        OptimizerChoice(name, args, rate), [{"params": values, "lr": rate}]
+    )
     return optimizer, used, values
 
 
@@ -277,7 +276,7 @@ def test_what_only_pickle_could_save_is_an_error() -> None:
 def test_an_optimizer_of_two_groups_keeps_their_rates() -> None:
     first, second = parameters()
     groups = [{"params": [first], "lr": 1e-3}, {"params": [second], "lr": 1e-2}]
-    optimizer, _ = create_optimizer("AdamW", (), groups, 1e-3)
+    optimizer, _ = create_optimizer(OptimizerChoice("AdamW", rate=1e-3), groups)
     assert [g["lr"] for g in optimizer.param_groups] == [1e-3, 1e-2]
     assert isinstance(first, Tensor)
 

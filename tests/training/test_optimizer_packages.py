@@ -12,9 +12,10 @@ import torch
 
 from lcp_plugin.cli import main
 from lcp_plugin.config.load import load_config
+from lcp_plugin.config.optimizer_table import KNOWN, KnownOptimizer
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.training import optimizers as optim
-from lcp_plugin.training.optimizers import create_optimizer
+from lcp_plugin.training.optimizers import OptimizerChoice, create_optimizer
 
 ROOT = Path(__file__).parents[2]
 Train = Callable[..., Any]
@@ -112,7 +113,7 @@ def test_the_optimizer_itself_says_so_too(monkeypatch: pytest.MonkeyPatch, name:
     monkeypatch.setattr(optim.importlib, "import_module", missing)
     parameter = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(ConfigError, match=f"pip install {package}") as caught:
-        create_optimizer(name, (), [{"params": [parameter], "lr": 1.0}], 1.0)
+        create_optimizer(OptimizerChoice(name, rate=1.0), [{"params": [parameter], "lr": 1.0}])
     assert "\n" not in str(caught.value)
 
 
@@ -133,6 +134,38 @@ def test_lora_plus_is_refused_where_one_rate_is_found_for_all(train: Train) -> N
         train("run", network_args=["loraplus_lr_ratio=4"], **given)
 
 
+@pytest.mark.parametrize(
+    ("ratios", "got"),
+    [
+        (("loraplus_lr_ratio=4",), "1.0 and 4.0"),
+        (("loraplus_unet_lr_ratio=16",), "1.0 and 16.0"),
+        (("loraplus_text_encoder_lr_ratio=4",), ""),  # no text encoder is trained
+        (("loraplus_lr_ratio=1",), ""),
+        (("mid_lr_weight=1,.5,1", "loraplus_lr_ratio=4"), "1.0 and 4.0"),
+    ],
+)
+def test_lora_plus_beside_one_rate_is_one_line_before_a_model_is_loaded(
+    write_config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    ratios: tuple[str, ...],
+    got: str,
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: n == "prodigyopt" or find(n, *a))
+    given = {"tasks": (0,), "optimizer_type": "Prodigy", **FINDS_ITS_RATE}
+    config = write_config("run", pretrained_model_name_or_path="no-such-base", **given)
+    status = main(["--config", str(config), "--network_args", *ratios])
+    text = capsys.readouterr().err
+    if got:
+        assert status == 2
+        assert f"'Prodigy' takes one rate for all, got {got}; leave out loraplus" in text
+        assert text.count("\n") == 1
+    else:
+        assert status == 1
+        assert "no-such-base" in text  # the next thing that is looked at
+
+
 @pytest.mark.parametrize(("rate", "told"), [(1e-4, True), (1.0, False)])
 def test_a_small_rate_of_an_optimizer_that_finds_its_own_is_pointed_out(
     write_config: Callable[..., Path], rate: float, told: bool
@@ -149,8 +182,18 @@ def test_the_packages_are_an_extra_of_the_installation() -> None:
     assert all(f'"{package}>=' in line for package in PACKAGES)
 
 
-def test_every_optimizer_of_bitsandbytes_and_of_packages_passes_the_configs_check() -> None:
-    from lcp_plugin.config.check import OPTIMIZERS
-    from lcp_plugin.training.optimizers import BITSANDBYTES, PACKAGES
+@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.name)
+def test_every_optimizer_of_bitsandbytes_and_of_packages_passes_the_configs_check(
+    write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, known: KnownOptimizer
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: find(n, *a) or (n == known.package or None)
+    )
+    path = write_config("run", learning_rate=1.0, optimizer_type=known.name)
+    assert load_config(["--config", str(path)]).options.optimizer_type == known.name
 
-    assert {*BITSANDBYTES, *PACKAGES} <= {name.lower() for name in OPTIMIZERS}
+
+def test_no_two_optimizers_share_a_name_and_all_packages_are_the_tests_own() -> None:
+    assert len({known.name.lower() for known in KNOWN}) == len(KNOWN)
+    assert {known.name for known in KNOWN if known.package} == set(OPTIMIZERS)

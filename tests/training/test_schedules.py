@@ -13,7 +13,7 @@ from torch import nn
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.training.schedules import count_warmup, make_multiplier
+from lcp_plugin.training.schedules import RateSchedule, count_warmup, make_multiplier
 
 TOTAL = 40
 RATE = 1e-4
@@ -33,7 +33,7 @@ def reference(make: Make, steps: int = TOTAL) -> list[float]:
 
 
 def ours(steps: int = TOTAL, **options: Any) -> list[float]:
-    multiplier = make_multiplier(Options(learning_rate=RATE, **options), TOTAL)
+    multiplier = make_multiplier(RateSchedule.of(Options(learning_rate=RATE, **options)), TOTAL)
     return [multiplier(step) for step in range(steps)]
 
 
@@ -126,7 +126,8 @@ def test_warmup_stable_decay_equals_transformers(
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "cosine_with_restarts", "polynomial"])
 def test_schedules_stay_at_their_end_when_a_run_goes_on(name: str) -> None:
-    multiplier = make_multiplier(Options(learning_rate=RATE, lr_scheduler=name), TOTAL)
+    schedule = RateSchedule.of(Options(learning_rate=RATE, lr_scheduler=name))
+    multiplier = make_multiplier(schedule, TOTAL)
     assert multiplier(TOTAL) == pytest.approx(multiplier(TOTAL + 50))
     assert multiplier(TOTAL) <= 1e-7 / RATE + 1e-12
 
@@ -139,7 +140,8 @@ def test_a_warm_up_below_one_is_a_share_of_the_steps(value: float, steps: int) -
 
 
 def test_a_schedule_is_a_pure_function_of_the_step() -> None:
-    multiplier = make_multiplier(Options(lr_scheduler="cosine", lr_warmup_steps=3), TOTAL)
+    schedule = RateSchedule(name="cosine", warmup=3)
+    multiplier = make_multiplier(schedule, TOTAL)
     forward = [multiplier(s) for s in range(TOTAL)]
     assert [multiplier(s) for s in reversed(range(TOTAL))] == forward[::-1]
 
@@ -158,4 +160,4 @@ def test_a_schedule_is_a_pure_function_of_the_step() -> None:
 )
 def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_multiplier(Options(**options), TOTAL)
+        make_multiplier(RateSchedule.of(Options(**options)), TOTAL)

@@ -17,7 +17,7 @@ from benchmarks.measure import MB, WALL, Row
 from lcp_plugin.adapter import Adapter, AdapterSpec, Factors
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.registry import create_strategy
-from lcp_plugin.store.run_folder import hash_carry
+from lcp_plugin.store.carries import hash_carry
 from lcp_plugin.tasks import Task
 
 UP_STD = 1e-3

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from benchmarks.measure import Clock, print_facts
 from lcp_plugin.delivery.fusing import component_slots, fuse_file
+from lcp_plugin.formats.disk import replacing
 from lcp_plugin.formats.lora_file import read_lora
-from lcp_plugin.formats.tensors import read_header, replacing
+from lcp_plugin.formats.tensors import read_header
 
 
 def do_nothing() -> None:

@@ -118,7 +118,7 @@ def run_on_card(arguments: argparse.Namespace) -> str:
 
 def write_rows(path: Path, size: str, rows: Sequence[Row]) -> None:
     """{"size", "machine", "rows"} as JSON, whole or not at all."""
-    from lcp_plugin.formats.tensors import write_json
+    from lcp_plugin.formats.disk import write_json
 
     facts = {"size": size, "machine": describe_machine(), "rows": [r.to_json() for r in rows]}
     write_json(path, facts)

@@ -28,8 +28,9 @@ from benchmarks.measure import (
 )
 from lcp_plugin.config.estimates import UNET_PARAMETERS
 from lcp_plugin.delta import Delta, Dense, delta_to_tensors
+from lcp_plugin.formats.disk import sync
 from lcp_plugin.formats.lora_file import lora_tensors, read_lora, write_lora
-from lcp_plugin.formats.tensors import sync, write_tensors
+from lcp_plugin.formats.tensors import write_tensors
 
 MAGMAX_MEMORY_BAR, MAGMAX_TIME_BAR = 1 / 10, 1 / 5
 RESIDENT_BAR_MB = 1000.0

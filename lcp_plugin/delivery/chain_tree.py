@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lcp_plugin.errors import FileFormatError, LcpError, LineageError
+from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.foreign_header import Summary, summarise
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.keys import parse_key
 from lcp_plugin.formats.lineage import Lineage
-from lcp_plugin.formats.tensors import Header, file_model_hash, read_header, read_json
-from lcp_plugin.store.run_folder import LINEAGE, TaskFolder, list_folders, read_folder
+from lcp_plugin.formats.tensors import Header, read_header
+from lcp_plugin.store.task_folder import LINEAGE, TaskFolder, list_folders, read_folder
 from lcp_plugin.tasks import TaskRecord
 
 MAX_SEARCHED = 500  # files looked at for a parent

@@ -15,10 +15,10 @@ from lcp_plugin.adapter import Adapter, AdapterSpec
 from lcp_plugin.config.options import Options
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, ResumeError
+from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lora_file import LoraFile, find_lora, read_lora
-from lcp_plugin.formats.tensors import file_model_hash
 from lcp_plugin.hooks import Carry, TaskStart
-from lcp_plugin.store.run_folder import Parent
+from lcp_plugin.store.task_folder import Parent
 
 
 def read_network_weights(options: Options) -> LoraFile | None:
