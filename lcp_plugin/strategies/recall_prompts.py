@@ -45,7 +45,7 @@ def prompts_of(record: TaskRecord, task_index: int, images: int, settings: float
     settings of ours, which change from task to task.
     """
     known = [str(text) for text in record.facts.get("captions", ())]
-    concept = _concept(record, known)
+    concept = concept_of(record, known)
     elsewhere = [text.format(concept=concept) for text in SETTINGS[record.kind] if concept]
     own = known or [record.train_prompt or f"{OBJECT_PROMPT}{record.concept}"]
     if "{" in own[0]:  # a style's template: what its images show is not recorded
@@ -56,7 +56,7 @@ def prompts_of(record: TaskRecord, task_index: int, images: int, settings: float
     return chosen + [elsewhere[(first + i) % len(elsewhere)] for i in range(others)]
 
 
-def _concept(record: TaskRecord, captions: Sequence[str]) -> str:
+def concept_of(record: TaskRecord, captions: Sequence[str]) -> str:
     """What to put elsewhere: the record's concept; of another tool's LoRA, whose record has only
     its file's name, what a caption such as "a photo of sks dog" names, if one does.
     """
