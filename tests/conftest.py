@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import toml
 import torch
-from PIL import Image, ImageDraw
-
-COLOURS = ("crimson", "teal", "gold", "navy", "orchid", "black")
+from toy_runs import COLOURS, draw_pictures, write_run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -100,79 +97,12 @@ def toy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def draw_pictures(folder: Path, count: int = 3, colour: str = "crimson", side: int = 64) -> Path:
-    """`count` small pictures of a disc of one colour."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        image = Image.new("RGB", (side, side), "white")
-        box = (8 + 4 * i, 10, 40 + 4 * i, 46)
-        ImageDraw.Draw(image).ellipse(box, fill=colour)
-        image.save(folder / f"{i:02d}.png")
-    return folder
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Four folders of small pictures: disc0 ... disc3."""
     for i, colour in enumerate(COLOURS[:4]):
         draw_pictures(tmp_path / "data" / f"disc{i}", colour=colour)
     return tmp_path / "data"
-
-
-def task_table(index: int, **more: Any) -> dict[str, Any]:
-    """One [[tasks]] entry on the pictures of `pictures`."""
-    return {
-        "name": f"disc{index}",
-        "kind": "object",
-        "concept": f"sks{index} disc",
-        "image_dir": f"disc{index}",
-        **more,
-    }
-
-
-BASICS: Mapping[str, Any] = {
-    "network_dim": 2,
-    "network_alpha": 2,
-    "network_train_unet_only": True,
-    "cache_latents": True,
-    "cache_text_encoder_outputs": True,
-    "max_train_steps": 3,
-    "learning_rate": 1e-2,
-    "optimizer_type": "AdamW",
-    "seed": 7,
-    "samples_per_task": 0,
-    "resume_every_n_steps": 2,
-}
-
-
-def write_run(
-    folder: Path,
-    base: Path,
-    data: Path,
-    name: str,
-    tasks: Sequence[int | dict[str, Any]] = (0, 1),
-    **options: Any,
-) -> Path:
-    """A run's TOML in `folder`, whose output goes to `folder`/out."""
-    table: dict[str, Any] = {
-        "pretrained_model_name_or_path": str(base),
-        "output_dir": str(folder / "out"),
-        "output_name": name,
-        "data_root": str(data),
-        **BASICS,
-        **options,
-    }
-    table["tasks"] = [t if isinstance(t, dict) else task_table(t) for t in tasks]
-    path = folder / f"{name}.toml"
-    path.write_text(toml.dumps(table), encoding="utf-8")
-    return path
-
-
-def draw_two(folder: Path) -> Path:
-    """Two folders of small pictures below `folder`: disc0, disc1."""
-    for name, colour in (("disc0", "crimson"), ("disc1", "teal")):
-        draw_pictures(folder / name, colour=colour)
-    return folder
 
 
 @pytest.fixture
@@ -196,3 +126,21 @@ def train(write_config: Callable[..., Path]) -> Callable[..., Any]:
         return execute(load_config(["--config", str(write_config(name, tasks, **options))]))
 
     return run
+
+
+@pytest.fixture
+def trainer(toy_base: Path) -> Callable[..., Any]:
+    """trainer(**options) -> a Trainer on the toy base, without a run."""
+
+    def make(**given: Any) -> Any:
+        from lcp_plugin.config.options import Options
+        from lcp_plugin.sdxl.load import load_pipeline
+        from lcp_plugin.sdxl.precision import Precision
+        from lcp_plugin.training.processes import create_accelerator
+        from lcp_plugin.training.trainer import Trainer
+
+        options = Options(**{"network_train_unet_only": True, "learning_rate": 0.1, **given})
+        pipeline = load_pipeline(str(toy_base), Precision.of(options).loaded)
+        return Trainer(options, pipeline, create_accelerator(options.mixed_precision), 7)
+
+    return make

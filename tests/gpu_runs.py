@@ -13,9 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcp_plugin.formats.tensors import read_tensors
-from lcp_plugin.store.run_folder import RunStore
-
 Train = Callable[..., Any]
 DEVICE = os.environ.get("LCP_TEST_DEVICE", "cuda")
 EMBEDDED: Mapping[str, Any] = {
@@ -58,17 +55,6 @@ def read_losses(run: Any) -> list[float]:
     """Of every step of all tasks, in order."""
     lines = (run.store.root / "logs" / "steps.jsonl").read_text().splitlines()
     return [line["loss"] for line in map(json.loads, lines) if line["event"] == "step"]
-
-
-def read_all(store: RunStore) -> dict[str, Tensor]:
-    """Every tensor that a run left in its last task folder and its deliverable."""
-    folder = store.folders()[-1].path
-    found = {}
-    for path in (folder / "adapter.safetensors", folder / "carry.safetensors", store.deliverable):
-        kind = "deliverable" if path == store.deliverable else path.name
-        for key, tensor in read_tensors(path).items():
-            found[f"{kind}:{key}"] = tensor
-    return found
 
 
 def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

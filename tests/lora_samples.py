@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from lcp_plugin.adapter import Adapter, Factors, Kernel
 from lcp_plugin.delta import Delta
 from lcp_plugin.formats.keys import canonical, is_module
+from lcp_plugin.formats.lora_file import portable_adapter, write_lora
+from lcp_plugin.registry import create_strategy
+from lcp_plugin.store.carries import deliverable_adapter
+from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.tasks import Task
 
 Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
@@ -138,3 +143,34 @@ def build_uneven_toy() -> object:
         unet = type(pipeline.unet).from_config({**pipeline.unet.config, **sizes}).eval()
     pipeline.register_modules(text_encoder_2=text_encoder_2, unet=unet)
     return pipeline
+
+
+def run_of(folder: Path, strategy_name: str) -> tuple[Path, list[Adapter]]:
+    """Three tasks learned under a strategy, with the deliverable beside the run."""
+    from lcp_plugin.store.carries import lineage_of
+
+    store = RunStore(folder, "run")
+    strategy = create_strategy(strategy_name, [])
+    carry, updates = store.read_parent().carry, []
+    for index, name in enumerate(("boot", "can", "teapot"), 1):
+        task = Task(index, name, "object", f"sks {name}", ())
+        trained = Adapter(
+            {Q: factors((40, 30), 2, 1.0, index), OUT: factors((40, 40), 2, 1.0, -index)}
+        )
+        carry = strategy.end_task(task, carry, trained)
+        facts = {
+            "strategy": {"name": strategy_name, "args": []},
+            "base": {"name": "toy", "hash": "ab"},
+            "parent": {"hash": None, "source": None},
+            "seed": 1,
+            "data": {"images": 4},
+            "training": {"steps": 10},
+            "options": {"network_dim": 2},
+            "versions": {"lcp_plugin": "0"},
+            "session": {"id": "1", "started_at": "a", "finished_at": "b"},
+        }
+        store.save_task(task, trained, carry, strategy, facts)
+        updates.append(trained)
+    header = lineage_of(carry, strategy_name, [], "toy", "ab").to_metadata()
+    write_lora(store.deliverable, portable_adapter(deliverable_adapter(carry)), header)
+    return store.root, updates

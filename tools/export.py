@@ -15,15 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 from lcp_plugin.delivery.export import export
 from lcp_plugin.delivery.forms import Exported, Form, check_output
 from lcp_plugin.delivery.learned import read_learned, weigh_tasks
 from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.registry import create_strategy
-
-PRECISIONS = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -43,7 +40,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--base", help="checkpoint: the base to fuse into (file, folder or name)")
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="float", help="of a LoRA's factors"
+        "--precision", choices=SAVED_AS, default="float", help="of a LoRA's factors"
     )
     return parser.parse_args(arguments)
 
@@ -102,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
             prefix=".lcp_", dir=options.output.absolute().parent
         ) as scratch:
             base = find_base(options.base, options.output, Path(scratch))
-            precision = PRECISIONS[options.precision]
+            precision = SAVED_AS[options.precision]
             done = export(learned, form, options.output, base, precision)
     except LcpError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -16,8 +16,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from lcp_plugin.delivery.checkpoint import export_checkpoint
 from lcp_plugin.delivery.export import export_lora
 from lcp_plugin.delivery.forms import check_output
@@ -28,8 +26,7 @@ from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.evaluation.conflicts import compare_adapters, energy_lost
 from lcp_plugin.formats.lora_file import read_lora
-
-PRECISIONS = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from lcp_plugin.formats.precisions import SAVED_AS
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -48,7 +45,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=0, help="truncate to; 0 keeps all")
     parser.add_argument("--seed", type=int, default=0, help="dare")
     parser.add_argument("--base", type=Path, help="fuse into this checkpoint or diffusers folder")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float")
+    parser.add_argument("--precision", choices=SAVED_AS, default="float")
     parser.add_argument("--quiet", action="store_true", help="do not measure collisions first")
     return parser.parse_args(arguments)
 
@@ -104,7 +101,7 @@ def write(learned: Learned, options: argparse.Namespace) -> list[str]:
         done = export_checkpoint(learned, options.base, options.output)
         lines.append(f"rounding to the base's precision lost {done.rounding_share:.2%}")
     else:
-        done = export_lora(learned, options.output, dtype=PRECISIONS[options.precision])
+        done = export_lora(learned, options.output, dtype=SAVED_AS[options.precision])
     size = f"{done.bytes / 1e6:.1f} MB"
     return [*lines, f"{done.path}: {done.modules} modules, {size}, read back and equal"]
 

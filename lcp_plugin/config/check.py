@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lcp_plugin.config.findings import Findings, did_you_mean
 from lcp_plugin.config.optimizer_table import NAMES, find_optimizer, finds_its_rate
 from lcp_plugin.config.options import Options, option_fields
 from lcp_plugin.config.prompts import read_prompts
+from lcp_plugin.config.rates import PartRates, lora_plus_ratio
 from lcp_plugin.errors import ConfigError
 
 _EXPORT = re.compile(r"^(lora(:[1-9]\d*)?|diff|diffusers|peft|checkpoint)$")
@@ -161,28 +162,48 @@ def _check_optimizer(options: Options, findings: Findings, problem: Any) -> None
             f"= {kind!r} needs the package {package}; pip install {package}, or use AdamW8bit.",
         )
     if finds_its_rate(kind):
-        rates = _rates_of_parts(options)
-        if len(rates) > 1:
-            problem(
-                "optimizer_type",
-                f"= {kind!r} takes one rate for all parts, got {' and '.join(map(str, rates))}; "
-                "leave out unet_lr and text_encoder_lr and set learning_rate = 1.",
-            )
-        elif rates[0] <= 0.1:
-            findings.notice(
-                f"{kind} finds its rate itself and multiplies it by learning_rate = {rates[0]}; "
-                "1 is usual."
-            )
+        _check_one_rate(options, findings, problem)
+
+
+def _check_one_rate(options: Options, findings: Findings, problem: Any) -> None:
+    """What an optimizer that finds its rate itself can be given: one rate for all factors."""
+    kind, rates = options.optimizer_type, _rates_of_parts(options)
+    if len(rates) > 1:
+        problem(
+            "optimizer_type",
+            f"= {kind!r} takes one rate for all parts, got {' and '.join(map(str, rates))}; "
+            "leave out unet_lr and text_encoder_lr and set learning_rate = 1.",
+        )
+    elif rates[0] <= 0.1:
+        findings.notice(
+            f"{kind} finds its rate itself and multiplies it by learning_rate = {rates[0]}; "
+            "1 is usual."
+        )
+    every = sorted({*rates, *_rates_of_b(options)})
+    if every != rates:
+        given = [text.partition("=")[0].strip() for text in options.network_args]
+        keys = [key for key in given if key.startswith("loraplus_")]
+        problem(
+            "optimizer_type",
+            f"= {kind!r} takes one rate for all, got {' and '.join(map(str, every))}; "
+            f"leave out {' and '.join(keys)} of network_args.",
+        )
 
 
 def _rates_of_parts(options: Options) -> list[float]:
     """The distinct rates of what is trained, as far as options say; 0 trains nothing."""
-    general, rates = options.learning_rate, []
-    if options.trains_unet:
-        rates.append(general if options.unet_lr is None else options.unet_lr)
-    if options.trains_text_encoders:
-        rates += options.text_encoder_lr or (general,)
-    return sorted({rate for rate in rates if rate > 0}) or [general]
+    rates = {rate for rate in asdict(PartRates.of(options)).values() if rate > 0}
+    return sorted(rates) or [options.learning_rate]
+
+
+def _rates_of_b(options: Options) -> list[float]:
+    """B's rates, which LoRA+ raises; none where network_args cannot be read."""
+    try:
+        args = options.network
+    except ConfigError:  # told by the check of network_args
+        return []
+    rates = asdict(PartRates.of(options))
+    return [rate * lora_plus_ratio(f"{part}.", args) for part, rate in rates.items() if rate > 0]
 
 
 def _tell_unfit_defaults(options: Options, given: frozenset[str], findings: Findings) -> None:

@@ -26,27 +26,49 @@ class Rates:
         return self.down > 0 or self.up > 0
 
 
-def part_rate(module: str, options: Options) -> float:
+@dataclass(frozen=True)
+class PartRates:
+    """Learning rates of the base's three parts; 0: not trained."""
+
+    unet: float
+    text_encoder: float
+    text_encoder_2: float
+
+    @classmethod
+    def of(cls, options: Options) -> PartRates:
+        """What the options ask for."""
+        general = options.learning_rate
+        unet = general if options.unet_lr is None else options.unet_lr
+        texts = options.text_encoder_lr or (general,)
+        if not options.trains_text_encoders:
+            texts = (0.0,)
+        return cls(unet if options.trains_unet else 0.0, texts[0], texts[-1])
+
+    @property
+    def trains_texts(self) -> bool:
+        """Whether a text encoder is trained."""
+        return self.text_encoder > 0 or self.text_encoder_2 > 0
+
+
+def part_rate(module: str, rates: PartRates) -> float:
     """The rate of the part that a module, named as diffusers does, belongs to."""
     if module.startswith("unet."):
-        if not options.trains_unet:
-            return 0.0
-        return options.learning_rate if options.unet_lr is None else options.unet_lr
-    if not options.trains_text_encoders:
-        return 0.0
-    if not options.text_encoder_lr:
-        return options.learning_rate
-    return options.text_encoder_lr[-1 if module.startswith("text_encoder_2.") else 0]
+        return rates.unet
+    return rates.text_encoder_2 if module.startswith("text_encoder_2.") else rates.text_encoder
 
 
-def module_rates(module: str, sgm_name: str, options: Options, args: NetworkArgs) -> Rates:
+def lora_plus_ratio(module: str, args: NetworkArgs) -> float:
+    """B's rate over A's in a module."""
+    if module.startswith("unet."):
+        return args.loraplus_unet_lr_ratio or 1.0
+    return args.loraplus_text_encoder_lr_ratio or 1.0
+
+
+def module_rates(module: str, sgm_name: str, rates: PartRates, args: NetworkArgs) -> Rates:
     """The rates of a module's factors. `sgm_name`: a UNet module's name in SGM checkpoints
     (`input_blocks.4.1.proj_in`); not used for text encoders.
     """
-    rate = part_rate(module, options)
+    rate = part_rate(module, rates)
     if module.startswith("unet."):
         rate *= args.rate_weight(sgm_name)
-        ratio = args.loraplus_unet_lr_ratio
-    else:
-        ratio = args.loraplus_text_encoder_lr_ratio
-    return Rates(rate, rate * (ratio or 1.0))
+    return Rates(rate, rate * lora_plus_ratio(module, args))

@@ -13,7 +13,7 @@ import math
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,66 @@ from lcp_plugin.errors import DataError
 
 _WILDCARD = re.compile(r"\{([^{}]+)\}")
 _WEIGHT = re.compile(r"\\.|\(|\[|:\s*([+-]?\d*\.?\d+)\s*\)|\)|\]|[^\\()\[\]:]+|:")
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """What becomes of a caption on its way to the text encoders; nothing by default."""
+
+    prefix: str | None = None
+    suffix: str | None = None
+    separator: str = ","  # of tags
+    secondary_separator: str | None = None  # becomes the separator in the end
+    shuffles: bool = False
+    keep_tokens: int = 0  # tags in front that stay where they are
+    keep_tokens_separator: str = ""  # what stays stands before it, and behind a second one
+    has_wildcards: bool = False  # {a|b}, and one line of several
+    dropout_rate: float = 0.0  # of whole captions
+    dropout_every_n_epochs: int = 0
+    tag_dropout_rate: float = 0.0
+    warmup_min: int = 1  # tags at the first step
+    warmup_step: float = 0  # at which all tags are there; below 1 a share of all steps
+
+    @classmethod
+    def of(cls, subset: SubsetConfig) -> CaptionSettings:
+        """What a subset asks for."""
+        return cls(
+            prefix=subset.caption_prefix,
+            suffix=subset.caption_suffix,
+            separator=subset.caption_separator,
+            secondary_separator=subset.secondary_separator,
+            shuffles=subset.shuffle_caption,
+            keep_tokens=subset.keep_tokens,
+            keep_tokens_separator=subset.keep_tokens_separator,
+            has_wildcards=subset.enable_wildcard,
+            dropout_rate=subset.caption_dropout_rate,
+            dropout_every_n_epochs=subset.caption_dropout_every_n_epochs,
+            tag_dropout_rate=subset.caption_tag_dropout_rate,
+            warmup_min=subset.token_warmup_min,
+            warmup_step=subset.token_warmup_step,
+        )
+
+    @property
+    def varies(self) -> bool:
+        """Whether a caption may differ from step to step, other than being dropped as a whole."""
+        moves = self.shuffles or self.has_wildcards
+        return moves or self.tag_dropout_rate > 0 or self.warmup_step > 0
+
+    @property
+    def drops(self) -> bool:
+        """Whether whole captions may be dropped."""
+        return self.dropout_rate > 0 or self.dropout_every_n_epochs > 0
+
+    def without_chance(self) -> CaptionSettings:
+        """The same, but that nothing is dropped, shuffled or held back."""
+        return replace(
+            self,
+            dropout_rate=0.0,
+            dropout_every_n_epochs=0,
+            shuffles=False,
+            tag_dropout_rate=0.0,
+            warmup_step=0,
+        )
 
 
 @dataclass(frozen=True)
@@ -61,45 +121,30 @@ def _join_metadata(entry: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def varies(subset: SubsetConfig) -> bool:
-    """Whether a caption may differ from step to step, other than being dropped as a whole."""
-    return (
-        subset.shuffle_caption
-        or subset.enable_wildcard
-        or subset.caption_tag_dropout_rate > 0
-        or subset.token_warmup_step > 0
-    )
-
-
-def drops(subset: SubsetConfig) -> bool:
-    """Whether whole captions may be dropped."""
-    return subset.caption_dropout_rate > 0 or subset.caption_dropout_every_n_epochs > 0
-
-
 def process_caption(
-    text: str, subset: SubsetConfig, generator: random.Random, time: CaptionTime
+    text: str, settings: CaptionSettings, generator: random.Random, time: CaptionTime
 ) -> str:
     """The caption as the text encoders get it at this moment; draws from `generator` only."""
-    caption = " ".join(p for p in (subset.caption_prefix, text, subset.caption_suffix) if p)
-    if _is_dropped(subset, generator, time):
+    caption = " ".join(p for p in (settings.prefix, text, settings.suffix) if p)
+    if _is_dropped(settings, generator, time):
         return ""
     lines = caption.split("\n")
-    if subset.enable_wildcard:
+    if settings.has_wildcards:
         caption = fill_wildcards(generator.choice(lines), generator)
     else:
         caption = lines[0]
-    if subset.shuffle_caption or subset.token_warmup_step > 0 or subset.caption_tag_dropout_rate:
-        caption = _process_tags(caption, subset, generator, time)
-    elif subset.keep_tokens_separator:
-        parts = caption.split(subset.keep_tokens_separator)
-        caption = f"{subset.caption_separator} ".join(p.strip(" ,") for p in parts if p.strip(" ,"))
-    if subset.secondary_separator:
-        caption = caption.replace(subset.secondary_separator, subset.caption_separator)
+    if settings.shuffles or settings.warmup_step > 0 or settings.tag_dropout_rate:
+        caption = _process_tags(caption, settings, generator, time)
+    elif settings.keep_tokens_separator:
+        parts = caption.split(settings.keep_tokens_separator)
+        caption = f"{settings.separator} ".join(p.strip(" ,") for p in parts if p.strip(" ,"))
+    if settings.secondary_separator:
+        caption = caption.replace(settings.secondary_separator, settings.separator)
     return caption
 
 
-def _is_dropped(subset: SubsetConfig, generator: random.Random, time: CaptionTime) -> bool:
-    rate, every = subset.caption_dropout_rate, subset.caption_dropout_every_n_epochs
+def _is_dropped(settings: CaptionSettings, generator: random.Random, time: CaptionTime) -> bool:
+    rate, every = settings.dropout_rate, settings.dropout_every_n_epochs
     by_chance = rate > 0 and generator.random() < rate
     return by_chance or (every > 0 and (time.epoch + 1) % every == 0)
 
@@ -113,43 +158,43 @@ def fill_wildcards(caption: str, generator: random.Random) -> str:
 
 
 def _process_tags(
-    caption: str, subset: SubsetConfig, generator: random.Random, time: CaptionTime
+    caption: str, settings: CaptionSettings, generator: random.Random, time: CaptionTime
 ) -> str:
-    first, flexible, last = split_tags(caption, subset)
-    flexible = _warm_up(flexible, subset, time)
-    if subset.shuffle_caption:
+    first, flexible, last = split_tags(caption, settings)
+    flexible = _warm_up(flexible, settings, time)
+    if settings.shuffles:
         generator.shuffle(flexible)
-    rate = subset.caption_tag_dropout_rate
+    rate = settings.tag_dropout_rate
     if rate > 0:
         flexible = [tag for tag in flexible if generator.random() >= rate]
     return ", ".join([*first, *flexible, *last])
 
 
-def split_tags(caption: str, subset: SubsetConfig) -> tuple[list[str], list[str], list[str]]:
+def split_tags(caption: str, settings: CaptionSettings) -> tuple[list[str], list[str], list[str]]:
     """Tags kept in front, tags that may move, tags kept at the end."""
 
     def tags(text: str) -> list[str]:
-        parts = text.split(subset.caption_separator) if subset.caption_separator else [text]
+        parts = text.split(settings.separator) if settings.separator else [text]
         return [t.strip() for t in parts if t.strip()]
 
-    separator = subset.keep_tokens_separator
+    separator = settings.keep_tokens_separator
     if separator and separator in caption:
         front, _, rest = caption.partition(separator)
         middle, _, end = rest.partition(separator)
         return tags(front), tags(middle), tags(end)
     every = tags(caption)
-    return every[: subset.keep_tokens], every[subset.keep_tokens :], []
+    return every[: settings.keep_tokens], every[settings.keep_tokens :], []
 
 
-def _warm_up(tags: list[str], subset: SubsetConfig, time: CaptionTime) -> list[str]:
+def _warm_up(tags: list[str], settings: CaptionSettings, time: CaptionTime) -> list[str]:
     """So many of the first tags as the warm-up allows at this step."""
-    end = subset.token_warmup_step
+    end = settings.warmup_step
     if end < 1:
         end = math.floor(end * time.total_steps)
     if end <= 0 or time.step >= end:
         return tags
-    grown = math.floor(time.step * (len(tags) - subset.token_warmup_min) / end)
-    return tags[: max(0, grown + subset.token_warmup_min)]
+    grown = math.floor(time.step * (len(tags) - settings.warmup_min) / end)
+    return tags[: max(0, grown + settings.warmup_min)]
 
 
 def parse_weights(prompt: str) -> list[tuple[str, float]]:

@@ -13,15 +13,23 @@ import math
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
-from lcp_plugin.data.captions import CaptionTime, process_caption, varies
-from lcp_plugin.data.encodings import EncodeImages, EncodePrompts, Encodings, static_caption
+from lcp_plugin.data.captions import CaptionTime, process_caption
+from lcp_plugin.data.encodings import (
+    EncodeImages,
+    EncodePrompts,
+    Encodings,
+    EncodingSettings,
+    static_caption,
+)
 from lcp_plugin.data.examples import Example, Part, collect_examples
 from lcp_plugin.data.images import Size
 from lcp_plugin.data.rows import (
@@ -35,6 +43,32 @@ from lcp_plugin.data.rows import (
 )
 from lcp_plugin.errors import DataError
 from lcp_plugin.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What a task's data are cached of, and how long they are trained on."""
+
+    caches_latents: bool
+    caches_texts: bool
+    trains_texts: bool
+    accumulation: int  # micro-batches in an optimizer step
+    epochs: int | None  # of the task; beats `steps`
+    steps: int
+    prior_weight: float  # of regularisation images' losses
+
+    @classmethod
+    def of(cls, options: Options) -> DataSettings:
+        """What the options ask for."""
+        return cls(
+            caches_latents=options.cache_latents,
+            caches_texts=options.cache_text_encoder_outputs,
+            trains_texts=options.trains_text_encoders,
+            accumulation=options.gradient_accumulation_steps,
+            epochs=options.max_train_epochs,
+            steps=options.max_train_steps,
+            prior_weight=options.prior_loss_weight,
+        )
 
 
 class TaskData:
@@ -54,7 +88,7 @@ class TaskData:
         part: Part = "train",
     ) -> None:
         self.task = task
-        self.options = task.options
+        self._settings = DataSettings.of(task.options)
         self.seed = seed
         self.task_index = task_index
         used = [d.resolution or resolution for d in task.datasets]
@@ -68,7 +102,7 @@ class TaskData:
         self._examples: list[list[Example]] = [list(s.examples) for s in self._sets]
         self.num_batches_per_epoch = sum(s.num_batches() for s in self._sets)
         self._plans: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
-        self._encodings = Encodings(task.options, cache_dir)
+        self._encodings = Encodings(EncodingSettings.of(task.options, cache_dir))
         self.notices = self._collect_notices()
 
     # What there is
@@ -122,24 +156,24 @@ class TaskData:
     def needs_vae(self) -> bool:
         """Whether the VAE is needed in every step."""
         live = any(e.subset.random_crop or e.subset.color_aug for e in self._all())
-        return live or not self.options.cache_latents
+        return live or not self._settings.caches_latents
 
     @property
     def needs_text_encoders(self) -> bool:
         """Whether the text encoders are needed in every step."""
-        live = self.options.trains_text_encoders or any(varies(e.subset) for e in self._all())
-        return live or not self.options.cache_text_encoder_outputs
+        live = self._settings.trains_texts or any(e.caption_settings.varies for e in self._all())
+        return live or not self._settings.caches_texts
 
     def _collect_notices(self) -> tuple[str, ...]:
         notices = [notice for s in self._sets for notice in s.notices]
-        if self.options.cache_latents and self.needs_vae:
+        if self._settings.caches_latents and self.needs_vae:
             notices.append(
                 "cache_latents is set aside: random_crop or color_aug change images in every step."
             )
-        if self.options.cache_text_encoder_outputs and self.needs_text_encoders:
+        if self._settings.caches_texts and self.needs_text_encoders:
             reason = (
                 "text encoders are trained"
-                if self.options.trains_text_encoders
+                if self._settings.trains_texts
                 else "captions change from step to step"
             )
             notices.append(f"cache_text_encoder_outputs is set aside: {reason}.")
@@ -147,13 +181,13 @@ class TaskData:
 
     def steps_per_epoch(self, processes: int = 1) -> int:
         """Optimizer steps of an epoch (the last may have fewer micro-batches)."""
-        together = processes * self.options.gradient_accumulation_steps
+        together = processes * self._settings.accumulation
         return math.ceil(self.num_batches_per_epoch / together)
 
     def total_steps(self, processes: int = 1) -> int:
         """Optimizer steps of the task: max_train_epochs if given, else max_train_steps."""
-        epochs = self.options.max_train_epochs
-        return epochs * self.steps_per_epoch(processes) if epochs else self.options.max_train_steps
+        epochs = self._settings.epochs
+        return epochs * self.steps_per_epoch(processes) if epochs else self._settings.steps
 
     # Encoding once
 
@@ -219,7 +253,7 @@ class TaskData:
     def _time(self, k: int, processes: int) -> CaptionTime:
         return CaptionTime(
             epoch=k // self.num_batches_per_epoch,
-            step=k // (processes * self.options.gradient_accumulation_steps),
+            step=k // (processes * self._settings.accumulation),
             total_steps=self.total_steps(processes),
         )
 
@@ -227,9 +261,9 @@ class TaskData:
         subset = example.subset
         flipped = subset.flip_aug and draw.random() < 0.5
         crop = random_crop(example, draw) if subset.random_crop else centre_crop(example)
-        caption = process_caption(example.caption, subset, draw, time)
+        caption = process_caption(example.caption, example.caption_settings, draw, time)
         row: dict[str, Any] = {"time_ids": time_ids(example, crop)}
-        weight = self.options.prior_loss_weight if subset.is_reg else 1.0
+        weight = self._settings.prior_weight if subset.is_reg else 1.0
         row["loss_weights"] = torch.tensor(weight)
         latents = self._encodings.latents.get(latent_name(example, flipped))
         if latents is not None and not self.needs_vae:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.data.caches import DiskCache, check_finite, make_key
-from lcp_plugin.data.captions import CaptionTime, drops, process_caption
+from lcp_plugin.data.captions import CaptionTime, process_caption
 from lcp_plugin.data.examples import Example
 from lcp_plugin.data.images import Size
 from lcp_plugin.data.rows import TEXT, centre_crop, latent_name, read_pixels
@@ -25,28 +25,38 @@ _PROMPTS_AT_ONCE = 8
 
 def static_caption(example: Example) -> str:
     """The caption as text encoders get it, without what is random."""
-    plain = replace(
-        example.subset,
-        caption_dropout_rate=0.0,
-        caption_dropout_every_n_epochs=0,
-        shuffle_caption=False,
-        caption_tag_dropout_rate=0.0,
-        token_warmup_step=0,
-    )
-    return process_caption(example.caption, plain, random.Random(0), CaptionTime())
+    settings = example.caption_settings.without_chance()
+    return process_caption(example.caption, settings, random.Random(0), CaptionTime())
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """How much is encoded at a time, and where it is kept beside memory."""
+
+    images_at_once: int = 1
+    latents_folder: Path | None = None
+    texts_folder: Path | None = None
+
+    @classmethod
+    def of(cls, options: Options, cache_dir: Path | None) -> EncodingSettings:
+        """What the options ask for; on disk only where there is a folder."""
+        latents, texts = options.cache_latents_to_disk, options.cache_text_encoder_outputs_to_disk
+        return cls(
+            images_at_once=options.vae_batch_size,
+            latents_folder=cache_dir / "latents" if cache_dir and latents else None,
+            texts_folder=cache_dir / "text" if cache_dir and texts else None,
+        )
 
 
 class Encodings:
     """Latents by `rows.latent_name` and text-encoder outputs by caption, on the CPU."""
 
-    def __init__(self, options: Options, cache_dir: Path | None) -> None:
+    def __init__(self, settings: EncodingSettings) -> None:
         self.latents: dict[str, Tensor] = {}
         self.texts: dict[str, dict[str, Tensor]] = {}
-        self._images_at_once = options.vae_batch_size
-        to_disk = options.cache_latents_to_disk
-        self._latent_disk = DiskCache(cache_dir / "latents" if cache_dir and to_disk else None)
-        to_disk = options.cache_text_encoder_outputs_to_disk
-        self._text_disk = DiskCache(cache_dir / "text" if cache_dir and to_disk else None)
+        self._images_at_once = settings.images_at_once
+        self._latent_disk = DiskCache(settings.latents_folder)
+        self._text_disk = DiskCache(settings.texts_folder)
 
     def encode_images(self, examples: Iterable[Example], encode: EncodeImages, key: str) -> None:
         """Latents of all images, mirrored ones too where they are asked for.
@@ -88,7 +98,7 @@ class Encodings:
         `key` names the text encoders with what they carry. Raises NumericError for NaN.
         """
         wanted = dict.fromkeys(static_caption(e) for e in examples)
-        if any(drops(e.subset) for e in examples):
+        if any(e.caption_settings.drops for e in examples):
             wanted[""] = None
         missing = []
         for caption in wanted:

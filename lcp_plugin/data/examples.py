@@ -16,7 +16,7 @@ from typing import Literal
 
 from lcp_plugin.config.datasets import DatasetConfig, SubsetConfig
 from lcp_plugin.data.buckets import Bucketing, Placement
-from lcp_plugin.data.captions import read_caption, read_metadata
+from lcp_plugin.data.captions import CaptionSettings, read_caption, read_metadata
 from lcp_plugin.data.contents import check_pictures, read_contents
 from lcp_plugin.data.images import Size
 from lcp_plugin.errors import DataError
@@ -32,6 +32,7 @@ class Example:
 
     path: Path
     subset: SubsetConfig
+    caption_settings: CaptionSettings
     caption: str  # as read, before captions.process_caption
     size: Size  # of the upright image, (width, height)
     placement: Placement
@@ -83,8 +84,22 @@ def collect_examples(
         if subset.is_reg:
             chosen = [] if part == "validation" else list(captions)
         listed.append(tuple(captions[path] for path in chosen))
+        settings = CaptionSettings.of(subset)
         for path, mask in _masks_of(chosen, subset).items():
-            examples.append(_example(path, mask, subset, captions[path], bucketing))
+            size, content = _look_at(path, mask)
+            examples.append(
+                Example(
+                    path=path,
+                    subset=subset,
+                    caption_settings=settings,
+                    caption=captions[path],
+                    size=size,
+                    placement=bucketing.place(size),
+                    repeats=subset.num_repeats,
+                    content=content,
+                    mask=mask,
+                )
+            )
     kept = tuple(_balance(examples))
     return ExampleSet(kept, dataset.batch_size, tuple(notices), tuple(listed))
 
@@ -110,23 +125,13 @@ def _large_enough(captions: dict[Path, str], skipped: Size | None) -> dict[Path,
     return {p: c for p, c in captions.items() if math.prod(read_contents(p).size) > least}
 
 
-def _example(
-    path: Path, mask: Path | None, subset: SubsetConfig, caption: str, bucketing: Bucketing
-) -> Example:
+def _look_at(path: Path, mask: Path | None) -> tuple[Size, str]:
+    """An image's size, and the sha256 of its contents and its mask's."""
     contents = read_contents(path)
-    content = contents.digest
-    if mask is not None:
-        content = hashlib.sha256((content + read_contents(mask).digest).encode()).hexdigest()
-    return Example(
-        path=path,
-        subset=subset,
-        caption=caption,
-        size=contents.size,
-        placement=bucketing.place(contents.size),
-        repeats=subset.num_repeats,
-        content=content,
-        mask=mask,
-    )
+    if mask is None:
+        return contents.size, contents.digest
+    both = contents.digest + read_contents(mask).digest
+    return contents.size, hashlib.sha256(both.encode()).hexdigest()
 
 
 def _masks_of(paths: Sequence[Path], subset: SubsetConfig) -> dict[Path, Path | None]:

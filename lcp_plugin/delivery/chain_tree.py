@@ -15,8 +15,8 @@ from lcp_plugin.errors import FileFormatError, LcpError, LineageError
 from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.foreign_header import Claims, read_claims
 from lcp_plugin.formats.identity import file_model_hash
-from lcp_plugin.formats.keys import parse_key
 from lcp_plugin.formats.lineage import Lineage
+from lcp_plugin.formats.lora_keys import parse_key
 from lcp_plugin.formats.tensors import Header, read_header
 from lcp_plugin.store.task_folder import LINEAGE, TaskFolder, list_folders, read_folder
 from lcp_plugin.tasks import TaskRecord

@@ -41,7 +41,7 @@ from lcp_plugin.hooks import Carry, Observer, RunView, StepReport
 from lcp_plugin.run.plan import settle_init
 from lcp_plugin.run.runner import Run, join_run
 from lcp_plugin.sdxl.load import hush_libraries
-from lcp_plugin.sdxl.precision import compute_dtype, peak_memory_mb, weight_dtype
+from lcp_plugin.sdxl.precision import Precision, peak_memory_mb
 from lcp_plugin.tasks import Task
 from lcp_plugin.tiny.architecture import SDXL, TINY, TOPO, draw_pipeline
 from lcp_plugin.training.processes import create_accelerator
@@ -159,7 +159,7 @@ def prepare_run(request: Request, folder: Path) -> Run:
     )
     run = join_run(config, accelerator)
     device = accelerator.device
-    pipeline = draw_pipeline(SIZES[request.size], device, weight_dtype(options))
+    pipeline = draw_pipeline(SIZES[request.size], device, Precision.of(options).loaded)
     run.trainer = Trainer(options, pipeline, accelerator, run.seed)
     run.show(run.parent.carry)
     wait_for(device)
@@ -342,7 +342,7 @@ def cost_of(run: Run, row: dict[str, Any], first: float) -> dict[str, Any] | Non
         Measured(
             card=row["card"] + limit,
             checkpointing=options.gradient_checkpointing,
-            half=compute_dtype(options) is not torch.float32,
+            half=Precision.of(options).computed is not torch.float32,
             seconds=round(first / share, 4),
             activations_gb=round(max(row["peak_gb"] - counted, 0.0) / images, 3),
             growth=round((row["seconds"] / first - 1) / carried, 4) if carried else 0.0,

@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import DataError, LineageError
-from lcp_plugin.evaluation.generate import BASE, Stage, name_weights
+from lcp_plugin.evaluation.pictures import BASE, Stage, name_weights
 from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import read_lora
 from lcp_plugin.formats.pictures import list_images
 from lcp_plugin.formats.tensors import read_header
-from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.base_weights import BaseSource, source_of
-from lcp_plugin.store.carries import hash_carry
-from lcp_plugin.store.replay import task_of
 from lcp_plugin.store.run_folder import RunStore
-from lcp_plugin.store.task_folder import TaskFolder, read_folder
-from lcp_plugin.tasks import TaskRecord
+from lcp_plugin.store.task_folder import LINEAGE, PARENT, TaskFolder, read_folder
+from lcp_plugin.tasks import TaskRecord, class_words
 
 logger = logging.getLogger(__name__)
 CEILINGS = ("independent", "joint", "merge_at_end")
@@ -56,8 +53,7 @@ class EvalTask:
     @property
     def class_words(self) -> str:
         """The concept without its rare token: "sks stuffed animal" -> "stuffed animal"."""
-        token, _, rest = self.concept.partition(" ")
-        return rest if self.kind == "object" and rest else token
+        return class_words(self.kind, self.concept)
 
 
 @dataclass(frozen=True)
@@ -105,50 +101,6 @@ class Chain:
         return at_base + [(i, self.stages[j]) for i, j in self.cells()]
 
 
-@dataclass
-class CarryWalk:
-    """The carries of a run's folders, oldest first; stepping back starts anew."""
-
-    folders: Sequence[TaskFolder]
-    store: RunStore
-    _at: int = -1
-    _carry: Carry = field(default_factory=Carry)
-    _strategy: Strategy | None = None
-
-    def total_after(self, position: int) -> Delta:
-        """D behind the folder at `position`. LineageError where a replay gives other tensors."""
-        folder = self.folders[position]
-        if folder.carry_file.is_file():
-            return folder.read_carry().total
-        if position < self._at or self._strategy is None:
-            self._restart()
-        assert self._strategy is not None
-        while self._at < position:
-            self._at += 1
-            at = self.folders[self._at]
-            task = task_of(at, self._carry)
-            carry = self._strategy.end_task(task, self._carry, at.read_adapter())
-            self._carry = Carry(carry.delta, carry.adapter, at.records)
-            if hash_carry(self._carry) != at.lineage["hashes"]["carry"]:
-                raise LineageError(
-                    f"the carry of {at.path} cannot be rebuilt: replaying its strategy gives other "
-                    "tensors (another version?); use --keep_carries all for such runs."
-                )
-        return self._carry.total
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For another process, which begins a walk of its own."""
-        return CarryWalk, (self.folders, self.store)
-
-    def _restart(self) -> None:
-        facts = self.folders[0].lineage["strategy"]
-        strategy = create_strategy(facts["name"], facts["args"])
-        parent = self.store.read_parent()
-        if parent.strategy == facts["name"]:
-            strategy.load_state_dict(parent.state)
-        self._strategy, self._carry, self._at = strategy, parent.carry, -1
-
-
 def read_chain(path: Path, references: Path | None = None) -> Chain:
     """A run's folder as a chain; earlier links of a chained run are found by their recorded paths.
 
@@ -180,13 +132,13 @@ def _own_chain(
     known = len(folders[0].records) - len(_new_records(store, folders[0]))
     records = folders[-1].records[known:]
     sources: Mapping[str, Sequence[str]] = facts.get("images") or {}
-    walk = CarryWalk(folders, store)
+    replay = store.replay(create_strategy)
     base_hash = str(newest["base"]["hash"])
     stages = tuple(
         Stage(
             f"after {folder.path.name}",
             name_weights(base_hash, str(folder.lineage["hashes"]["carry"])),
-            _loader(walk, position),
+            partial(replay.total_behind, position),  # no lambda: it goes to other processes
         )
         for position, folder in enumerate(folders)
     )
@@ -206,18 +158,14 @@ def _own_chain(
 
 def _new_records(store: RunStore, first: TaskFolder) -> Sequence[TaskRecord]:
     """Of the first folder's records, those that the run itself learned."""
-    parent = store.root / "parent" / "lineage.json"
+    parent = store.root / PARENT / LINEAGE
     earlier = len(read_json(parent)["tasks"]) if parent.is_file() else 0
     return first.records[earlier:]
 
 
-def _loader(walk: CarryWalk, position: int) -> Callable[[], Delta]:
-    return partial(walk.total_after, position)  # and no lambda: chains go to other processes
-
-
 def _earlier_chain(store: RunStore, references: Path | None) -> Chain | None:
     """The links before a chained run, if they are where they were; None otherwise."""
-    parent = store.root / "parent" / "lineage.json"
+    parent = store.root / PARENT / LINEAGE
     if not parent.is_file():
         return None
     facts = read_json(parent)

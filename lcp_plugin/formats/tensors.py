@@ -43,7 +43,7 @@ DTYPES: dict[str, tuple[int, torch.dtype]] = {
     "I64": (8, torch.int64),
     "U64": (8, torch.uint64),
 }
-_NAME_OF = {dtype: name for name, (_, dtype) in DTYPES.items()}
+NAME_OF = {dtype: name for name, (_, dtype) in DTYPES.items()}
 _ORDER = {name: position for position, name in enumerate(DTYPES)}
 FileLayout = Mapping[str, tuple[str, tuple[int, ...]]]  # tensor -> (type's name, shape)
 _CHUNK = 1 << 22
@@ -245,7 +245,7 @@ def read_tensors(path: str | Path, names: Iterable[str] | None = None) -> dict[s
 
 
 class TensorReader:
-    """Reads single tensors of one file, its header read once: for streaming over many."""
+    """Reads single tensors of one file, its header read once."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -318,9 +318,9 @@ def order_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name -> type and shape. Raises FileFormatError for a type that no file can hold."""
     for name, tensor in tensors.items():
-        if tensor.dtype not in _NAME_OF:
+        if tensor.dtype not in NAME_OF:
             raise FileFormatError(f"{name} has the type {tensor.dtype}, which no file can hold.")
-    return {name: (_NAME_OF[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return {name: (NAME_OF[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 def build_header(layout: FileLayout, metadata: Mapping[str, str] | None) -> bytes:

@@ -14,8 +14,9 @@ from typing import Any
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import DiskError, LcpError
+from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.report import write_report
-from lcp_plugin.sdxl.precision import SAVED_AS
+from lcp_plugin.run.samples import mark_grid
 from lcp_plugin.store.lock import locked
 from lcp_plugin.store.run_folder import RunStore
 
@@ -96,7 +97,9 @@ def export_run(folder: Path, options: Options) -> Made:
 
 
 def score_run(folder: Path, options: Options, device: str) -> Made:
-    """The scores of every task after every task, as tools/evaluate.py prints them."""
+    """The scores of every task after every task, as tools/evaluate.py prints them; the sample grid
+    is marked by them.
+    """
     from lcp_plugin.evaluation.command import run_command
 
     arguments = [str(folder), "--metrics", *options.evaluate, "--device", device.split(":")[0]]
@@ -104,7 +107,9 @@ def score_run(folder: Path, options: Options, device: str) -> Made:
     arguments += ["--guidance", str(options.guidance_scale)]
     if options.evaluate_prompts is not None:
         arguments += ["--prompts", str(options.evaluate_prompts)]
-    return run_command(arguments).split("\n"), [folder / "evaluation" / "scores.json"]
+    lines = run_command(arguments).split("\n")
+    mark_grid(folder)
+    return lines, [folder / "evaluation" / "scores.json"]
 
 
 def _try(what: str, make: Callable[[], Made]) -> Made | None:

@@ -26,6 +26,7 @@ from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import LcpError, LineageError
 from lcp_plugin.formats.disk import cache_folder, require_free_space
 from lcp_plugin.formats.lora_file import TOLERANCE, portable_adapter, write_checked_lora
+from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.hooks import Carry, Observer, TaskStart
 from lcp_plugin.observers import Console, JsonLines, Trackers
 from lcp_plugin.registry import create, create_strategy
@@ -46,7 +47,7 @@ from lcp_plugin.sdxl.conditioning import PromptBank
 from lcp_plugin.sdxl.layers import layer_shape
 from lcp_plugin.sdxl.load import load_pipeline, native_resolution
 from lcp_plugin.sdxl.long_prompts import describe_cut
-from lcp_plugin.sdxl.precision import SAVED_AS, weight_dtype
+from lcp_plugin.sdxl.precision import Precision
 from lcp_plugin.sdxl.sample import sample_images, starting_latents
 from lcp_plugin.sdxl.traits import settle_zero_terminal
 from lcp_plugin.store.carries import deliverable_adapter, hash_carry
@@ -191,7 +192,7 @@ class Run(Plan):
     def encode(self, data: TaskData) -> None:
         """What the options allow to encode once."""
         assert self.trainer is not None
-        options = data.options
+        options = data.task.options
         vae_key = f"{self.base.hash}:{options.vae or 'own'}:mean"
         text_key = f"{self.base.hash}:{self.facts['text_delta']}"
         if options.max_token_length or options.weighted_captions:
@@ -530,7 +531,7 @@ def load_model(run: Run) -> None:
     options = run.options
     with without_collecting():
         pipeline = load_pipeline(
-            options.pretrained_model_name_or_path, weight_dtype(options), options.vae
+            options.pretrained_model_name_or_path, Precision.of(options).loaded, options.vae
         )
     run.trainer = Trainer(options, pipeline, run.accelerator, run.seed, run.stop.is_set)
     start_chain(run)

@@ -17,24 +17,17 @@ from torch import Tensor
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.delta import Delta
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import PromptBank, encode_prompts, make_time_ids
-from lcp_plugin.sdxl.fitting import encode
-from lcp_plugin.sdxl.latents import scale_latents
-from lcp_plugin.sdxl.layers import AdaptedUNet
+from lcp_plugin.sdxl.latents import encode_pixels
 from lcp_plugin.sdxl.load import native_resolution, prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
-from lcp_plugin.sdxl.noise import (
-    add_noise,
-    alphas_cumprod,
-    make_target,
-    send,
-    zero_terminal_betas,
-)
+from lcp_plugin.sdxl.noise import NoiseSchedule, alphas_cumprod, send, zero_terminal_betas
 from lcp_plugin.sdxl.precision import (
+    Precision,
+    choose_attention,
     compile_unet,
-    compute_dtype,
-    keeps_small,
     shrink_base,
     spare_from_sharing,
     use_attention,
@@ -46,20 +39,6 @@ from lcp_plugin.sdxl.samplers import create_sampler
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from PIL.Image import Image
-
-
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """How much noise a timestep has, and what the base predicts of it."""
-
-    alphas: Tensor  # cumulative products, (train timesteps,), fp64, on the device
-    prediction_type: str  # epsilon | v_prediction
-    zero_terminal: bool = False  # whether a run asked for it: the last step is pure noise
-
-    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Noisy latents at the timesteps (b,), and the target that the base's type asks for."""
-        noisy = add_noise(latents, noise, timesteps, self.alphas)
-        return noisy, make_target(latents, noise, timesteps, self.alphas, self.prediction_type)
 
 
 @dataclass(frozen=True)
@@ -110,10 +89,7 @@ class LiveBase:
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Scaled latents (b, 4, h/f, w/f) of pixels (b, 3, h, w) in [-1, 1]: the mean, in fp32."""
-        vae = self.pipeline.vae.to(self.device)
-        with torch.no_grad():
-            latents = encode(vae, pixels.to(self.device, vae.dtype))
-        return scale_latents(vae, latents.float())
+        return encode_pixels(self.pipeline.vae.to(self.device), pixels)
 
     def decode(self, latents: Tensor) -> list[Image]:
         """Images of scaled latents (n, 4, h, w)."""
@@ -205,20 +181,20 @@ def build_live_base(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> LiveBase:
     """The base as a run's options ask for it: base_weights, precision, schedule, attention."""
-    dtype, small = compute_dtype(options), keeps_small(options)
-    warn_of_slow_half(options, device)
+    precision = Precision.of(options)
+    dtype, small = precision.computed, precision.keeps_small
+    warn_of_slow_half(dtype, device)
     pipeline.unet.to(device)
     adapted = adapt_pipeline(pipeline)
-    exact = dtype is torch.float32 and not small
-    add_to_base(adapted.layers, read_base_weights(options), fuse=exact)
-    shrink_base(pipeline, options)
+    add_to_base(adapted.layers, read_base_weights(options), fuse=precision.is_full)
+    shrink_base(pipeline, precision)
     spare_from_sharing(adapted)
     schedule = settle_schedule(
         pipeline, device, options.v_parameterization, options.zero_terminal_snr
     )
     if options.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-    use_attention(pipeline.unet, options)
+    use_attention(pipeline.unet, choose_attention(options))
     if options.torch_compile:
         compile_unet(pipeline.unet, options.dynamo_backend)
         adapted.shares_casts = False  # else each step's casts would be compiled in

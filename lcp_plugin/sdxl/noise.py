@@ -11,11 +11,61 @@ Random numbers come from a CPU generator, in fp32, and move to the latents' devi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
 from lcp_plugin.config.options import Options
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """What noise is drawn, and at which timesteps; plain Gaussian at all of them by default."""
+
+    lowest: int = 0  # timestep
+    below: int | None = None  # timesteps stay below it; None: below all there are
+    offset: float = 0.0  # strength of a shift per image and channel
+    offset_varies: bool = False  # it is drawn between 0 and `offset`
+    offset_by_mean: float = 0.0  # times |mean latent|, added to it
+    pyramid_layers: int = 0
+    pyramid_discount: float = 0.3  # strength of a layer, relative to the finer one
+    perturbation: float = 0.0  # of the input: noise that is no target
+    perturbation_varies: bool = False  # it is drawn between 0 and `perturbation`
+
+    @classmethod
+    def of(cls, options: Options) -> NoiseSettings:
+        """What the options ask for."""
+        return cls(
+            lowest=options.min_timestep or 0,
+            below=options.max_timestep or None,
+            offset=options.noise_offset or 0.0,
+            offset_varies=options.noise_offset_random_strength,
+            offset_by_mean=options.adaptive_noise_scale or 0.0,
+            pyramid_layers=options.multires_noise_iterations or 0,
+            pyramid_discount=options.multires_noise_discount,
+            perturbation=options.ip_noise_gamma or 0.0,
+            perturbation_varies=options.ip_noise_gamma_random_strength,
+        )
+
+    def bounds(self, num_train_timesteps: int) -> tuple[int, int]:
+        """The range of timesteps: the first of them, and the first beyond."""
+        return self.lowest, min(self.below or num_train_timesteps, num_train_timesteps)
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How much noise a timestep has, and what the base predicts of it."""
+
+    alphas: Tensor  # cumulative products, (train timesteps,), fp64, on the device
+    prediction_type: str = "epsilon"  # or v_prediction
+    zero_terminal: bool = False  # whether a run asked for it: the last step is pure noise
+
+    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Noisy latents at the timesteps (b,), and the target that the base's type asks for."""
+        noisy = add_noise(latents, noise, timesteps, self.alphas)
+        return noisy, make_target(latents, noise, timesteps, self.alphas, self.prediction_type)
 
 
 def zero_terminal_betas(betas: Tensor) -> Tensor:
@@ -41,26 +91,23 @@ def alphas_cumprod(betas: Tensor) -> Tensor:
 
 
 def draw_timesteps(
-    batch: int, options: Options, num_train_timesteps: int, generator: Generator
+    batch: int, settings: NoiseSettings, num_train_timesteps: int, generator: Generator
 ) -> Tensor:
-    """Timesteps uniform in [min_timestep, max_timestep); constant where they are equal  # (b,)."""
-    low = options.min_timestep or 0
-    high = options.max_timestep or num_train_timesteps
-    high = min(high, num_train_timesteps)
+    """Timesteps uniform in [lowest, below); constant where they are equal  # (b,)."""
+    low, high = settings.bounds(num_train_timesteps)
     if low >= high:
         return torch.full((batch,), min(low, num_train_timesteps - 1), dtype=torch.int64)
     return torch.randint(low, high, (batch,), generator=generator)
 
 
-def make_noise(latents: Tensor, options: Options, generator: Generator) -> Tensor:
-    """Gaussian noise with the offset and the pyramid that the options ask for  # as latents."""
+def make_noise(latents: Tensor, settings: NoiseSettings, generator: Generator) -> Tensor:
+    """Gaussian noise with the offset and the pyramid that are asked for  # as latents."""
     noise = _gaussian(latents.shape, generator)
-    if options.noise_offset:
-        noise = noise + _offset(latents, options, generator)
-    if options.multires_noise_iterations:
-        noise = add_pyramid(
-            noise, options.multires_noise_iterations, options.multires_noise_discount, generator
-        )
+    if settings.offset:
+        noise = noise + _offset(latents, settings, generator)
+    if settings.pyramid_layers:
+        layers, discount = settings.pyramid_layers, settings.pyramid_discount
+        noise = add_pyramid(noise, layers, discount, generator)
     return send(noise.to(latents.dtype), latents.device)
 
 
@@ -75,14 +122,14 @@ def _gaussian(shape: torch.Size | tuple[int, ...], generator: Generator) -> Tens
     return torch.randn(tuple(shape), generator=generator)
 
 
-def _offset(latents: Tensor, options: Options, generator: Generator) -> Tensor:
+def _offset(latents: Tensor, settings: NoiseSettings, generator: Generator) -> Tensor:
     """A shift per image and channel   # (b, c, 1, 1), fp32."""
-    strength = torch.tensor(float(options.noise_offset or 0.0))
-    if options.noise_offset_random_strength:
+    strength = torch.tensor(float(settings.offset))
+    if settings.offset_varies:
         strength = strength * torch.rand((), generator=generator)
-    if options.adaptive_noise_scale:
+    if settings.offset_by_mean:
         mean = latents.detach().float().cpu().mean(dim=(2, 3), keepdim=True).abs()
-        strength = (strength + options.adaptive_noise_scale * mean).clamp(min=0)
+        strength = (strength + settings.offset_by_mean * mean).clamp(min=0)
     return strength * _gaussian((*latents.shape[:2], 1, 1), generator)
 
 
@@ -106,14 +153,12 @@ def add_pyramid(noise: Tensor, iterations: int, discount: float, generator: Gene
     return noise / noise.std()
 
 
-def perturb_noise(noise: Tensor, options: Options, generator: Generator) -> Tensor:
-    """The noise that is added to the latents: with input perturbation, a little more than the
-    target's.
-    """
-    if not options.ip_noise_gamma:
+def perturb_noise(noise: Tensor, settings: NoiseSettings, generator: Generator) -> Tensor:
+    """The noise that is added to the latents: the target's, and more with input perturbation."""
+    if not settings.perturbation:
         return noise
-    strength = torch.tensor(float(options.ip_noise_gamma))
-    if options.ip_noise_gamma_random_strength:
+    strength = torch.tensor(float(settings.perturbation))
+    if settings.perturbation_varies:
         strength = strength * torch.rand((), generator=generator)
     extra = strength * _gaussian(noise.shape, generator)
     return noise + send(extra.to(noise.dtype), noise.device)

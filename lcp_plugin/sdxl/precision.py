@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lcp_plugin.config.options import Options
+from lcp_plugin.formats.precisions import HALVES
 from lcp_plugin.sdxl.stored import FLOAT8, is_native, names_of_stored, store_weights
 
 if TYPE_CHECKING:
@@ -18,49 +20,53 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-SAVED_AS = {"float": torch.float32, "fp32": torch.float32, **HALVES}  # save_precision
+@dataclass(frozen=True)
+class Precision:
+    """The types that a run computes in, and keeps its weights in; fp32 throughout by default."""
+
+    computed: torch.dtype = torch.float32  # what the frozen base is computed in
+    loaded: torch.dtype = torch.float32  # what it is loaded in
+    factors: torch.dtype = torch.float32  # of what is trained
+    unet_in_float8: bool = False
+    texts_in_float8: bool = False
+
+    @classmethod
+    def of(cls, options: Options) -> Precision:
+        """What the options ask for: factors in fp32, or as the base with full_fp16, full_bf16."""
+        computed = HALVES.get(options.mixed_precision, torch.float32)
+        return cls(
+            computed=computed,
+            loaded=HALVES.get(options.base_dtype, computed),
+            factors=computed if options.full_fp16 or options.full_bf16 else torch.float32,
+            unet_in_float8=options.fp8_base or options.fp8_base_unet,
+            texts_in_float8=options.fp8_base,
+        )
+
+    @property
+    def keeps_small(self) -> bool:
+        """Whether frozen weights are stored in a smaller type than they are computed in."""
+        return self.unet_in_float8 or self.loaded is not self.computed
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the frozen base stays in fp32 throughout."""
+        return self.computed is torch.float32 and not self.keeps_small
 
 
-def compute_dtype(options: Options) -> torch.dtype:
-    """What the frozen base is computed in."""
-    return HALVES.get(options.mixed_precision, torch.float32)
-
-
-def weight_dtype(options: Options) -> torch.dtype:
-    """What the frozen base is loaded in."""
-    return HALVES.get(options.base_dtype, compute_dtype(options))
-
-
-def factor_dtype(options: Options) -> torch.dtype:
-    """The dtype of the trained factors: fp32, or the base's with full_fp16 and full_bf16."""
-    return compute_dtype(options) if options.full_fp16 or options.full_bf16 else torch.float32
-
-
-def keeps_small(options: Options) -> bool:
-    """Whether frozen weights are stored in a smaller type than they are computed in."""
-    differs = weight_dtype(options) is not compute_dtype(options)
-    return options.fp8_base or options.fp8_base_unet or differs
-
-
-def shrink_base(pipeline: StableDiffusionXLPipeline, options: Options) -> None:
-    """Frozen weights into what they are stored in: float8 for the UNet, with fp8_base for the text
-    encoders too; base_dtype for whatever is not in float8.
-    """
-    wanted, computed = weight_dtype(options), compute_dtype(options)
+def shrink_base(pipeline: StableDiffusionXLPipeline, precision: Precision) -> None:
+    """Frozen weights into what they are stored in: float8 where it is asked for, else as loaded."""
     texts = (pipeline.text_encoder, pipeline.text_encoder_2)
-    eight = (options.fp8_base or options.fp8_base_unet, *[options.fp8_base] * len(texts))
+    eight = (precision.unet_in_float8, *[precision.texts_in_float8] * len(texts))
     for model, in_float8 in zip((pipeline.unet, *texts), eight, strict=True):
-        if in_float8 or wanted is not computed:
-            store_weights(model.modules(), FLOAT8 if in_float8 else wanted)
-            model.to(computed)
+        if in_float8 or precision.loaded is not precision.computed:
+            store_weights(model.modules(), FLOAT8 if in_float8 else precision.loaded)
+            model.to(precision.computed)
 
 
-def warn_of_slow_half(options: Options, device: torch.device) -> None:
+def warn_of_slow_half(dtype: torch.dtype, device: torch.device) -> None:
     """One line where the arithmetic asked for is emulated."""
-    dtype = compute_dtype(options)
     if device.type == "cpu" and not is_native(dtype):
-        name = options.mixed_precision
+        name = next(word for word, half in HALVES.items() if half is dtype)
         log.warning(
             "this CPU cannot multiply %s itself: a step takes dozens of times longer than in fp32. "
             "--mixed_precision no --base_dtype %s keeps the base as small and computes in fp32.",
@@ -102,17 +108,24 @@ def set_mode(optimizer: Any, mode: str) -> None:
         getattr(getattr(optimizer, "optimizer", optimizer), mode)()
 
 
-def use_attention(unet: Any, options: Options) -> str:
-    """xformers if asked for and usable here, else torch's SDPA (one warning); plain matrix
-    products where sdpa is off and nothing else is asked for. Returns which of the three.
+def choose_attention(options: Options) -> str:
+    """xformers if asked for, else torch's SDPA; plain products where that is switched off."""
+    if options.xformers:
+        return "xformers"
+    return "sdpa" if options.sdpa or options.mem_eff_attn else "plain"
+
+
+def use_attention(unet: Any, wanted: str) -> str:
+    """xformers, sdpa (the UNet as it comes), or plain matrix products. Returns what is used:
+    SDPA, with one warning, where xformers is unusable here.
     """
-    if not options.xformers:
-        if options.sdpa or options.mem_eff_attn:
-            return "sdpa"
+    if wanted == "sdpa":
+        return wanted
+    if wanted == "plain":
         from diffusers.models.attention_processor import AttnProcessor
 
         unet.set_attn_processor(AttnProcessor())
-        return "plain"
+        return wanted
     try:
         import xformers.ops
 

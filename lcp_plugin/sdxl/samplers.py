@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Container
 from typing import Any
 
+from lcp_plugin.config.check import FROM_PURE_NOISE
 from lcp_plugin.errors import ConfigError
 
 # name -> diffusers class, arguments beside the base's own
@@ -43,7 +44,6 @@ _SCHEDULE = (
     "rescale_betas_zero_snr",
     "steps_offset",
 )
-_TRAILING = ("ddim", "euler", "euler_a", "dpmsolver++")  # zero terminal SNR needs the last step
 
 
 def create_sampler(
@@ -81,9 +81,9 @@ def create_sampler(
 
 def _zero_terminal(name: str, accepted: Container[str]) -> dict[str, Any]:
     """What sampling from a zero-terminal-SNR model needs (arXiv 2305.08891)."""
-    if name not in _TRAILING or "rescale_betas_zero_snr" not in accepted:
+    if name not in FROM_PURE_NOISE or "rescale_betas_zero_snr" not in accepted:
         raise ConfigError(
             f"sample_sampler = {name!r} cannot start from pure noise, as zero_terminal_snr needs; "
-            f"use {', '.join(_TRAILING)}."
+            f"use {', '.join(FROM_PURE_NOISE)}."
         )
     return {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from lcp_plugin.config.network_args import NetworkArgs, parse_network_args
+from lcp_plugin.config.network_args import NetworkArgs
 from lcp_plugin.config.options import Options
-from lcp_plugin.config.rates import Rates, module_rates
+from lcp_plugin.config.rates import PartRates, Rates, module_rates, part_rate
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.formats.keys import to_sgm
 from lcp_plugin.sdxl.layers import choose_targets, choose_text_targets
@@ -34,20 +34,41 @@ class Target:
     rates: Rates
 
 
-def select_targets(layers: Mapping[str, nn.Module], options: Options) -> dict[str, Target]:
+@dataclass(frozen=True)
+class TargetSettings:
+    """What a task adapts, and how where nothing more special is said."""
+
+    layers: str  # of the UNet: attention or transformer
+    rank: int
+    alpha: float
+    rates: PartRates
+    args: NetworkArgs  # what differs from block to block
+
+    @classmethod
+    def of(cls, options: Options) -> TargetSettings:
+        """What the options ask for. Raises ConfigError for network_args that cannot be read."""
+        rates = PartRates.of(options)
+        return cls(options.lora_targets, options.rank, options.alpha, rates, options.network)
+
+    def of_part(self, module: str) -> Target:
+        """How a module is adapted whose block has nothing of its own."""
+        rate = part_rate(module, self.rates)
+        return Target(self.rank, self.alpha, Rates(rate, rate))
+
+
+def select_targets(layers: Mapping[str, nn.Module], settings: TargetSettings) -> dict[str, Target]:
     """Layer name -> how it is adapted. `layers`: all linear and convolutional layers by name.
 
     Raises ConfigError if nothing is left to train.
     """
-    args = parse_network_args(options.network_args)
     names: list[str] = []
-    if options.trains_unet:
-        names += choose_targets(layers, options.lora_targets)
-        if args.trains_convolutions:
+    if settings.rates.unet > 0:
+        names += choose_targets(layers, settings.layers)
+        if settings.args.trains_convolutions:
             names += _choose_convolutional(layers)
-    if options.trains_text_encoders:
+    if settings.rates.trains_texts:
         names += choose_text_targets(layers)
-    found = {name: _describe(name, layers[name], options, args) for name in names}
+    found = {name: _describe(name, layers[name], settings) for name in names}
     found = {name: t for name, t in found.items() if t.rank > 0 and t.rates.trains}
     if not found:
         raise ConfigError(
@@ -68,14 +89,15 @@ def _choose_convolutional(layers: Mapping[str, nn.Module]) -> list[str]:
     ]
 
 
-def _describe(name: str, layer: nn.Module, options: Options, args: NetworkArgs) -> Target:
+def _describe(name: str, layer: nn.Module, settings: TargetSettings) -> Target:
+    args = settings.args
     if not name.startswith("unet."):
-        return Target(options.rank, options.alpha, module_rates(name, "", options, args))
+        return Target(settings.rank, settings.alpha, module_rates(name, "", settings.rates, args))
     sgm = to_sgm(name.removeprefix("unet."))
     wide = isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
-    rank = args.rank_of(sgm, wide, options.rank)
-    alpha = args.alpha_of(sgm, wide, options.alpha) or float(rank)
-    return Target(rank, alpha, module_rates(name, sgm, options, args))
+    rank = args.rank_of(sgm, wide, settings.rank)
+    alpha = args.alpha_of(sgm, wide, settings.alpha) or float(rank)
+    return Target(rank, alpha, module_rates(name, sgm, settings.rates, args))
 
 
 def group_by_rate(
@@ -99,14 +121,14 @@ def group_by_rate(
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
-def special_ranks(targets: Mapping[str, Target], options: Options) -> dict[str, int]:
+def special_ranks(targets: Mapping[str, Target], rank: int) -> dict[str, int]:
     """Ranks that differ from network_dim, as AdapterSpec.ranks wants them."""
-    return {name: t.rank for name, t in targets.items() if t.rank != options.rank}
+    return {name: t.rank for name, t in targets.items() if t.rank != rank}
 
 
-def special_alphas(targets: Mapping[str, Target], options: Options) -> dict[str, float]:
+def special_alphas(targets: Mapping[str, Target], alpha: float) -> dict[str, float]:
     """Alphas that differ from network_alpha, as AdapterSpec.alphas wants them."""
-    return {name: t.alpha for name, t in targets.items() if t.alpha != options.alpha}
+    return {name: t.alpha for name, t in targets.items() if t.alpha != alpha}
 
 
 def count_by_part(names: Iterable[str]) -> dict[str, int]:

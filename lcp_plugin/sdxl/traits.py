@@ -14,7 +14,6 @@ from typing import Any
 
 from lcp_plugin.config.check import FROM_PURE_NOISE, cannot_start
 from lcp_plugin.config.load import RunConfig
-from lcp_plugin.config.options import Options
 from lcp_plugin.config.prompts import read_prompts
 from lcp_plugin.errors import BaseModelError, ConfigError
 from lcp_plugin.formats.tensors import read_header
@@ -83,19 +82,16 @@ def settle_zero_terminal(config: RunConfig) -> RunConfig:
             f"sample_sampler = {options.sample_sampler!r} cannot start from pure noise, and "
             f"{_SAYS_SO}; use one of {', '.join(FROM_PURE_NOISE)}."
         )
-
     if options.sample_prompts:
         prompts = read_prompts(Path(options.sample_prompts))
         if unfit := {p.sample_sampler for p in prompts if p.sample_sampler} - set(FROM_PURE_NOISE):
             raise ConfigError(f"sample_prompts {cannot_start(unfit)}")
 
-    def switched_on(given: Options) -> Options:
-        return replace(given, zero_terminal_snr=True)
-
+    tasks = (replace(t, options=replace(t.options, zero_terminal_snr=True)) for t in config.tasks)
     return replace(
         config,
-        options=switched_on(options),
-        tasks=tuple(replace(t, options=switched_on(t.options)) for t in config.tasks),
+        options=replace(options, zero_terminal_snr=True),
+        tasks=tuple(tasks),
         provenance={**config.provenance, "zero_terminal_snr": "the base's own files"},
         notices=(*config.notices, f"{_SAYS_SO}: zero_terminal_snr is on."),
     )

@@ -18,7 +18,7 @@ from lcp_plugin.hooks import Carry
 from lcp_plugin.store.carries import restore_blocks
 from lcp_plugin.store.replay import StrategyMaker
 from lcp_plugin.store.run_folder import RunStore
-from lcp_plugin.store.task_folder import LINEAGE, Parent, list_folders, read_folder
+from lcp_plugin.store.task_folder import LINEAGE, PARENT, Parent, list_folders, read_folder
 from lcp_plugin.tasks import TaskRecord
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def read_parent(path: Path, make_strategy: StrategyMaker) -> Parent:
         raise LineageError(
             f"--prev {path} does not exist; give a task folder, a run folder or a LoRA file."
         )
-    folder = read_folder(path) if path.name != "parent" else None
+    folder = read_folder(path) if path.name != PARENT else None
     if folder is None:
         inside = list_folders(path)
         if not inside:

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,17 @@ from lcp_plugin.formats.lineage import carry_hash_of
 from lcp_plugin.formats.lora_file import write_lora
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.hooks import Carry, Strategy
-from lcp_plugin.store.carries import carry_to_tensors, hash_carry
-from lcp_plugin.store.replay import StrategyMaker, is_replayable, task_of
-from lcp_plugin.store.task_folder import FOLDER_FORMAT, LINEAGE, Parent, TaskFolder, list_folders
+from lcp_plugin.store.carries import carry_to_tensors
+from lcp_plugin.store.replay import Replay, StrategyMaker, is_replayable
+from lcp_plugin.store.task_folder import (
+    FOLDER_FORMAT,
+    LINEAGE,
+    PARENT,
+    Parent,
+    TaskFolder,
+    list_folders,
+    read_kept_parent,
+)
 from lcp_plugin.tasks import Task
 
 
@@ -60,7 +67,7 @@ class RunStore:
 
     def save_parent(self, parent: Parent) -> None:
         """Keeps what a chained run starts from, so that it can be resumed and evaluated alone."""
-        folder = self.root / "parent"
+        folder = self.root / PARENT
         if (folder / LINEAGE).is_file():
             return
         self._save_tensors(folder, parent.carry, parent.state)
@@ -81,22 +88,7 @@ class RunStore:
 
     def read_parent(self) -> Parent:
         """What the run started from; an empty carry for a first run."""
-        folder = self.root / "parent"
-        if not (folder / LINEAGE).is_file():
-            return Parent()
-        facts = read_json(folder / LINEAGE)
-        kept = TaskFolder(folder, facts)
-        return Parent(
-            carry=kept.read_carry(),
-            strategy=facts["strategy"]["name"],
-            strategy_args=tuple(facts["strategy"]["args"]),
-            state=kept.read_state(),
-            base_name=facts["base"]["name"],
-            base_hash=facts["base"]["hash"],
-            source=facts["source"],
-            hash=facts["parent_hash"],
-            foreign=bool(facts["foreign"]),
-        )
+        return read_kept_parent(self.root)
 
     def save_task(
         self,
@@ -161,57 +153,28 @@ class RunStore:
             LineageError: the task, or an adapter before it, is missing, or a rebuilt carry differs
                 from the recorded one.
         """
-        return self.parent_at(index, make_strategy).carry
+        return self.replay(make_strategy).carry_behind(self._position_of(index))
 
     def parent_at(self, index: int, make_strategy: StrategyMaker) -> Parent:
         """As `carry_after`, with the strategy's state behind that task: what a chain needs."""
-        folders = {f.index: f for f in self.folders()}
-        if index not in folders:
-            raise LineageError(f"{self.root} holds no task {index}; it has {sorted(folders)}.")
-        folder = folders[index]
-        if folder.carry_file.is_file():
-            return folder.parent()
-        carry, strategy = self._replay(
-            [folders[i] for i in sorted(folders) if i <= index], make_strategy
-        )
-        carry = Carry(carry.delta, carry.adapter, folder.records)
-        if hash_carry(carry) != folder.lineage["hashes"]["carry"]:
-            raise LineageError(
-                f"the carry of {folder.path} cannot be rebuilt: replaying its strategy gives other "
-                "tensors (another version?); use --keep_carries all for such chains."
-            )
-        if (folder.path / "strategy.safetensors").is_file():
-            return replace(folder.described(), carry=carry, state=folder.read_state())
-        state = strategy.state_dict()
-        recorded = folder.lineage["hashes"].get("strategy")
-        if recorded is not None and hash_tensors(state) != recorded:
-            raise LineageError(
-                f"the strategy's state behind {folder.path} is gone and cannot be rebuilt; "
-                "chain on the last task, or use --keep_carries all for such chains."
-            )
-        return replace(folder.described(), carry=carry, state=state)
+        return self.replay(make_strategy).parent_behind(self._position_of(index))
 
-    def _replay(
-        self, folders: Sequence[TaskFolder], make_strategy: StrategyMaker
-    ) -> tuple[Carry, Strategy]:
-        parent = self.read_parent()
-        carry = parent.carry
-        facts = folders[0].lineage["strategy"]
-        strategy = make_strategy(facts["name"], facts["args"])
-        if parent.strategy == facts["name"]:
-            strategy.load_state_dict(parent.state)
-        for folder in folders:
-            carry = strategy.end_task(task_of(folder, carry), carry, folder.read_adapter())
-        return carry, strategy
+    def replay(self, make_strategy: StrategyMaker) -> Replay:
+        """The carries behind all tasks, one after the other."""
+        return Replay(self.root, self.folders(), make_strategy)
+
+    def _position_of(self, index: int) -> int:
+        known = [folder.index for folder in self.folders()]
+        if index not in known:
+            raise LineageError(f"{self.root} holds no task {index}; it has {known}.")
+        return known.index(index)
 
     # --------------------------------------------------------------------------------- state
 
     def save_state(
         self, task: Task, step: int, parts: Mapping[str, Mapping[str, Tensor]], facts: Any
     ) -> None:
-        """The state of the task in training; the one before it is removed when this one is
-        whole.
-        """
+        """The state of the task in training; the one before it goes when this one is whole."""
         folder = self.root / "state" / f"{task.folder}_step{step:08d}"
         for name, tensors in parts.items():
             write_tensors(folder / f"{name}.safetensors", tensors, None)
@@ -227,9 +190,7 @@ class RunStore:
     def read_state(
         self, task: Task
     ) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """(step, tensors by part, facts) of the newest whole state of this task; None without
-        one.
-        """
+        """(step, tensors by part, facts) of this task's newest whole state; None without one."""
         found: tuple[int, Path, dict[str, Any]] | None = None
         for manifest in (self.root / "state").glob("*/state.json"):
             facts = read_json(manifest)
@@ -243,8 +204,8 @@ class RunStore:
             path = folder / f"{name}.safetensors"
             if file_model_hash(path) != expected:
                 raise FileFormatError(
-                    f"{path} is damaged (hash differs); delete the folder state/ to restart the "
-                    f"task."
+                    f"{path} is damaged (hash differs); delete the folder state/ to "
+                    "restart the task."
                 )
             parts[name] = {k: t.clone() for k, t in read_tensors(path).items()}
         return step, parts, facts["facts"]
@@ -268,8 +229,9 @@ class RunStore:
         return tensors if hash_tensors(tensors) == recorded else None
 
     def holds_work(self) -> bool:
-        """Whether something was learned that starting over would lose: a task, a saved state, or a
-        file or state that was asked for between its steps.
+        """Whether something was learned that starting over would lose.
+
+        That is a task, a saved state, or a file or state that was asked for between its steps.
         """
         kept = (self.root.glob("[0-9]*_*/lineage.json"), self.root.glob("state/*/state.json"))
         interim = re.compile(

@@ -25,6 +25,7 @@ from lcp_plugin.store.carries import carry_from_tensors
 from lcp_plugin.tasks import TaskRecord
 
 LINEAGE = "lineage.json"
+PARENT = "parent"  # in a run's folder: what it started from, in the form of a task
 FOLDER_FORMAT = 1  # of lineage.json and of what lies beside it
 
 
@@ -133,3 +134,18 @@ def list_folders(root: Path) -> list[TaskFolder]:
     """The complete tasks of a run in order."""
     found = [read_folder(p) for p in sorted(root.glob("[0-9]*_*")) if p.is_dir()]
     return sorted((f for f in found if f is not None), key=lambda f: f.index)
+
+
+def read_kept_parent(root: Path) -> Parent:
+    """What the run in `root` started from, as it was kept; an empty carry for a first run."""
+    folder = root / PARENT
+    if not (folder / LINEAGE).is_file():
+        return Parent()
+    facts = read_json(folder / LINEAGE)
+    kept = TaskFolder(folder, facts)
+    return replace(
+        kept.parent(),
+        source=facts["source"],
+        hash=facts["parent_hash"],
+        foreign=bool(facts["foreign"]),
+    )

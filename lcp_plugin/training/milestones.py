@@ -28,6 +28,7 @@ from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.formats.pictures import save_picture
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.sdxl.load import native_resolution
+from lcp_plugin.sdxl.noise import NoiseSchedule
 from lcp_plugin.sdxl.precision import has_modes, set_mode
 from lcp_plugin.sdxl.prompt_samples import draw_prompt, sample_file_name
 from lcp_plugin.seeds import derive_seed
@@ -118,9 +119,9 @@ class Interim:
             loss = measure_loss(
                 lambda noisy, steps, batch: _predict(run, noisy, steps, batch),
                 self._batches(run),
-                self.options,
-                run.trainer.alphas,
-                run.trainer.prediction_type,
+                run.noise,
+                run.loss,
+                NoiseSchedule(run.trainer.alphas, run.trainer.prediction_type),
                 run.trainer.seed if seed is None else seed,
             )
         run.validation.append([run.step, loss])

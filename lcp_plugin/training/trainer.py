@@ -13,38 +13,39 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.adapter import Adapter, AdapterSpec
-from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.config.options import Options
-from lcp_plugin.config.rates import Rates, part_rate
+from lcp_plugin.config.rates import part_rate
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.delta import Delta
 from lcp_plugin.hooks import Carry, StepReport, Strategy, TaskStart
 from lcp_plugin.run.network_weights import read_network_weights
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import encode_prompts
-from lcp_plugin.sdxl.fitting import encode
-from lcp_plugin.sdxl.latents import scale_latents
-from lcp_plugin.sdxl.layers import AdaptedUNet, LoraPair, layer_kernel, layer_shape
+from lcp_plugin.sdxl.latents import encode_pixels
+from lcp_plugin.sdxl.layers import layer_kernel, layer_shape
 from lcp_plugin.sdxl.load import prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
-from lcp_plugin.sdxl.loss import compute_loss
+from lcp_plugin.sdxl.loss import LossSettings, LossWeights, compute_loss
 from lcp_plugin.sdxl.noise import (
+    NoiseSchedule,
     alphas_cumprod,
     zero_terminal_betas,
 )
 from lcp_plugin.sdxl.precision import (
+    Precision,
+    choose_attention,
     compile_unet,
-    compute_dtype,
-    factor_dtype,
-    keeps_small,
     shrink_base,
     spare_from_sharing,
     use_attention,
     warn_of_slow_half,
 )
 from lcp_plugin.sdxl.samplers import create_sampler
+from lcp_plugin.sdxl.sites import LoraPair
 from lcp_plugin.sdxl.targets import (
     Target,
+    TargetSettings,
     group_by_rate,
     select_targets,
     special_alphas,
@@ -84,8 +85,9 @@ class Trainer:
         self.options, self.pipeline, self.accelerator = options, pipeline, accelerator
         self.seed, self.stop_requested = seed, stop_requested
         self.device: torch.device = accelerator.device
-        self.dtype = compute_dtype(options)
-        warn_of_slow_half(options, self.device)
+        self.precision = Precision.of(options)
+        self.dtype = self.precision.computed
+        warn_of_slow_half(self.dtype, self.device)
         pipeline.unet.to(self.device)
         self.adapted = AdaptedUNet(
             {
@@ -95,9 +97,9 @@ class Trainer:
             }
         )
         self.file = read_network_weights(options)
-        exact = self.dtype is torch.float32 and not keeps_small(options)
+        exact = self.precision.is_full
         add_to_base(self.adapted.layers, read_base_weights(options), fuse=exact)
-        shrink_base(pipeline, options)
+        shrink_base(pipeline, self.precision)
         spare_from_sharing(self.adapted)
         without_zero_terminal(pipeline)  # the option decides; betas are rescaled once
         betas = torch.as_tensor(pipeline.scheduler.betas).float()
@@ -113,16 +115,16 @@ class Trainer:
             )
         if options.gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
-        use_attention(pipeline.unet, options)
+        use_attention(pipeline.unet, choose_attention(options))
         if options.torch_compile:
             compile_unet(pipeline.unet, options.dynamo_backend)
             self.adapted.shares_casts = False  # else each step's casts would be compiled in
-        self.adapted.plain = self.dtype is not torch.float32 and not keeps_small(options)
+        self.adapted.plain = self.dtype is not torch.float32 and not self.precision.keeps_small
 
     @property
     def carry_as(self) -> str:
         """How a delta sits in the base: weights stored smaller than computed take none."""
-        return "branch" if keeps_small(self.options) else self.options.carry_as
+        return "branch" if self.precision.keeps_small else self.options.carry_as
 
     # ------------------------------------------------------------------------------- the task
 
@@ -131,19 +133,15 @@ class Trainer:
 
         With dim_from_weights those of network_weights, at their ranks and alphas.
         """
-        chosen = select_targets(self.adapted.layers, options)
+        settings = TargetSettings.of(options)
+        chosen = select_targets(self.adapted.layers, settings)
         if self.file is None or not options.dim_from_weights:
             return chosen
         return {
-            name: Target(f.rank, f.alpha, self._target(name, chosen, options).rates)
+            name: Target(f.rank, f.alpha, (chosen.get(name) or settings.of_part(name)).rates)
             for name, f in self.file.adapter.items()
-            if part_rate(name, options) > 0
+            if part_rate(name, settings.rates) > 0
         }
-
-    def _target(self, name: str, chosen: Mapping[str, Target], options: Options) -> Target:
-        """How a module is adapted; one that the options do not name gets its part's rate."""
-        rate = part_rate(name, options)
-        return chosen.get(name) or Target(options.rank, options.alpha, Rates(rate, rate))
 
     def spec(self, task: Task, options: Options) -> AdapterSpec:
         """What a fresh adapter of this task looks like."""
@@ -156,16 +154,16 @@ class Trainer:
             rank=options.rank,
             alpha=options.alpha,
             seed=derive_seed(self.seed, "adapter", task.index),
-            ranks=special_ranks(targets, options),
-            alphas=special_alphas(targets, options),
+            ranks=special_ranks(targets, options.rank),
+            alphas=special_alphas(targets, options.alpha),
             kernels={name: kernel for name, kernel in kernels.items() if kernel is not None},
         )
 
     def make_groups(self, options: Options) -> list[dict[str, Any]]:
         """Optimizer groups of the attached factors. Raises ConfigError if nothing trains."""
-        chosen = self.select(options)
+        chosen, settings = self.select(options), TargetSettings.of(options)
         pairs = self.adapted.pair_of
-        targets = {name: self._target(name, chosen, options) for name in pairs}
+        targets = {name: chosen.get(name) or settings.of_part(name) for name in pairs}
         return group_by_rate({n: (p.down, p.up) for n, p in pairs.items()}, targets)
 
     def measure_loss(
@@ -174,19 +172,12 @@ class Trainer:
         target: Tensor,
         timesteps: Tensor,
         batch: Mapping[str, Tensor],
-        options: Options,
+        settings: LossSettings,
     ) -> Tensor:
         """The loss of a micro-batch   # scalar, fp32."""
-        return compute_loss(
-            prediction,
-            target,
-            timesteps,
-            self.alphas,
-            options,
-            self.prediction_type,
-            loss_weights=batch.get("loss_weights"),
-            masks=batch.get("masks"),
-        )
+        schedule = NoiseSchedule(self.alphas, self.prediction_type)
+        weights = LossWeights.of(batch)
+        return compute_loss(prediction, target, timesteps, schedule, settings, weights)
 
     def train_task(
         self,
@@ -212,7 +203,7 @@ class Trainer:
         """
         fused = self.adapted.set_base(start.base, self.carry_as)
         self.adapted.set_carry(start.base if total is start.base else total)
-        self.adapted.attach(start.adapter, start.trainable, factor_dtype(options))
+        self.adapted.attach(start.adapter, start.trainable, Precision.of(options).factors)
         set_dropout(self.adapted.pair_of.values(), options)
         run = TaskRun(
             self, task, options, data, strategy, store, on_step, sampler, observer_state, learned
@@ -243,10 +234,7 @@ class Trainer:
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Scaled latents (b, 4, h/f, w/f) of pixels (b, 3, h, w) in [-1, 1]: the mean, in fp32."""
-        vae = self.pipeline.vae.to(self.device)
-        with torch.no_grad():
-            latents = encode(vae, pixels.to(self.device, vae.dtype))
-        return scale_latents(vae, latents.float())
+        return encode_pixels(self.pipeline.vae.to(self.device), pixels)
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Conditioning of prompts without time_ids, on the CPU."""
@@ -270,7 +258,7 @@ class Trainer:
 
 def set_dropout(pairs: Iterable[LoraPair], options: Options) -> None:
     """network_dropout, and rank_dropout and module_dropout of network_args."""
-    args = parse_network_args(options.network_args)
+    args = options.network
     for pair in pairs:
         pair.dropout = options.network_dropout or 0.0
         pair.rank_dropout = args.rank_dropout or 0.0

@@ -10,15 +10,13 @@ no prior weight. (kohya-ss/sd-scripts measures at four fixed timesteps too, trai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from lcp_plugin.config.options import Options
-from lcp_plugin.sdxl.loss import compute_loss
-from lcp_plugin.sdxl.noise import add_noise, make_target
+from lcp_plugin.sdxl.loss import LossSettings, LossWeights, compute_loss
+from lcp_plugin.sdxl.noise import NoiseSchedule, NoiseSettings
 from lcp_plugin.seeds import derive_seed
 
 NUM_TIMESTEPS = 4
@@ -26,10 +24,11 @@ NUM_TIMESTEPS = 4
 Predict = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]  # noisy, timesteps, batch
 
 
-def validation_timesteps(options: Options, num_train_timesteps: int = 1000) -> tuple[int, ...]:
+def validation_timesteps(
+    settings: NoiseSettings, num_train_timesteps: int = 1000
+) -> tuple[int, ...]:
     """Four timesteps inside the range of training: 200, 400, 600 and 800 by default."""
-    low = options.min_timestep or 0
-    high = min(options.max_timestep or num_train_timesteps, num_train_timesteps)
+    low, high = settings.bounds(num_train_timesteps)
     step = (high - low) / (NUM_TIMESTEPS + 1)
     return tuple(int(low + step * (i + 1)) for i in range(NUM_TIMESTEPS))
 
@@ -38,40 +37,27 @@ def validation_timesteps(options: Options, num_train_timesteps: int = 1000) -> t
 def measure_loss(
     predict: Predict,
     batches: Iterable[Mapping[str, Any]],
-    options: Options,
-    alphas_cumprod: Tensor,
-    prediction_type: str,
+    noise_settings: NoiseSettings,
+    loss_settings: LossSettings,
+    schedule: NoiseSchedule,
     seed: int,
 ) -> float:
     """The mean loss over all images and timesteps; NaN without images.
 
     `batches`: those of TaskData(part="validation") with `latents` (b, 4, h, w) on the device.
     """
-    plain = replace(
-        options,
-        min_snr_gamma=None,
-        debiased_estimation_loss=False,
-        scale_v_pred_loss_like_noise_pred=False,
-        v_pred_like_loss=None,
-    )
+    plain = loss_settings.unweighted()
+    timesteps = validation_timesteps(noise_settings, len(schedule.alphas))
     total, count = 0.0, 0
     for number, batch in enumerate(batches):
-        latents = batch["latents"]
-        for timestep in validation_timesteps(options, len(alphas_cumprod)):
+        latents, weights = batch["latents"], LossWeights(pixels=batch.get("masks"))
+        for timestep in timesteps:
             generator = Generator().manual_seed(derive_seed(seed, "validation", number, timestep))
             noise = torch.randn(tuple(latents.shape), generator=generator).to(latents)
             steps = torch.full((len(latents),), timestep, device=latents.device)
-            noisy = add_noise(latents, noise, steps, alphas_cumprod)
-            target = make_target(latents, noise, steps, alphas_cumprod, prediction_type)
-            loss = compute_loss(
-                predict(noisy, steps, batch),
-                target,
-                steps,
-                alphas_cumprod,
-                plain,
-                prediction_type,
-                masks=batch.get("masks"),
-            )
+            noisy, target = schedule.corrupt(latents, noise, steps)
+            predicted = predict(noisy, steps, batch)
+            loss = compute_loss(predicted, target, steps, schedule, plain, weights)
             total += float(loss) * len(latents)
             count += len(latents)
     return total / count if count else float("nan")

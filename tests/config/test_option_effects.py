@@ -20,12 +20,13 @@ from torch.nn import functional
 
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.milestones import list_save_points, samples_at, validates_at
-from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.config.options import Options, option_fields
-from lcp_plugin.config.rates import module_rates
+from lcp_plugin.config.rates import PartRates, module_rates
 from lcp_plugin.data.dataset import TaskData
-from lcp_plugin.sdxl.loss import compute_loss
+from lcp_plugin.sdxl.loss import LossSettings, compute_loss
 from lcp_plugin.sdxl.noise import (
+    NoiseSchedule,
+    NoiseSettings,
     add_noise,
     alphas_cumprod,
     draw_timesteps,
@@ -233,11 +234,12 @@ def see_loss(flags: str, folder: Path) -> str:
     betas = zero_terminal_betas(betas) if options.zero_terminal_snr else betas
     alphas = alphas_cumprod(betas)
     kind = "v_prediction" if options.v_parameterization else "epsilon"
-    timesteps = draw_timesteps(4, options, 1000, generator)
-    noise = make_noise(latents, options, generator)
-    noisy = add_noise(latents, perturb_noise(noise, options, generator), timesteps, alphas)
+    settings, schedule = NoiseSettings.of(options), NoiseSchedule(alphas, kind)
+    timesteps = draw_timesteps(4, settings, 1000, generator)
+    noise = make_noise(latents, settings, generator)
+    noisy = add_noise(latents, perturb_noise(noise, settings, generator), timesteps, alphas)
     target = make_target(latents, noise, timesteps, alphas, kind)
-    loss = compute_loss(0.5 * noisy, target, timesteps, alphas, options, kind)
+    loss = compute_loss(0.5 * noisy, target, timesteps, schedule, LossSettings.of(options))
     return digest(float(loss))
 
 
@@ -247,9 +249,9 @@ def see_course(flags: str, folder: Path) -> str:
     options: Options = run.tasks[0].options
     data = TaskData(run.tasks[0], 0, 1, (32, 32))
     total, epoch = data.total_steps(), data.steps_per_epoch()
-    args = parse_network_args(options.network_args)
+    parts, args = PartRates.of(options), options.network
     modules = ["unet.x", "text_encoder.x", "text_encoder_2.x"]
-    rates = [module_rates(m, "middle_block.1.proj_in", options, args) for m in modules]
+    rates = [module_rates(m, "middle_block.1.proj_in", parts, args) for m in modules]
     multiplier = make_multiplier(RateSchedule.of(options), total)
     return digest(
         [

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from plugin_samples import PLUGIN, Whole
 
 from lcp_plugin.adapter import Adapter, AdapterSpec
-from lcp_plugin.delta import Delta
 from lcp_plugin.errors import StrategyError
 from lcp_plugin.hooks import Carry, Observer, Strategy, TaskStart
 from lcp_plugin.observers import BUILT_IN as OBSERVERS
@@ -28,45 +28,6 @@ from lcp_plugin.strategies import BUILT_IN as STRATEGIES
 from lcp_plugin.tasks import Task
 
 Install = Callable[..., Path]
-
-PLUGIN = """
-from lcp_plugin.delta import Delta
-from lcp_plugin.hooks import Observer, Strategy, TaskStart
-
-class Halving(Strategy):
-    \"\"\"Every boundary halves what was there.
-
-    Not part of the summary.
-    \"\"\"
-    name = "halving"
-
-    def __init__(self, factor: float = 0.5, tag: str = "x") -> None:
-        self.factor, self.tag = factor, tag
-
-    def begin_task(self, task, carry, spec):
-        return TaskStart(base=carry.total, adapter=spec.gaussian())
-
-    def end_task(self, task, carry, trained):
-        total = carry.total.weighted(self.factor) + Delta.of(trained)
-        return carry.after(task, delta=total)
-
-class Counting(Observer):
-    \"\"\"Counts tasks.\"\"\"
-    name = "counting"
-
-    def on_task_end(self, run, task, carry):
-        pass
-"""
-
-
-class Whole(Strategy):
-    """A complete strategy to break in one place at a time."""
-
-    def begin_task(self, task: Task, carry: Carry, spec: AdapterSpec) -> TaskStart:
-        return TaskStart(base=carry.total, adapter=spec.gaussian())
-
-    def end_task(self, task: Task, carry: Carry, trained: Adapter) -> Carry:
-        return carry.after(task, delta=Delta.of(trained))
 
 
 @pytest.fixture
@@ -198,7 +159,7 @@ def test_an_argument_without_default_must_be_given(module: Callable[[str, str], 
     module(
         "needy",
         """
-        from test_registry import Whole
+        from plugin_samples import Whole
         class Needy(Whole):
             def __init__(self, weight: float) -> None:
                 self.weight = weight
@@ -226,7 +187,7 @@ def test_a_plugin_is_called_by_what_finds_it_again(
     """Task folders record the name, and rebuilding a carry creates the strategy by it."""
     module("beside_the_config", PLUGIN)
     install("halving_pkg", {"lcp_plugin.strategies": ["in_halves = halving_pkg:Halving"]})
-    for name in ("beside_the_config:Halving", "in_halves", "test_registry:Whole"):
+    for name in ("beside_the_config:Halving", "in_halves", "plugin_samples:Whole"):
         strategy = create_strategy(name)
         assert strategy.name == name
         assert type(create_strategy(strategy.name)) is type(strategy)
@@ -236,8 +197,8 @@ def test_a_plugin_is_called_by_what_finds_it_again(
     ("path", "message"),
     [
         ("no_such_module:Halving", "cannot import no_such_module"),
-        ("test_registry:Nothing", "test_registry has no 'Nothing'"),
-        ("test_registry:PLUGIN", "is not a subclass of lcp_plugin.hooks.Strategy"),
+        ("plugin_samples:Nothing", "plugin_samples has no 'Nothing'"),
+        ("plugin_samples:PLUGIN", "is not a subclass of lcp_plugin.hooks.Strategy"),
         ("lcp_plugin.observers:Console", "is not a subclass of lcp_plugin.hooks.Strategy"),
         ("lcp_plugin.hooks:Strategy", "does not define begin_task, end_task"),
     ],

@@ -10,6 +10,7 @@ import pytest
 
 from lcp_plugin.config.datasets import SubsetConfig
 from lcp_plugin.data.captions import (
+    CaptionSettings,
     CaptionTime,
     fill_wildcards,
     parse_weights,
@@ -41,8 +42,8 @@ class Scripted(random.Random):
 
 
 def caption(text: str, *numbers: float, time: CaptionTime = START, **given: Any) -> str:
-    subset = SubsetConfig(image_dir=Path("."), **given)
-    return process_caption(text, subset, Scripted(*numbers), time)
+    settings = CaptionSettings.of(SubsetConfig(image_dir=Path("."), **given))
+    return process_caption(text, settings, Scripted(*numbers), time)
 
 
 def test_a_caption_stays_as_it_is_by_default() -> None:
@@ -136,8 +137,8 @@ def test_every_alternative_is_drawn_sooner_or_later() -> None:
 
 
 def test_split_tags_names_the_three_parts() -> None:
-    subset = SubsetConfig(image_dir=Path("."), keep_tokens=2)
-    assert split_tags("a, b, c", subset) == (["a", "b"], ["c"], [])
+    settings = CaptionSettings(keep_tokens=2)
+    assert split_tags("a, b, c", settings) == (["a", "b"], ["c"], [])
 
 
 def test_a_caption_file_is_read_without_bom_and_blank_lines(tmp_path: Path) -> None:

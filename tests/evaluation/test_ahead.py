@@ -12,8 +12,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from conftest import draw_two, write_run
 from PIL import Image
+from toy_runs import draw_two, write_run
 
 from lcp_plugin.evaluation import ahead, command
 from lcp_plugin.evaluation.ahead import Work, deal, list_work

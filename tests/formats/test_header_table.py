@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import draw_pictures
 from lora_samples import load_tool, mixed_adapter
+from toy_runs import draw_pictures
 
 from lcp_plugin.cli import main
 from lcp_plugin.formats.lora_file import lora_tensors, read_lora, write_lora

@@ -7,17 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from kohya_trainer import BOOTS, Trainer, make
 from lora_samples import mixed_adapter
-from test_kohya import BOOTS, Trainer, make, toy
 
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import write_lora
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.sdxl.load import identify_base
-
-__all__ = ["toy"]
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.mark.parametrize("said", ["IsADirectory", "", "NOFILE"])

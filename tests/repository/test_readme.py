@@ -36,7 +36,7 @@ def test_the_example_strategy_runs(
 
 
 def test_the_example_config_is_a_valid_plan(tmp_path: Path) -> None:
-    from conftest import draw_pictures
+    from toy_runs import draw_pictures
 
     from lcp_plugin.config.load import load_config
 

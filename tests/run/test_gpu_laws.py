@@ -14,12 +14,12 @@ from gpu_runs import (
     EMBEDDED,
     Train,
     difference,
-    read_all,
     read_losses,
     state_fact,
     train_on,
     training_on,
 )
+from toy_runs import read_all
 
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.strategies import BUILT_IN

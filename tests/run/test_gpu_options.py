@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_runs import DEVICE, Train, difference, read_all, read_losses, state_fact, train_on
+from gpu_runs import DEVICE, Train, difference, read_losses, state_fact, train_on
+from toy_runs import read_all
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 

@@ -18,7 +18,7 @@ from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.run import after as closing
 from lcp_plugin.run import runner
-from lcp_plugin.sdxl.precision import factor_dtype
+from lcp_plugin.sdxl.precision import Precision
 
 Train = Callable[..., Any]
 WriteConfig = Callable[..., Path]
@@ -46,9 +46,9 @@ def test_another_vae_encodes_the_images_and_is_named(
 
 def test_full_fp16_and_full_bf16_are_the_factors_types() -> None:
     half = {"mixed_precision": "fp16", "full_fp16": True}
-    assert factor_dtype(Options(**half)) is torch.float16
-    assert factor_dtype(Options(mixed_precision="bf16", full_bf16=True)) is torch.bfloat16
-    assert factor_dtype(Options(mixed_precision="fp16")) is torch.float32
+    assert Precision.of(Options(**half)).factors is torch.float16
+    assert Precision.of(Options(mixed_precision="bf16", full_bf16=True)).factors is torch.bfloat16
+    assert Precision.of(Options(mixed_precision="fp16")).factors is torch.float32
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kills import run_and_kill
 from PIL import Image
-from test_run import FOUR, run_and_kill
+from toy_runs import FOUR
 
 
 def read_samples(out: Path) -> dict[str, bytes]:

@@ -11,8 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from lcp_plugin.config.options import Options
-from lcp_plugin.sdxl.loss import apply_masks, compute_loss, image_losses
-from lcp_plugin.sdxl.noise import alphas_cumprod, scaled_linear_betas, zero_terminal_betas
+from lcp_plugin.sdxl.loss import LossSettings, LossWeights, apply_masks, compute_loss, image_losses
+from lcp_plugin.sdxl.noise import (
+    NoiseSchedule,
+    alphas_cumprod,
+    scaled_linear_betas,
+    zero_terminal_betas,
+)
 
 SHAPE = (4, 4, 6, 6)
 TIMESTEPS = torch.tensor([0, 10, 500, 999])
@@ -26,13 +31,15 @@ MSE = (D**2).mean(axis=(1, 2, 3))
 
 
 def losses(options: Options, prediction_type: str = "epsilon", **more: Any) -> NDArray[np.float64]:
-    ours = image_losses(PREDICTION, TARGET, TIMESTEPS, ALPHAS, options, prediction_type, **more)
+    schedule, settings = NoiseSchedule(ALPHAS, prediction_type), LossSettings.of(options)
+    weights = LossWeights.of(more)
+    ours = image_losses(PREDICTION, TARGET, TIMESTEPS, schedule, settings, weights)
     return ours.double().numpy()
 
 
 def test_the_default_is_the_mean_squared_error() -> None:
     np.testing.assert_allclose(losses(Options()), MSE, rtol=1e-5)
-    ours = compute_loss(PREDICTION, TARGET, TIMESTEPS, ALPHAS, Options(), "epsilon")
+    ours = compute_loss(PREDICTION, TARGET, TIMESTEPS, NoiseSchedule(ALPHAS), LossSettings())
     assert ours.item() == pytest.approx(MSE.mean(), rel=1e-5)
 
 
@@ -111,10 +118,11 @@ def test_weights_stay_finite_at_zero_terminal_snr() -> None:
     alphas = alphas_cumprod(zero_terminal_betas(scaled_linear_betas()))
     for given in ({"min_snr_gamma": 5.0}, {"debiased_estimation_loss": True}):
         for kind in ("epsilon", "v_prediction"):
-            ours = image_losses(PREDICTION, TARGET, TIMESTEPS, alphas, Options(**given), kind)
+            schedule, settings = NoiseSchedule(alphas, kind), LossSettings.of(Options(**given))
+            ours = image_losses(PREDICTION, TARGET, TIMESTEPS, schedule, settings)
             assert torch.isfinite(ours).all()
 
 
 def test_half_precision_predictions_are_compared_in_fp32() -> None:
-    ours = image_losses(PREDICTION.half(), TARGET, TIMESTEPS, ALPHAS, Options(), "epsilon")
+    ours = image_losses(PREDICTION.half(), TARGET, TIMESTEPS, NoiseSchedule(ALPHAS), LossSettings())
     assert ours.dtype == torch.float32

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.sdxl.noise import (
+    NoiseSettings,
     add_noise,
     add_pyramid,
     alphas_cumprod,
@@ -80,14 +81,14 @@ def test_the_target_of_v_prediction_is_the_velocity() -> None:
 
 def test_plain_noise_is_the_generators() -> None:
     expected = torch.randn(SHAPE, generator=generator())
-    assert torch.equal(make_noise(latents(), Options(), generator()), expected)
+    assert torch.equal(make_noise(latents(), NoiseSettings.of(Options()), generator()), expected)
 
 
 def test_noise_offset_shifts_each_channel_by_one_gaussian_number() -> None:
     draws = generator()
     base = torch.randn(SHAPE, generator=draws)
     shift = torch.randn((3, 4, 1, 1), generator=draws)
-    ours = make_noise(latents(), Options(noise_offset=0.1), generator())
+    ours = make_noise(latents(), NoiseSettings.of(Options(noise_offset=0.1)), generator())
     torch.testing.assert_close(ours, base + 0.1 * shift)
 
 
@@ -97,7 +98,9 @@ def test_random_strength_scales_the_offset_by_a_number_below_one() -> None:
     strength = torch.rand((), generator=draws) * 0.1
     shift = torch.randn((3, 4, 1, 1), generator=draws)
     options = Options(noise_offset=0.1, noise_offset_random_strength=True)
-    torch.testing.assert_close(make_noise(latents(), options, generator()), base + strength * shift)
+    torch.testing.assert_close(
+        make_noise(latents(), NoiseSettings.of(options), generator()), base + strength * shift
+    )
 
 
 @pytest.mark.parametrize("scale", [0.05, -10.0])
@@ -110,7 +113,7 @@ def test_adaptive_noise_scale_adds_the_latents_mean_and_never_goes_below_zero(
     mean = np.abs(latents().double().numpy().mean(axis=(2, 3), keepdims=True))
     strength = np.maximum(0.1 + scale * mean, 0)
     options = Options(noise_offset=0.1, adaptive_noise_scale=scale)
-    ours = make_noise(latents(), options, generator())
+    ours = make_noise(latents(), NoiseSettings.of(options), generator())
     expected = base.double().numpy() + strength * shift.double().numpy()
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -139,9 +142,9 @@ def test_pyramid_noise_without_weight_is_the_noise_rescaled() -> None:
 def test_input_perturbation_adds_noise_that_is_not_the_target() -> None:
     e = torch.randn(SHAPE, generator=generator(2))
     extra = torch.randn(SHAPE, generator=generator())
-    ours = perturb_noise(e, Options(ip_noise_gamma=0.1), generator())
+    ours = perturb_noise(e, NoiseSettings.of(Options(ip_noise_gamma=0.1)), generator())
     torch.testing.assert_close(ours, e + 0.1 * extra)
-    assert perturb_noise(e, Options(), generator()) is e
+    assert perturb_noise(e, NoiseSettings.of(Options()), generator()) is e
 
 
 def test_random_strength_of_input_perturbation_stays_below_gamma() -> None:
@@ -150,21 +153,21 @@ def test_random_strength_of_input_perturbation_stays_below_gamma() -> None:
     draws = generator()
     strength = torch.rand((), generator=draws) * 0.1
     expected = strength * torch.randn(SHAPE, generator=draws)
-    torch.testing.assert_close(perturb_noise(e, options, generator()), expected)
+    torch.testing.assert_close(perturb_noise(e, NoiseSettings.of(options), generator()), expected)
 
 
 def test_timesteps_stay_within_their_limits() -> None:
     options = Options(min_timestep=200, max_timestep=210)
-    t = draw_timesteps(2000, options, 1000, generator())
+    t = draw_timesteps(2000, NoiseSettings.of(options), 1000, generator())
     assert set(t.tolist()) == set(range(200, 210))  # the upper limit is exclusive
 
 
 def test_equal_limits_give_one_timestep() -> None:
     options = Options(min_timestep=300, max_timestep=300)
-    assert draw_timesteps(3, options, 1000, generator()).tolist() == [300] * 3
+    assert draw_timesteps(3, NoiseSettings.of(options), 1000, generator()).tolist() == [300] * 3
 
 
 def test_timesteps_cover_the_whole_range_by_default() -> None:
-    t = draw_timesteps(20000, Options(), 1000, generator())
+    t = draw_timesteps(20000, NoiseSettings.of(Options()), 1000, generator())
     assert t.min() == 0
     assert t.max() == 999

@@ -26,7 +26,7 @@ def make(toy_base: Path) -> Callable[..., Trainer]:
 
     def build(**given: Any) -> Trainer:
         options = Options(network_train_unet_only=True, **given)
-        pipeline = load_pipeline(str(toy_base), hardware.weight_dtype(options))
+        pipeline = load_pipeline(str(toy_base), hardware.Precision.of(options).loaded)
         return Trainer(options, pipeline, create_accelerator(options.mixed_precision), 7)
 
     return build
@@ -88,9 +88,9 @@ def test_emulated_arithmetic_is_pointed_out_with_its_remedy(
     monkeypatch.setattr(hardware, "is_native", lambda dtype: dtype is torch.float32)
     with caplog.at_level(logging.WARNING):
         for precision in ("no", "bf16"):
-            options = Options(mixed_precision=precision)
-            hardware.warn_of_slow_half(options, torch.device("cpu"))
-            hardware.warn_of_slow_half(options, torch.device("cuda"))
+            dtype = hardware.Precision.of(Options(mixed_precision=precision)).computed
+            hardware.warn_of_slow_half(dtype, torch.device("cpu"))
+            hardware.warn_of_slow_half(dtype, torch.device("cuda"))
     assert len(caplog.records) == 1
     assert "--mixed_precision no --base_dtype bf16" in caplog.text
 

@@ -12,6 +12,7 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.sdxl.layers import find_layers
 from lcp_plugin.sdxl.targets import (
+    TargetSettings,
     count_by_part,
     group_by_rate,
     select_targets,
@@ -90,29 +91,31 @@ def test_the_number_of_layers_is_kohyas(
     layers: Layers, given: dict[str, object], counts: dict[str, int]
 ) -> None:
     options = Options(**{**UNET_ONLY, **given})
-    assert count_by_part(select_targets(layers, options)) == counts
+    assert count_by_part(select_targets(layers, TargetSettings.of(options))) == counts
 
 
 def test_convolutions_have_ranks_of_their_own_but_one_by_ones_do_not(layers: Layers) -> None:
     options = Options(
         **UNET_ONLY, network_dim=16, network_alpha=8, network_args=("conv_dim=4", "conv_alpha=2")
     )
-    targets = select_targets(layers, options)
+    targets = select_targets(layers, TargetSettings.of(options))
     assert (targets[CONV].rank, targets[CONV].alpha) == (4, 2.0)
     shortcut = next(t for n, t in targets.items() if n.endswith("conv_shortcut"))
     embedding = next(t for n, t in targets.items() if n.endswith("time_emb_proj"))
     assert shortcut.rank == embedding.rank == 16
     # 17 residual blocks with two 3x3 convolutions, 2 down- and 2 upsamplers
-    assert list(special_ranks(targets, options).values()) == [4] * (17 * 2 + 2 + 2)
-    assert set(special_alphas(targets, options).values()) == {2.0}
+    assert list(special_ranks(targets, 16).values()) == [4] * (17 * 2 + 2 + 2)
+    assert set(special_alphas(targets, 8.0).values()) == {2.0}
 
 
 def test_blocks_with_rank_or_rate_zero_are_left_out(layers: Layers) -> None:
     middle = Options(**UNET_ONLY, network_args=("mid_lr_weight=0,0,0",))
-    assert count_by_part(select_targets(layers, middle)) == {"unet": 560 - 10 * 8}
+    assert count_by_part(select_targets(layers, TargetSettings.of(middle))) == {
+        "unet": 560 - 10 * 8
+    }
     dims = ",".join(["8"] * 10 + ["0"] * 3 + ["2"] * 10)
     only = Options(**UNET_ONLY, network_dim=8, network_args=(f"block_dims={dims}",))
-    targets = select_targets(layers, only)
+    targets = select_targets(layers, TargetSettings.of(only))
     assert not any(".mid_block." in name for name in targets)
     assert {t.rank for n, t in targets.items() if ".up_blocks." in n} == {2}
     assert {t.rank for n, t in targets.items() if ".down_blocks." in n} == {8}
@@ -120,7 +123,9 @@ def test_blocks_with_rank_or_rate_zero_are_left_out(layers: Layers) -> None:
 
 def test_nothing_to_train_is_refused(layers: Layers) -> None:
     with pytest.raises(ConfigError, match="nothing to train"):
-        select_targets(layers, Options(network_train_unet_only=True, unet_lr=0.0))
+        select_targets(
+            layers, TargetSettings.of(Options(network_train_unet_only=True, unet_lr=0.0))
+        )
 
 
 def test_groups_hold_parameters_of_one_rate(layers: Layers) -> None:
@@ -131,7 +136,7 @@ def test_groups_hold_parameters_of_one_rate(layers: Layers) -> None:
         text_encoder_lr=(0.5, 0.25),
         network_args=("loraplus_unet_lr_ratio=4", "mid_lr_weight=1,.5,1"),
     )
-    targets = select_targets(layers, options)
+    targets = select_targets(layers, TargetSettings.of(options))
     first = next(n for n in targets if n.startswith("text_encoder."))
     second = next(n for n in targets if n.startswith("text_encoder_2."))
     other = next(n for n in targets if ".down_blocks." in n)
@@ -148,7 +153,9 @@ def test_groups_hold_parameters_of_one_rate(layers: Layers) -> None:
 
 
 def test_frozen_factors_are_left_out_of_groups(layers: Layers) -> None:
-    targets = select_targets(layers, Options(**UNET_ONLY, lora_targets="transformer"))
+    targets = select_targets(
+        layers, TargetSettings.of(Options(**UNET_ONLY, lora_targets="transformer"))
+    )
     frozen, trained = nn.Parameter(torch.ones(1), requires_grad=False), nn.Parameter(torch.ones(1))
     groups = group_by_rate({LINEAR: (frozen, trained)}, targets)
     assert [g["params"] for g in groups] == [[trained]]

@@ -12,19 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from test_run import assert_equal_tensors, read_all
+from toy_runs import assert_equal_tensors, read_all
 
 from lcp_plugin.errors import StrategyError
-from lcp_plugin.hooks import Model, Rehearsal, Step
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.trajectory import draw_trajectory, spread_times
 from lcp_plugin.store.run_folder import RunStore
-from lcp_plugin.strategies.merge_init import MergeInit
-from lcp_plugin.strategies.recall import SETTINGS, Recall, prompts_of
+from lcp_plugin.strategies.recall import Recall
+from lcp_plugin.strategies.recall_prompts import SETTINGS, prompts_of
 from lcp_plugin.tasks import EVAL_PROMPTS, TaskRecord
 
 Train = Callable[..., Any]
+
+
 SHORT = ("images=2", "sample_steps=2")
 
 
@@ -103,11 +104,7 @@ def test_arguments_of_the_other_strategy_follow_its_name() -> None:
     assert strategy.inner.name == "merge_ortho_init"
 
 
-class Distant(MergeInit):
-    """A third party's strategy, which recall rehearses."""
-
-
-@pytest.mark.parametrize("of", ["naive", "merge_init", "test_recall:Distant"])
+@pytest.mark.parametrize("of", ["naive", "merge_init", "plugin_samples:Distant"])
 def test_what_crosses_the_boundary_is_the_other_strategy_s(train: Train, of: str) -> None:
     args = (f"of={of}", "weight=0", *SHORT)
     alone = train("alone", strategy=of)
@@ -154,27 +151,6 @@ def test_what_was_drawn_is_gone_when_its_task_is_complete(train: Train) -> None:
     assert not (run.store.root / "state").exists()
 
 
-class Counting(Recall):
-    """Writes down each drawing, and dies where the environment says."""
-
-    def _draw(self, model: Model, *args: Any) -> dict[str, torch.Tensor]:
-        self._note("draw")
-        return super()._draw(model, *args)
-
-    def after_optimizer_step(self, step: Step) -> None:
-        if self.banks:
-            self._note("step")
-        super().after_optimizer_step(step)
-
-    def _note(self, event: str) -> None:
-        path = Path(os.environ["RECALL_LOG"])
-        with path.open("a") as file:
-            file.write(event + "\n")
-        written = path.read_text().split()
-        if os.environ.get("RECALL_KILL") == f"{event} {written.count(event)}":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize("kill", ["draw 2", "step 3"])
 def test_killed_while_drawing_or_training_it_ends_as_undisturbed_and_draws_once(
@@ -183,12 +159,12 @@ def test_killed_while_drawing_or_training_it_ends_as_undisturbed_and_draws_once(
     stores = {}
     for name in ("undisturbed", "killed"):
         log = tmp_path / f"{name}.log"
-        options = {"strategy": "test_recall:Counting", "strategy_args": SHORT}
+        options = {"strategy": "plugin_samples:Counting", "strategy_args": SHORT}
         config = write_config(name, (0, 1), resume_every_n_steps=2, max_train_steps=4, **options)
         environment = {
             **os.environ,
             "RECALL_LOG": str(log),
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
         }
         script = Path(__file__).parents[2] / "train_continual_sdxl.py"
         command = [sys.executable, str(script), "--config", str(config)]
@@ -206,22 +182,8 @@ def test_killed_while_drawing_or_training_it_ends_as_undisturbed_and_draws_once(
     assert_equal_tensors(read_all(stores["undisturbed"]), read_all(stores["killed"]))
 
 
-class Noisy(MergeInit):
-    """Rehearses noise, in more rows than the task's batch: the loop cuts it in pieces."""
-
-    def before_training(self, model: Model) -> None:
-        self.conditioning = model.encode_prompts(["a toy"] * 5, model.sizes()[0])
-        self.size = model.sizes()[0]
-
-    def rehearse(self, step: Step) -> Rehearsal | None:
-        assert len(step.batch["time_ids"]) < 5
-        shape = (5, 4, *self.size)
-        latents, target = (torch.randn(shape, generator=step.generator) for _ in range(2))
-        return Rehearsal(latents, torch.full((5,), 500), self.conditioning, target, 1.0)
-
-
 def test_more_rows_than_the_task_s_batch_are_rehearsed_in_pieces(train: Train) -> None:
-    run = train("pieces", tasks=(0,), strategy="test_recall:Noisy", train_batch_size=2)
+    run = train("pieces", tasks=(0,), strategy="plugin_samples:Noisy", train_batch_size=2)
     steps = read_steps(run.store.root / "logs" / "steps.jsonl")
     assert all(s["rehearsal"] > 0 for s in steps)
 

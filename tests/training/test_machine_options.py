@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_processes import COMMON, launch
+from two_processes import COMMON, launch
 
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.options import Options
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.sdxl.load import load_pipeline
-from lcp_plugin.sdxl.precision import use_attention
+from lcp_plugin.sdxl.precision import choose_attention, use_attention
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.training.processes import create_accelerator, describe_processes
 
@@ -39,7 +39,7 @@ def test_attention_is_the_one_asked_for(
     toy_base: Path, given: dict[str, Any], kind: str, processor: str
 ) -> None:
     unet = load_pipeline(str(toy_base)).unet
-    assert use_attention(unet, Options(**given)) == kind
+    assert use_attention(unet, choose_attention(Options(**given))) == kind
     assert {type(p).__name__ for p in unet.attn_processors.values()} == {processor}
 
 

@@ -134,6 +134,38 @@ def test_lora_plus_is_refused_where_one_rate_is_found_for_all(train: Train) -> N
         train("run", network_args=["loraplus_lr_ratio=4"], **given)
 
 
+@pytest.mark.parametrize(
+    ("ratios", "got"),
+    [
+        (("loraplus_lr_ratio=4",), "1.0 and 4.0"),
+        (("loraplus_unet_lr_ratio=16",), "1.0 and 16.0"),
+        (("loraplus_text_encoder_lr_ratio=4",), ""),  # no text encoder is trained
+        (("loraplus_lr_ratio=1",), ""),
+        (("mid_lr_weight=1,.5,1", "loraplus_lr_ratio=4"), "1.0 and 4.0"),
+    ],
+)
+def test_lora_plus_beside_one_rate_is_one_line_before_a_model_is_loaded(
+    write_config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    ratios: tuple[str, ...],
+    got: str,
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: n == "prodigyopt" or find(n, *a))
+    given = {"tasks": (0,), "optimizer_type": "Prodigy", **FINDS_ITS_RATE}
+    config = write_config("run", pretrained_model_name_or_path="no-such-base", **given)
+    status = main(["--config", str(config), "--network_args", *ratios])
+    text = capsys.readouterr().err
+    if got:
+        assert status == 2
+        assert f"'Prodigy' takes one rate for all, got {got}; leave out loraplus" in text
+        assert text.count("\n") == 1
+    else:
+        assert status == 1
+        assert "no-such-base" in text  # the next thing that is looked at
+
+
 @pytest.mark.parametrize(("rate", "told"), [(1e-4, True), (1.0, False)])
 def test_a_small_rate_of_an_optimizer_that_finds_its_own_is_pointed_out(
     write_config: Callable[..., Path], rate: float, told: bool

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.config.options import Options
-from lcp_plugin.sdxl.noise import alphas_cumprod, scaled_linear_betas
+from lcp_plugin.sdxl.loss import LossSettings
+from lcp_plugin.sdxl.noise import (
+    NoiseSchedule,
+    NoiseSettings,
+    alphas_cumprod,
+    scaled_linear_betas,
+)
 from lcp_plugin.training.validation import measure_loss, validation_timesteps
 
 ALPHAS = alphas_cumprod(scaled_linear_betas())
@@ -22,12 +28,13 @@ BATCHES = [
 
 
 def measure(predict: Any, options: Options | None = None, seed: int = 0) -> float:
-    return measure_loss(predict, BATCHES, options or Options(), ALPHAS, "epsilon", seed)
+    settings = LossSettings.of(options or Options())
+    return measure_loss(predict, BATCHES, NoiseSettings(), settings, NoiseSchedule(ALPHAS), seed)
 
 
 def test_timesteps_are_spread_inside_the_range_of_training() -> None:
-    assert validation_timesteps(Options()) == (200, 400, 600, 800)
-    assert validation_timesteps(Options(min_timestep=500, max_timestep=1000)) == (
+    assert validation_timesteps(NoiseSettings.of(Options())) == (200, 400, 600, 800)
+    assert validation_timesteps(NoiseSettings.of(Options(min_timestep=500, max_timestep=1000))) == (
         600,
         700,
         800,
@@ -66,4 +73,6 @@ def test_snr_weights_do_not_enter() -> None:
 
 
 def test_without_images_there_is_no_number() -> None:
-    assert math.isnan(measure_loss(torch.add, [], Options(), ALPHAS, "epsilon", 0))
+    assert math.isnan(
+        measure_loss(torch.add, [], NoiseSettings(), LossSettings(), NoiseSchedule(ALPHAS), 0)
+    )

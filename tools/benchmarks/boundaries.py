@@ -18,8 +18,10 @@ from benchmarks.measure import Row, Timing, alternate, peak_mb, row_of, time_onc
 from lcp_plugin.adapter import Adapter, Factors
 from lcp_plugin.config.estimates import ATTENTION_SHAPES
 from lcp_plugin.delta import Delta, Stacked
+from lcp_plugin.formats.precisions import PRECISIONS
 from lcp_plugin.lora import orthogonal_columns, truncate_factors
-from lcp_plugin.sdxl.layers import Site, choose_targets, find_layers, layer_shape
+from lcp_plugin.sdxl.layers import choose_targets, find_layers, layer_shape
+from lcp_plugin.sdxl.sites import Site
 from lcp_plugin.sdxl.stored import is_native
 
 RANKS = {"sdxl": 64, "topo": 64, "tiny": 16}  # such that factors are smaller than matrices
@@ -27,7 +29,6 @@ PARTS = {"sdxl": 1, "topo": 16}  # at topo's size one of SDXL's matrices in so m
 Shape = tuple[int, int]  # (out, in)
 FUSE_BAR, ORTHOGONAL_BAR, TRUNCATE_BAR = 1.5, 1 / 50, 1 / 50  # at SDXL's shapes
 EXCESS_BAR = 1.0 + 1e-4  # of the optimal error
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ def measure_fuse(matrices: Matrices, rounds: int = 3) -> list[Row]:
         e for e in Delta.of(matrices.adapter(matrices.rank, 2)).values() if isinstance(e, Stacked)
     ]
     dense = len(matrices.shapes) - len(entries)
-    for word, dtype in DTYPES.items():
+    for word in ("fp32", "bf16"):
+        dtype = PRECISIONS[word]
         sites = [_site(e.shape, dtype) for e in entries]
         name = f"exact fuse, {matrices.label}, {word} base"
         passes = _addmm_passes(sites, entries, dtype, matrices.bar(FUSE_BAR))

@@ -1,0 +1,108 @@
+"""tools/export_lora.py, merge_lora.py and task_conflicts.py, called as from a command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lora_samples import Q, factors, load_tool, mixed_adapter, run_of
+
+from lcp_plugin.adapter import Adapter
+from lcp_plugin.delivery.checkpoint import export_checkpoint
+from lcp_plugin.delivery.export import export_lora
+from lcp_plugin.delivery.learned import Learned, read_learned
+from lcp_plugin.formats.disk import read_json
+from lcp_plugin.formats.identity import file_model_hash
+from lcp_plugin.formats.lineage import Lineage
+from lcp_plugin.formats.lora_file import read_lora, write_lora
+from lcp_plugin.registry import create_strategy
+
+
+def test_the_export_tool_truncates_and_weighs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = run_of(tmp_path, "merge_init")
+    tool = load_tool("export")
+    out = tmp_path / "out.safetensors"
+    assert tool.main([str(run), "-o", str(out), "--as", "lora:3", "--weights", "can=0"]) == 0
+    assert "truncation lost" in capsys.readouterr().out
+    assert {f.rank for f in read_lora(out).adapter.values()} == {3}
+    assert tool.main([str(run), "-o", str(out), "--weights", "can"]) == 2
+    assert tool.main([str(run), "-o", str(out), "--as", "checkpoint"]) == 2
+    assert tool.main([str(tmp_path / "none"), "-o", str(out)]) == 1
+    assert "ConfigError" in capsys.readouterr().err
+
+
+def test_the_export_tool_makes_a_single_file_of_a_folder(
+    tmp_path: Path, base: tuple[Any, Path, Path], learned: Learned
+) -> None:
+    tool = load_tool("export")
+    export_lora(learned, tmp_path / "a.safetensors")
+    out = tmp_path / "fused.safetensors"
+    arguments = [str(tmp_path / "a.safetensors"), "-o", str(out), "--as", "checkpoint"]
+    assert tool.main([*arguments, "--base", str(base[1])]) == 0
+    export_checkpoint(read_learned(arguments[0], create_strategy), base[2], tmp_path / "direct")
+    assert file_model_hash(out) == file_model_hash(tmp_path / "direct")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "direct", out.name]
+
+
+def test_the_merge_tool_sums_exactly_and_names_its_parents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = load_tool("merge_adapters")
+    a, b = mixed_adapter(), Adapter({Q: factors((8, 6), 1, 5.0, 9)})
+    hashes = [
+        write_lora(tmp_path / f"{n}.safetensors", x)["sshs_model_hash"]
+        for n, x in (("a", a), ("b", b))
+    ]
+    files_ = [str(tmp_path / f"{n}.safetensors") for n in "ab"]
+    out = str(tmp_path / "out.safetensors")
+    assert tool.main([*files_, "-o", out, "--weights", "0.7", "-0.4"]) == 0
+    assert "signs opposed" in capsys.readouterr().out
+    merged = read_lora(out)
+    wanted = 0.7 * a[Q].update().double() - 0.4 * b[Q].update().double()
+    torch.testing.assert_close(merged.total[Q].dense().double(), wanted, rtol=1e-5, atol=1e-5)
+    lineage = Lineage.from_metadata(merged.metadata)
+    assert lineage is not None
+    assert [(p.hash, p.weight) for p in lineage.parents] == list(
+        zip(hashes, (0.7, -0.4), strict=True)
+    )
+    assert merged.metadata["modelspec.merged_from"] == "a, b"
+    assert tool.main([*files_, "-o", out, "--method", "ties", "--rank", "2", "--quiet"]) == 0
+    assert tool.main([*files_, "-o", out, "--weights", "1"]) == 2
+    assert tool.main([*files_, "-o", out, "--weights", "0", "0"]) == 2
+
+
+def test_the_merge_tool_fuses_into_a_base(
+    tmp_path: Path, base: tuple[Any, Path, Path], learned: Learned
+) -> None:
+    tool = load_tool("merge_adapters")
+    export_lora(learned, tmp_path / "a.safetensors")
+    arguments = [str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.safetensors")]
+    assert tool.main([*arguments, "--base", str(base[2])]) == 0
+    export_checkpoint(read_learned(arguments[0], create_strategy), base[2], tmp_path / "direct")
+    assert file_model_hash(tmp_path / "m.safetensors") == file_model_hash(tmp_path / "direct")
+
+
+def test_the_conflicts_tool_prints_saves_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = load_tool("conflicts")
+    run, _ = run_of(tmp_path, "merge_init")
+    assert tool.main([str(run), "--plot", str(tmp_path / "p.png"), "--blocks"]) == 0
+    assert "unet.down_blocks.1" in capsys.readouterr().out
+    facts = read_json(run / "conflicts.json")
+    assert [row["task"] for row in facts["after"]] == ["can", "teapot"]
+    assert set(facts["after"][0]["ratios"]) == {"since", "after"}
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    for name, adapter in (("a", mixed_adapter()), ("b", mixed_adapter())):
+        write_lora(tmp_path / f"{name}.safetensors", adapter)
+    two = [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]
+    assert tool.main([*two, "--rank", "1", "--json", str(tmp_path / "c.json")]) == 0
+    facts = read_json(tmp_path / "c.json")
+    assert facts["pairs"][0]["opposed"] == 0.0  # the same file twice
+    assert facts["pairs"][0]["row_overlap"] == pytest.approx(1.0)
+    assert 0 < facts["energy_lost"][""] < 1
+    assert tool.main(two[:1]) == 2

@@ -1,0 +1,145 @@
+"""Runs that were killed or stopped end as if they had not been."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kills import LAW_2, run_and_kill
+from toy_runs import FOUR, assert_equal_tensors, read_all
+
+from lcp_plugin.cli import main
+from lcp_plugin.errors import DiskError, LineageError
+from lcp_plugin.store.run_folder import RunStore
+
+Train = Callable[..., Any]
+
+
+def read_lineages(store: RunStore) -> list[dict[str, Any]]:
+    """lineage.json of every task without what may differ: times and session ids."""
+    return [{k: v for k, v in f.lineage.items() if k != "session"} for f in store.folders()]
+
+
+@pytest.mark.parametrize("strategy", FOUR)
+def test_a_run_killed_five_times_ends_as_if_it_had_not_been(
+    write_config: Callable[..., Path], tmp_path: Path, strategy: str
+) -> None:
+    options = {**LAW_2, "strategy": strategy}
+    out = tmp_path / "out"
+    status, events = run_and_kill(write_config("run", **options), None)
+    assert status == 0
+    whole, tensors = read_lineages(RunStore(out, "run")), read_all(RunStore(out, "run"))
+    shutil.move(out, tmp_path / "whole")
+    config = write_config("run", **options)
+    points = random.Random(strategy)
+    for _ in range(5):
+        status, _ = run_and_kill(config, points.randint(1, max(2, events // 3)))
+        assert status == -signal.SIGKILL
+    status, _ = run_and_kill(config, None)
+    assert status == 0
+    assert_equal_tensors(tensors, read_all(RunStore(out, "run")))
+    assert read_lineages(RunStore(out, "run")) == whole
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.97])
+def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
+    write_config: Callable[..., Path], tmp_path: Path, share: float
+) -> None:
+    out = tmp_path / "out"
+    config = write_config("run", **LAW_2)
+    _, events = run_and_kill(config, None)
+    tensors = read_all(RunStore(out, "run"))
+    shutil.rmtree(out)
+    assert run_and_kill(config, max(1, int(share * events)))[0] == -signal.SIGKILL
+    assert run_and_kill(config, None)[0] == 0
+    assert_equal_tensors(tensors, read_all(RunStore(out, "run")))
+
+
+def test_sigterm_saves_first_and_the_same_command_goes_on(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcp_plugin.observers import JsonLines
+
+    options = {"max_train_steps": 4, "resume_every_n_steps": 0}
+    assert main(["--config", str(write_config("whole", **options))]) == 0
+    config, stopped = write_config("run", **options), []
+    log = JsonLines.on_step_end
+
+    def stop_once(self: Any, run: Any, step: Any) -> None:
+        log(self, run, step)
+        if not stopped and step.index == 3:
+            stopped.append(step.index)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(JsonLines, "on_step_end", stop_once)
+    assert main(["--config", str(config)]) == 130
+    store = RunStore(tmp_path / "out", "run")
+    assert store.folders() == []
+    assert [p.name for p in (store.root / "state").iterdir()] == ["01_disc0_step00000003"]
+    assert main(["--config", str(config)]) == 0
+    assert stopped == [3]
+    assert_equal_tensors(read_all(RunStore(tmp_path / "out", "whole")), read_all(store))
+
+
+def test_two_processes_may_not_train_one_run(
+    train: Train, write_config: Callable[..., Path]
+) -> None:
+    from lcp_plugin.store.lock import locked
+
+    config = write_config("run")
+    root = RunStore(config.parent / "out", "run").root
+    ready, done = os.pipe(), os.pipe()
+    other = os.fork()
+    if other == 0:
+        with locked(root, "run"):
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    with pytest.raises(DiskError, match="another process"):
+        train("run")
+    os.write(done[1], b"x")
+    os.waitpid(other, 0)
+    train("run")
+
+
+def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path: Path) -> None:
+    from lcp_plugin.store.lock import locked
+
+    ready, done = os.pipe(), os.pipe()
+    run = os.fork()
+    if run == 0:
+        with locked(tmp_path, "run"):
+            if os.fork() == 0:  # as a data loader's worker
+                os.write(ready[1], b"x")
+                os.read(done[0], 1)
+                os._exit(0)
+            os.read(done[0], 1)
+    os.read(ready[0], 1)
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+    with locked(tmp_path, "run"):
+        os.write(done[1], b"x")  # the worker is still there
+    assert (tmp_path / ".lock").exists()
+
+
+def test_a_state_that_replaying_cannot_give_is_kept(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcp_plugin.registry import create_strategy
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    run = train("run", tasks=(0, 1), strategy="proof_strategies:OnlineEwc")
+    first = run.store.folders()[0]
+    assert not first.carry_file.exists()
+    state = run.store.parent_at(1, create_strategy).state
+    assert any(key.startswith("fisher/") for key in state)
+    (first.path / "strategy.safetensors").unlink()
+    with pytest.raises(LineageError, match="--keep_carries all"):
+        run.store.parent_at(1, create_strategy)
