@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import draw_pictures
+from toy_runs import draw_pictures
 
 from lcp_plugin.cli import main
 from lcp_plugin.formats.lora_file import read_lora
