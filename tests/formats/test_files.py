@@ -25,7 +25,6 @@ from lcp_plugin.formats.identity import (
     file_model_hash,
     hash_file,
     hash_tensors,
-    legacy_hash,
     write_hashed,
 )
 from lcp_plugin.formats.tensors import (
@@ -122,7 +121,9 @@ def kohya_hashes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> 
 def test_hashes_are_kohyas(tmp_path: Path, elements: int) -> None:
     tensors = {"w": torch.randn(elements), "alpha": torch.tensor(4.0), "h": torch.ones(3).half()}
     wanted = kohya_hashes(tensors, METADATA)
-    assert (hash_tensors(tensors), legacy_hash(tensors, METADATA)) == wanted
+    layout = in_file_order(layout_of(tensors))
+    written = write_hashed(tmp_path / "b.safetensors", layout, tensors.__getitem__, METADATA)
+    assert (hash_tensors(tensors), written["sshs_legacy_hash"]) == wanted
     write_tensors(tmp_path / "a.safetensors", tensors, METADATA)
     assert file_model_hash(tmp_path / "a.safetensors") == wanted[0]
 
@@ -239,10 +240,8 @@ def test_one_pass_writes_what_hashing_first_would_have_written(tmp_path: Path) -
         "none": torch.zeros(0, 3),
     }
     metadata = {"ss_network_dim": "4", "about": "x"}
-    hashes = {
-        "sshs_model_hash": hash_tensors(tensors),
-        "sshs_legacy_hash": legacy_hash(tensors, metadata),
-    }
+    names = ("sshs_model_hash", "sshs_legacy_hash")
+    hashes = dict(zip(names, kohya_hashes(tensors, metadata), strict=True))
     write_tensors(tmp_path / "two", tensors, {**metadata, **hashes})
     layout = in_file_order(layout_of(tensors))
     written = write_hashed(tmp_path / "one", layout, tensors.__getitem__, metadata)

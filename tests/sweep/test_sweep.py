@@ -22,14 +22,14 @@ from lcp_plugin.evaluation.aggregate import (
     tell_differences,
 )
 from lcp_plugin.evaluation.command import add_scoring_options
-from lcp_plugin.evaluation.encoders import METRICS
+from lcp_plugin.evaluation.metrics import METRICS
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.tensors import read_tensors
 from lcp_plugin.store.run_folder import RunStore
-from lcp_plugin.sweep import sweep
+from lcp_plugin.sweep import running as sweep
 from lcp_plugin.sweep.command import add_sweep_options, sample_as_configured
-from lcp_plugin.sweep.sweep import PlannedRun, adopt_tasks, execute_plan, plan_runs
+from lcp_plugin.sweep.running import PlannedRun, adopt_tasks, execute_plan, plan_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUR = ("naive", "merge_init", "merge_ortho_init", "magmax")

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lcp_plugin.evaluation.backbones import EFFNET_MEAN, EffnetEncoder
 from lcp_plugin.evaluation.images import stack_images
+from lcp_plugin.evaluation.metrics import EFFNET_MEAN, EffnetEncoder
 from lcp_plugin.formats.tensors import write_tensors
 
 COUNT, SEED = 512, 2410
@@ -49,7 +49,7 @@ def main() -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
     from lcp_plugin.evaluation.checkpoints import read_checkpoint
-    from lcp_plugin.evaluation.encoders import find_weights
+    from lcp_plugin.evaluation.metrics import find_weights
 
     model = EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(read_checkpoint(find_weights("effnet", None).weights))
