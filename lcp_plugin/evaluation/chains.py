@@ -27,7 +27,7 @@ from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.base_weights import BaseSource, source_of
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.store.task_folder import LINEAGE, PARENT, TaskFolder, read_folder
-from lcp_plugin.tasks import TaskRecord
+from lcp_plugin.tasks import TaskRecord, class_words
 
 logger = logging.getLogger(__name__)
 CEILINGS = ("independent", "joint", "merge_at_end")
@@ -53,8 +53,7 @@ class EvalTask:
     @property
     def class_words(self) -> str:
         """The concept without its rare token: "sks stuffed animal" -> "stuffed animal"."""
-        token, _, rest = self.concept.partition(" ")
-        return rest if self.kind == "object" and rest else token
+        return class_words(self.kind, self.concept)
 
 
 @dataclass(frozen=True)

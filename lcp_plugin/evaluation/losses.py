@@ -35,8 +35,7 @@ from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.pictures import open_rgb
 from lcp_plugin.sdxl.conditioning import make_time_ids
-from lcp_plugin.sdxl.fitting import encode
-from lcp_plugin.sdxl.latents import scale_latents
+from lcp_plugin.sdxl.latents import encode_pixels
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.sdxl.load import native_resolution, prediction_type
 from lcp_plugin.seeds import derive_seed
@@ -174,16 +173,13 @@ def _read_numbers(file: Path) -> dict[str, float | None]:
         return {}
 
 
-@torch.no_grad()
 def encode_images(pipeline: StableDiffusionXLPipeline, files: Sequence[Path]) -> Tensor:
     """Scaled latents of centre-cropped images   # (n, c, h, w), fp32."""
     side = native_resolution(pipeline)
     how = Preprocessing(side, side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     images: list[Image.Image] = [open_rgb(file) for file in files]
     pixels = torch.stack([preprocess(image, how) for image in images])
-    vae = pipeline.vae
-    latents = encode(vae, pixels.to(vae.device, vae.dtype))
-    return scale_latents(vae, latents.float()).cpu()
+    return encode_pixels(pipeline.vae, pixels).cpu()
 
 
 def make_bank(pipeline: StableDiffusionXLPipeline, clean: Tensor, prompt: str, seed: int) -> Bank:

@@ -83,7 +83,8 @@ def _report_run(folder: Path) -> Made:
 
 def export_run(folder: Path, options: Options) -> Made:
     """The forms that --export names, beside the deliverable."""
-    from lcp_plugin.delivery.export import export_all, read_learned
+    from lcp_plugin.delivery.export import export_all
+    from lcp_plugin.delivery.learned import read_learned
     from lcp_plugin.registry import create_strategy
     from lcp_plugin.sdxl.load import find_base
 

@@ -323,6 +323,25 @@ def test_differences_and_rank_correlations_are_told_in_a_line_each():
     assert told[-1] == "naive0: rank correlation of loss_gain with the image scores +0.50"
 
 
+def assert_every_measure_was_taken(scores):
+    """Of a run over a sequence all extras; of a ceiling what has a meaning without one."""
+    found = scores["extras"]["runs"]["naive_seed3"]
+    bleed = found["bleed"]["matrix"]
+    diagonal = scores["runs"][0]["metrics"]["effnet"]["matrix"]
+    assert bleed[0][0] == pytest.approx(diagonal[0][1])
+    assert len(found["drift"]["after"]) == 2
+    losses = found["losses"]
+    assert losses["normalised"][0][0] == pytest.approx(1)  # the first task is shared
+    assert losses["self_drift"][0][0] == 0
+    assert losses["losses"][1][0] is None
+    assert set(found["leakage"]["per_task"]) == {"disc0", "disc1"}
+    assert len(found["multi"]["pairs"]) == 1
+    shares = found["recognition"]["recognised"]
+    assert all(0 <= share <= 1 for shown in shares.values() for share in shown)
+    alone = scores["extras"]["runs"]["independent_seed3"]
+    assert set(alone) == {"recognition"}  # nothing else has a meaning without a sequence
+
+
 def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypatch, capsys):
     """Two strategies and a ceiling on the toy base, with every extra measure."""
     from quick_scores import Thumbnail
@@ -361,21 +380,7 @@ def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypat
     for words in ("| naive |", "| merge_init |", "| independent (ceiling) |", "report"):
         assert words in printed
     scores = json.loads((output / "scores.json").read_text("utf-8"))
-    found = scores["extras"]["runs"]["naive_seed3"]
-    bleed = found["bleed"]["matrix"]
-    diagonal = scores["runs"][0]["metrics"]["effnet"]["matrix"]
-    assert bleed[0][0] == pytest.approx(diagonal[0][1])
-    assert len(found["drift"]["after"]) == 2
-    losses = found["losses"]
-    assert losses["normalised"][0][0] == pytest.approx(1)  # the first task is shared
-    assert losses["self_drift"][0][0] == 0
-    assert losses["losses"][1][0] is None
-    assert set(found["leakage"]["per_task"]) == {"disc0", "disc1"}
-    assert len(found["multi"]["pairs"]) == 1
-    shares = found["recognition"]["recognised"]
-    assert all(0 <= share <= 1 for shown in shares.values() for share in shown)
-    alone = scores["extras"]["runs"]["independent_seed3"]
-    assert set(alone) == {"recognition"}  # nothing else has a meaning without a sequence
+    assert_every_measure_was_taken(scores)
     page = (output / "report.html").read_text("utf-8")
     assert "Figure 1:" in page
     assert "Figure 2:" in page

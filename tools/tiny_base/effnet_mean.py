@@ -2,8 +2,7 @@
 
 Mean of EfficientNet-Lite0's pooled features over 512 renders of shape scenes of the embedded base's
 world (`tiny.world`, generator seed 2410; 48 px, upsampled to 224). They are drawn by this project's
-own code and show none of the tasks. Printed and written again by
-`python -m tiny_base.effnet_mean`.
+own code and show none of the tasks. `python -m tiny_base.effnet_mean` prints and writes it again.
 """
 
 from __future__ import annotations
