@@ -135,12 +135,12 @@ def trainer(toy_base: Path) -> Callable[..., Any]:
     def make(**given: Any) -> Any:
         from lcp_plugin.config.options import Options
         from lcp_plugin.sdxl.load import load_pipeline
-        from lcp_plugin.sdxl.precision import weight_dtype
+        from lcp_plugin.sdxl.precision import Precision
         from lcp_plugin.training.processes import create_accelerator
         from lcp_plugin.training.trainer import Trainer
 
         options = Options(**{"network_train_unet_only": True, "learning_rate": 0.1, **given})
-        pipeline = load_pipeline(str(toy_base), weight_dtype(options))
+        pipeline = load_pipeline(str(toy_base), Precision.of(options).loaded)
         return Trainer(options, pipeline, create_accelerator(options.mixed_precision), 7)
 
     return make

@@ -16,7 +16,7 @@ from typing import Any
 
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import DataError, LineageError
-from lcp_plugin.evaluation.generate import BASE, Stage, name_weights
+from lcp_plugin.evaluation.pictures import BASE, Stage, name_weights
 from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.lineage import Lineage

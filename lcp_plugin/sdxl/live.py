@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from lcp_plugin.hooks import Conditioning, Item, Parameters, Trajectory, Weights
-from lcp_plugin.sdxl.layers import AdaptedUNet
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.sdxl.noise import add_noise, make_target
 from lcp_plugin.sdxl.trajectory import draw_trajectory, spread_times
 from lcp_plugin.tasks import Task, TaskRecord

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,10 +21,8 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import NumericError
 from lcp_plugin.hooks import Item, Rehearsal, StepReport, Strategy
-from lcp_plugin.norms import limit_update_norm, update_norm
 from lcp_plugin.sdxl.conditioning import make_time_ids
 from lcp_plugin.sdxl.flat_factors import JoinedGroups
-from lcp_plugin.sdxl.layers import LoraPair
 from lcp_plugin.sdxl.live import LiveModel, LiveStep
 from lcp_plugin.sdxl.load import native_resolution
 from lcp_plugin.sdxl.loss import LossSettings
@@ -38,6 +36,7 @@ from lcp_plugin.sdxl.noise import (
     send,
 )
 from lcp_plugin.sdxl.precision import allow_half_gradients, peak_memory_mb, set_mode
+from lcp_plugin.sdxl.sites import limit_norms
 from lcp_plugin.sdxl.trajectory import in_parts
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.store.run_folder import RunStore
@@ -437,21 +436,3 @@ class TaskRun:
         )
         if found is not None:
             apply_state(self, found)
-
-
-@torch.no_grad()
-def limit_norms(pairs: Iterable[LoraPair], largest: float) -> int:
-    """scale_weight_norms: no update is larger than `largest`; how many were scaled down.
-
-    Both factors shrink alike; where one of them is frozen, the other takes all of it.
-    """
-    scaled = 0
-    for pair in pairs:
-        if pair.down.requires_grad and pair.up.requires_grad:
-            scaled += limit_update_norm(pair.down, pair.up, pair.scale, largest)[1]
-            continue
-        norm = float(update_norm(pair.down, pair.up, pair.scale))
-        if norm > largest:
-            (pair.up if pair.up.requires_grad else pair.down).mul_(largest / norm)
-            scaled += 1
-    return scaled

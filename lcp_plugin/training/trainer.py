@@ -19,11 +19,11 @@ from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.delta import Delta
 from lcp_plugin.hooks import Carry, StepReport, Strategy, TaskStart
 from lcp_plugin.run.network_weights import read_network_weights
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import encode_prompts
-from lcp_plugin.sdxl.fitting import encode
-from lcp_plugin.sdxl.latents import scale_latents
-from lcp_plugin.sdxl.layers import AdaptedUNet, LoraPair, layer_kernel, layer_shape
+from lcp_plugin.sdxl.latents import encode_pixels
+from lcp_plugin.sdxl.layers import layer_kernel, layer_shape
 from lcp_plugin.sdxl.load import prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
 from lcp_plugin.sdxl.loss import LossSettings, LossWeights, compute_loss
@@ -42,6 +42,7 @@ from lcp_plugin.sdxl.precision import (
     warn_of_slow_half,
 )
 from lcp_plugin.sdxl.samplers import create_sampler
+from lcp_plugin.sdxl.sites import LoraPair
 from lcp_plugin.sdxl.targets import (
     Target,
     TargetSettings,
@@ -233,10 +234,7 @@ class Trainer:
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Scaled latents (b, 4, h/f, w/f) of pixels (b, 3, h, w) in [-1, 1]: the mean, in fp32."""
-        vae = self.pipeline.vae.to(self.device)
-        with torch.no_grad():
-            latents = encode(vae, pixels.to(self.device, vae.dtype))
-        return scale_latents(vae, latents.float())
+        return encode_pixels(self.pipeline.vae.to(self.device), pixels)
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Conditioning of prompts without time_ids, on the CPU."""
