@@ -32,10 +32,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcp_plugin.adapter import Adapter, AdapterSpec
+from lcp_plugin.adapter import AdapterSpec
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, LineageError, StrategyError
-from lcp_plugin.formats.keys import PREFIXES
 from lcp_plugin.formats.lora_file import (
     LoraFile,
     lora_from_tensors,
@@ -53,9 +52,10 @@ from lcp_plugin.run.chaining import (
     identify_given,
     tell_apart,
 )
-from lcp_plugin.sdxl.kohya_layers import AdaptedLayer, choose_layers, fuse, name_layers
-from lcp_plugin.sdxl.layers import layer_kernel, layer_shape
+from lcp_plugin.sdxl.kohya_network import LoraNetwork, choose_layers
+from lcp_plugin.sdxl.layers import layer_kernel, layer_shape, name_layers
 from lcp_plugin.sdxl.load import BaseId
+from lcp_plugin.sdxl.sites import fuse_for_good
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.store.carries import deliverable_adapter, lineage_of
 from lcp_plugin.store.deliverable_header import complete_header, counts_of
@@ -239,7 +239,7 @@ def _spec(
 # ------------------------------------------------------------------------------- the network
 
 
-class ContinualNetwork(nn.Module):
+class ContinualNetwork(LoraNetwork):
     """One task's factors on the trainer's models, between begin_task and end_task."""
 
     def __init__(
@@ -250,15 +250,17 @@ class ContinualNetwork(nn.Module):
         arguments: Arguments,
         dropout: float,
     ) -> None:
-        super().__init__()
-        self.multiplier = multiplier
-        self.adapted = nn.ModuleDict()  # kept under names without dots
+        dropouts = {
+            "dropout": dropout,
+            "rank_dropout": arguments.rank_dropout,
+            "module_dropout": arguments.module_dropout,
+        }
+        super().__init__(multiplier, layers, dropouts)
         self.lora: LoraFile | None = None  # of create_network_from_weights
         self.for_inference = False  # apply_to then puts the file's own factors on at once
-        self._layers, self._spec, self._arguments = layers, spec, arguments
+        self._spec, self._arguments = spec, arguments
         self._carry = arguments.parent.carry
         self._start: TaskStart | None = None
-        self._dropout = dropout
         self._base: BaseId | None = None  # of prepare_network
         self._resting = Delta()  # what network_weights brought for modules that do not train
 
@@ -300,12 +302,9 @@ class ContinualNetwork(nn.Module):
         self._spec = replace(self._spec, shapes=shapes)
         start = self._arguments.strategy.begin_task(self._arguments.task, self._carry, self._spec)
         self._start = start
-        self._check_known(start.base)
-        self._check_known(start.adapter)
-        for name, entry in start.base.items():
-            self._site(name).set_base(entry)
-        for name, factors in start.adapter.items():
-            self._site(name).set_factors(factors, start.trainable)
+        self.check_fits(start.adapter)
+        self.set_base(start.base)
+        self.set_factors(start.adapter, start.trainable)
         log.info(
             "%s: task %d (%s), %d layers train on %d changed by %d earlier tasks",
             self._arguments.strategy.name,
@@ -319,38 +318,6 @@ class ContinualNetwork(nn.Module):
         if self.for_inference and self.lora is not None:
             self._load(self.lora, "the file")
 
-    def _check_known(self, values: Mapping[str, object]) -> None:
-        unknown = [name for name in values if name not in self._layers]
-        if unknown:
-            raise LineageError(
-                f"the parent changes {unknown[0]}, which this base does not have; chain runs on "
-                "one base."
-            )
-
-    def _site(self, name: str) -> AdaptedLayer:
-        key = name.replace(".", "/")
-        if key not in self.adapted:
-            site = AdaptedLayer(self._layers[name])
-            site.multiplier, site.dropout = self.multiplier, self._dropout
-            site.rank_dropout = self._arguments.rank_dropout
-            site.module_dropout = self._arguments.module_dropout
-            self.adapted[key] = site
-        found = self.adapted[key]
-        assert isinstance(found, AdaptedLayer)
-        return found
-
-    def _sites(self) -> dict[str, AdaptedLayer]:
-        return {
-            key.replace("/", "."): site
-            for key, site in self.adapted.items()
-            if isinstance(site, AdaptedLayer)
-        }
-
-    def trained(self) -> Adapter:
-        """The factors as they are now, as a value."""
-        found = {name: site.factors() for name, site in self._sites().items()}
-        return Adapter({name: factors for name, factors in found.items() if factors is not None})
-
     def load_weights(self, file: str) -> str:
         """--network_weights: start from these factors, with their own alpha and rank. Modules that
         do not train here stay in effect, frozen, and in what is saved.
@@ -358,7 +325,7 @@ class ContinualNetwork(nn.Module):
         return self._load(read_lora(file), file)
 
     def _load(self, lora: LoraFile, file: str) -> str:
-        self._check_known(lora.total)
+        self.check_fits(lora.total)
         training = self.trained()
         fitting = {n: f for n, f in lora.adapter.items() if n in training}
         for name, factors in fitting.items():
@@ -367,94 +334,12 @@ class ContinualNetwork(nn.Module):
                     f"{file} has rank {factors.rank} in {name}, network_dim is "
                     f"{training[name].rank}; use the same or --dim_from_weights."
                 )
-            assert self._start is not None
-            self._site(name).set_factors(factors, self._start.trainable)
+        assert self._start is not None
+        self.set_factors(lora.adapter.restrict(fitting), self._start.trainable)
         resting = lora.delta + Delta.of(lora.adapter.without(fitting))
-        for name, entry in resting.items():
-            self._site(name).set_base(entry)
+        self.set_base(resting)
         self._resting = self._resting + resting
         return f"{len(fitting)} modules go on training, {len(resting)} rest"
-
-    # ------------------------------------------------------------------------ while training
-
-    def set_multiplier(self, multiplier: float) -> None:
-        """Strength of the factors in training; earlier tasks stay in effect."""
-        self.multiplier = multiplier
-        for site in self._sites().values():
-            site.multiplier = multiplier
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Nothing to do: hooks run inside the trainer's own checkpoints."""
-
-    def prepare_grad_etc(self, text_encoder: object, unet: object) -> None:
-        """requires_grad as the strategy wants it."""
-        for site in self._sites().values():
-            site.freeze_untrainable()
-
-    def on_epoch_start(self, text_encoder: object, unet: object) -> None:
-        """Dropouts on."""
-        self.train()
-
-    def on_step_start(self, text_encoder: object, unet: object) -> None:
-        """Nothing to do."""
-
-    def get_trainable_params(self) -> list[nn.Parameter]:
-        """What gradients are clipped over."""
-        return [p for p in self.parameters() if p.requires_grad]
-
-    def prepare_optimizer_params(
-        self, text_encoder_lr: float | None, unet_lr: float | None, default_lr: float | None = None
-    ) -> tuple[list[dict[str, Any]], list[str]]:
-        """Parameter groups with their learning rates, and their names."""
-        return self.prepare_optimizer_params_with_multiple_te_lrs(
-            text_encoder_lr, unet_lr, default_lr
-        )
-
-    def prepare_optimizer_params_with_multiple_te_lrs(
-        self,
-        text_encoder_lr: float | Sequence[float] | None,
-        unet_lr: float | None,
-        default_lr: float | None = None,
-    ) -> tuple[list[dict[str, Any]], list[str]]:
-        """As `prepare_optimizer_params`, with one rate for each text encoder. A group whose rate is
-        0 does not train; None is the default rate.
-        """
-        text = text_encoder_lr
-        given: list[float | None] = list(text) if isinstance(text, Sequence) else [text]
-        given = given or [None]
-        rates = [unet_lr, given[0], given[-1]]  # one rate for both, or one for each
-        groups, names = [], []
-        for prefix, asked in zip(PREFIXES, rates, strict=True):
-            rate = default_lr if asked is None else asked
-            sites = [s for name, s in self._sites().items() if name.startswith(prefix)]
-            params = [p for site in sites for p in site.parameters() if p.requires_grad]
-            if params and rate:
-                groups.append({"params": params, "lr": rate})
-                names.append(prefix[:-1])
-        return groups, names
-
-    def apply_max_norm_regularization(
-        self, max_norm: float, device: object
-    ) -> tuple[int, float, float]:
-        """--scale_weight_norms: updates above the norm are scaled down, half in A, half in B.
-
-        Returns:
-            number scaled, mean norm, largest norm (after scaling).
-        """
-        norms, scaled = [], 0
-        with torch.no_grad():
-            for site in self._sites().values():
-                factors = site.factors()
-                if factors is None or site.down is None or site.up is None:
-                    continue
-                norm = Delta.of(Adapter({"unet.x": factors})).norm()
-                if norm > max_norm:
-                    ratio = (max_norm / norm) ** 0.5
-                    site.down.mul_(ratio)
-                    site.up.mul_(ratio)
-                    norm, scaled = max_norm, scaled + 1
-                norms.append(norm)
-        return scaled, sum(norms) / len(norms) if norms else 0.0, max(norms, default=0.0)
 
     # ------------------------------------------------------------------------------ saving
 
@@ -490,10 +375,6 @@ class ContinualNetwork(nn.Module):
 
     # ------------------------------------------------------------------------------ merging
 
-    def is_mergeable(self) -> bool:
-        """It can be fused into the base."""
-        return True
-
     def merge_to(
         self,
         text_encoder: object,
@@ -504,12 +385,6 @@ class ContinualNetwork(nn.Module):
     ) -> None:
         """--base_weights: fuse a file into the models, added in fp32 and rounded once."""
         lora = self.lora or _lora_of(weights_sd)
-        self._check_known(lora.total)
+        self.check_fits(lora.total)
         for name, entry in lora.total.weighted(self.multiplier).items():
-            weight = self._layers[name].weight
-            assert isinstance(weight, nn.Parameter)
-            if entry.shape != layer_shape(self._layers[name]):
-                raise LineageError(f"{name} is {entry.shape} in base_weights; another base?")
-            fuse(weight, entry)
-            if dtype is not None:
-                weight.data = weight.data.to(dtype)
+            fuse_for_good(name, self._layers[name], entry, dtype)

@@ -114,6 +114,12 @@ class TaskRecord:
         )
 
 
+def class_words(kind: str, concept: str) -> str:
+    """A concept without its rare token: "sks stuffed animal" -> "stuffed animal"."""
+    token, _, rest = concept.partition(" ")
+    return rest if kind == "object" and rest else token
+
+
 def fill_prompt(template: str, concept: str, class_name: str = "") -> str:
     """`template` with {concept} and {class_name} filled in, nothing else interpreted."""
     return template.replace("{concept}", concept).replace("{class_name}", class_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -90,6 +91,33 @@ class Counting(Recall):
         written = path.read_text().split()
         if os.environ.get("RECALL_KILL") == f"{event} {written.count(event)}":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Ranks(Recall):
+    """Writes down what each process drew, rehearsed and learned."""
+
+    def __init__(self, images: int = 2, sample_steps: int = 2, folder: str = ".") -> None:
+        super().__init__(images=images, sample_steps=sample_steps, preserve=0.5)
+        self.folder = folder
+        self.rehearsed: list[float] = []
+
+    def rehearse(self, step: Step) -> Rehearsal | None:
+        found = super().rehearse(step)
+        if found is not None:
+            self.rehearsed.append(float(found.latents.double().sum()))
+        return found
+
+    def after_training(self, model: Model) -> None:
+        banks = [bank for sizes in (*self.banks, *self.preserved) for bank in sizes]
+        facts = {
+            "drawn": [float(bank.latents.double().sum()) for bank in banks],
+            "rehearsed": self.rehearsed,
+            "learned": [float(up.detach().double().sum()) for _, up in model.parameters.values()],
+        }
+        path = Path(self.folder) / f"rank{os.environ['RANK']}_task{model.task.index}.json"
+        path.write_text(json.dumps(facts), encoding="utf-8")
+        self.rehearsed = []
+        super().after_training(model)
 
 
 class Noisy(MergeInit):

@@ -15,14 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lcp_plugin.delivery.export import (
-    Exported,
-    Form,
-    check_output,
-    export,
-    read_learned,
-    weigh_tasks,
-)
+from lcp_plugin.delivery.export import export
+from lcp_plugin.delivery.forms import Exported, Form, check_output
+from lcp_plugin.delivery.learned import read_learned, weigh_tasks
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.registry import create_strategy

@@ -12,29 +12,21 @@ Methods: sum (exact), magmax, ties, dare, orthogonal; --rank truncates optimally
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from lcp_plugin import __version__
-from lcp_plugin.delivery.export import Learned, check_output, export_checkpoint, export_lora
-from lcp_plugin.delivery.merging import METHODS, Merged, MergeOptions, merge_deltas
-from lcp_plugin.delta import Delta, Stacked
+from lcp_plugin.delivery.checkpoint import export_checkpoint
+from lcp_plugin.delivery.export import export_lora
+from lcp_plugin.delivery.forms import check_output
+from lcp_plugin.delivery.learned import Learned
+from lcp_plugin.delivery.merge_header import MergedFile, describe_merge
+from lcp_plugin.delivery.merging import METHODS, MergeOptions, merge_deltas
+from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.evaluation.conflicts import compare_adapters, energy_lost
-from lcp_plugin.formats.foreign_header import summarise
-from lcp_plugin.formats.identity import file_model_hash
-from lcp_plugin.formats.lineage import Lineage, Source, collect_blocks
-from lcp_plugin.formats.lora_file import LoraFile, find_lora, read_lora
+from lcp_plugin.formats.lora_file import read_lora
 from lcp_plugin.formats.precisions import SAVED_AS
-from lcp_plugin.run.chaining import base_of_header
-from lcp_plugin.store.deliverable_header import header_of_merge
-from lcp_plugin.tasks import TaskRecord
-
-PREDICTS = "modelspec.prediction_type"  # epsilon or v
-BASE_KEYS = ("ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -71,132 +63,47 @@ def print_collisions(names: Sequence[str], deltas: Sequence[Delta]) -> None:
         )
 
 
-def common_base(loras: Sequence[LoraFile]) -> tuple[str, str]:
-    """Name and hash of the base if all files name the same one; says so where they differ.
-
-    The hash is ours where every file has our lineage; else the names and hashes that kohya's
-    headers give are compared, and only the name goes on.
-    """
-    lineages = [Lineage.from_metadata(lora.metadata) for lora in loras]
-    own = [(known.base, known.base_hash) for known in lineages if known and known.base_hash]
-    every = len(own) == len(loras)
-    said = own if every else [base_of_header(lora.metadata, None) for lora in loras]
-    names = {PurePath(name).name for name, _ in said if name not in ("", "None")}
-    hashes = {digest for _, digest in said if digest}
-    if len(hashes) > 1 or len({digest for _, digest in own}) > 1:
-        print(
-            f"trained on different bases ({', '.join(sorted(names))}): "
-            "the sum fits none of them exactly"
-        )
-        return "", ""
-    if every:
-        return own[0]
-    whole = len(names) == 1 and all(name not in ("", "None") for name, _ in said)
-    return (names.pop(), "") if whole else ("", "")
-
-
-def common_words(files: Sequence[Path], loras: Sequence[LoraFile]) -> dict[str, str]:
-    """What all headers say alike of their base and of what it predicts; "" takes an entry away.
-
-    Says so where some are for a base that predicts v and some for one that predicts noise.
-    """
-    headers = [lora.metadata for lora in loras]
-    kinds = {
-        path: header.get(PREDICTS, "")[:1] for path, header in zip(files, headers, strict=True)
-    }
-    v, noise = ([path.name for path, kind in kinds.items() if kind == k] for k in ("v", "e"))
-    words = {key: headers[0][key] for key in BASE_KEYS if headers[0].get(key, "None") != "None"}
-    words = {k: text for k, text in words.items() if all(h.get(k) == text for h in headers)}
-    if v and noise:
-        print(
-            f"{', '.join(v)} is for a base that predicts v, {', '.join(noise)} for one that "
-            "predicts noise: the sum fits neither exactly, and its header names neither"
-        )
-        return {**words, PREDICTS: ""}
-    return {**words, PREDICTS: "v"} if v else words
-
-
-def number_tasks(records: Sequence[TaskRecord]) -> tuple[TaskRecord, ...]:
-    """The tasks of all files in order, told apart by name: `can`, `can_2`."""
-    tasks: list[TaskRecord] = []
-    for index, record in enumerate(records, 1):
-        taken, number, name = {task.name for task in tasks}, 2, record.name
-        while name in taken:
-            name, number = f"{record.name}_{number}", number + 1
-        tasks.append(replace(record, index=index, name=name))
-    return tuple(tasks)
-
-
-def describe_merge(
-    files: Sequence[Path], loras: Sequence[LoraFile], options: argparse.Namespace, merged: Merged
-) -> dict[str, str]:
-    """The header of the result: every file's tasks, the files by hash, the method."""
-    weights = options.weights or [1.0] * len(files)
-    records: list[TaskRecord] = []
-    for file, lora in zip(files, loras, strict=True):
-        lineage = Lineage.from_metadata(lora.metadata)
-        words = summarise(lora.metadata).triggers or (file.stem,)
-        found = lineage.tasks if lineage and lineage.tasks else None
-        records += found or [TaskRecord(0, file.stem, "object", word) for word in words[:1]]
-    base, base_hash = common_base(loras)
-    tasks = number_tasks(records)
-    arguments = [
-        f"{k}={getattr(options, k)}" for k in ("density", "energy", "scale", "rank", "seed")
-    ]
-    stacked = {n: e.blocks for n, e in merged.delta.items() if isinstance(e, Stacked)}
-    lineage = Lineage(
-        tasks=tasks,
-        strategy=f"merge:{options.method}",
-        strategy_args=tuple(arguments),
-        base=base,
-        base_hash=base_hash,
-        carry="delta",
-        blocks=collect_blocks(stacked) if len(stacked) == len(merged.delta) else {},
-        parents=tuple(
-            Source(file.name, file_model_hash(find_lora(file)), weight)
-            for file, weight in zip(files, weights, strict=True)
-        ),
-        versions={"lcp_plugin": __version__},
-    )
-    error = {"ss_lcp_truncation": json.dumps({"rank": options.rank, "error": merged.error})}
-    extra = {**common_words(files, loras), **(error if options.rank else {})}
-    return header_of_merge(lineage, options.output.stem, [file.stem for file in files], extra)
-
-
 def merge(options: argparse.Namespace) -> list[str]:
     """Read, measure, merge and write; the lines to print."""
     check_output(options.output)
-    weights = options.weights
-    if weights is not None and len(weights) != len(options.files):
-        raise ConfigError(
-            f"{len(options.files)} files and {len(weights)} weights; give one for each."
-        )
-    loras = [read_lora(file) for file in options.files]
-    deltas = [lora.total for lora in loras]
+    files = read_files(options.files, options.weights)
+    deltas = [file.lora.total for file in files]
     if not options.quiet and len(deltas) > 1:
-        print_collisions([file.stem for file in options.files], deltas)
+        print_collisions([file.path.stem for file in files], deltas)
     how = MergeOptions(
         options.method, options.density, options.energy, options.scale, options.rank, options.seed
     )
-    merged = merge_deltas(deltas, weights, how)
+    merged = merge_deltas(deltas, [file.weight for file in files], how)
     if not merged.delta:
         raise ConfigError("nothing is left of the merge: all weights are 0.")
-    metadata = describe_merge(options.files, loras, options, merged)
-    learned = Learned(merged.delta.as_adapter(), metadata)
-    lines = []
+    header, said = describe_merge(files, how, merged, options.output.stem)
+    for line in said:
+        print(line)
     if options.rank:
         lost = energy_lost(merged)
         shares = ", ".join(f"{block} {share:.1%}" for block, share in lost.items() if block)
         print(f"energy lost at rank {options.rank}: {lost['']:.2%} ({shares})")
+    return write(Learned(merged.delta.as_adapter(), header), options)
+
+
+def read_files(paths: Sequence[Path], weights: Sequence[float] | None) -> list[MergedFile]:
+    """The files with their weights. Raises ConfigError for another number of weights."""
+    if weights is not None and len(weights) != len(paths):
+        raise ConfigError(f"{len(paths)} files and {len(weights)} weights; give one for each.")
+    each = weights or [1.0] * len(paths)
+    return [MergedFile(p, read_lora(p), w) for p, w in zip(paths, each, strict=True)]
+
+
+def write(learned: Learned, options: argparse.Namespace) -> list[str]:
+    """A checkpoint where a base is given, else a LoRA; the lines to print."""
+    lines = []
     if options.base:
         done = export_checkpoint(learned, options.base, options.output)
         lines.append(f"rounding to the base's precision lost {done.rounding_share:.2%}")
     else:
         done = export_lora(learned, options.output, dtype=SAVED_AS[options.precision])
-    return [
-        *lines,
-        f"{done.path}: {done.modules} modules, {done.bytes / 1e6:.1f} MB, read back and equal",
-    ]
+    size = f"{done.bytes / 1e6:.1f} MB"
+    return [*lines, f"{done.path}: {done.modules} modules, {size}, read back and equal"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -213,9 +213,13 @@ def image_seconds(options: Options, pixels: int, steps: int) -> float:
 
 def drawing_seconds(recall: Recall, options: Options, pixels: int, tasks: int) -> float:
     """Seconds that a chain of `tasks` tasks draws what it rehearses: each earlier task anew."""
-    images = recall.images * tasks * (tasks - 1) / 2
     passes = 1.0 if recall.guidance == 1 else 2.0
-    return images * image_seconds(options, pixels, recall.sample_steps) * passes / 2
+    return (
+        recall.count_images(tasks)
+        * image_seconds(options, pixels, recall.sample_steps)
+        * passes
+        / 2
+    )
 
 
 def cost_facts(row: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from lcp_plugin.errors import FileFormatError, LcpError, LineageError
 from lcp_plugin.formats.disk import read_json
-from lcp_plugin.formats.foreign_header import Summary, summarise
+from lcp_plugin.formats.foreign_header import Claims, read_claims
 from lcp_plugin.formats.identity import file_model_hash
-from lcp_plugin.formats.keys import parse_key
 from lcp_plugin.formats.lineage import Lineage
+from lcp_plugin.formats.lora_keys import parse_key
 from lcp_plugin.formats.tensors import Header, read_header
 from lcp_plugin.store.task_folder import LINEAGE, TaskFolder, list_folders, read_folder
 from lcp_plugin.tasks import TaskRecord
@@ -26,7 +26,7 @@ _SSHS = re.compile("[0-9a-f]{64}")  # sha256 of all tensors' bytes, as kohya's s
 
 
 @dataclass(frozen=True)
-class Check:
+class HashCheck:
     """One hash that was recorded, and what became of it."""
 
     what: str
@@ -43,10 +43,10 @@ class Node:
 
     title: str
     lines: tuple[str, ...] = ()
-    checks: tuple[Check, ...] = ()
+    checks: tuple[HashCheck, ...] = ()
     children: tuple[Node, ...] = ()
 
-    def all_checks(self) -> list[Check]:
+    def all_checks(self) -> list[HashCheck]:
         """Of this node and everything below it."""
         return [*self.checks, *(c for child in self.children for c in child.all_checks())]
 
@@ -89,13 +89,13 @@ def trace(path: str | Path, search: Search | None = None) -> Node:
 
 def _trace_file(path: Path, search: Search) -> Node:
     header = read_header(path)
-    summary = summarise(header.metadata)
+    claims = read_claims(header.metadata)
     actual = file_model_hash(path)
     checks = []
     claimed = header.metadata.get("sshs_model_hash")
     if claimed:
         checks.append(_check_tensors(claimed, actual))
-    lines = [_describe_tensors(path, header), *_describe_summary(summary)]
+    lines = [_describe_tensors(path, header), *_describe_claims(claims)]
     if not claimed:
         lines.append(f"hash {actual[:12]} (of its tensors; none recorded)")
     lineage = Lineage.from_metadata(header.metadata)
@@ -109,13 +109,13 @@ def _trace_file(path: Path, search: Search) -> Node:
     return Node(str(path), tuple(lines), tuple(checks), tuple(children))
 
 
-def _check_tensors(claimed: str, actual: str) -> Check:
+def _check_tensors(claimed: str, actual: str) -> HashCheck:
     """Whether a file's tensors have the hash that its header claims. LyCORIS and some others hash
     tensor by tensor, in the order of saving, which a file does not keep: nothing to compare with.
     """
     if not _SSHS.fullmatch(claimed.lower()):
-        return Check("tensors", "not checked (another kind of hash)", one_line(claimed))
-    return Check("tensors", "verified" if claimed.lower() == actual else "differs", claimed)
+        return HashCheck("tensors", "not checked (another kind of hash)", one_line(claimed))
+    return HashCheck("tensors", "verified" if claimed.lower() == actual else "differs", claimed)
 
 
 def _describe_tensors(path: Path, header: Header) -> str:
@@ -127,14 +127,14 @@ def _describe_tensors(path: Path, header: Header) -> str:
     return f"{len(modules)} modules{rank}, {size:.1f} MB"
 
 
-def _describe_summary(summary: Summary) -> list[str]:
+def _describe_claims(claims: Claims) -> list[str]:
     named = {
-        "made by": summary.tool,
-        "title": summary.title,
-        "date": summary.date,
-        "base": summary.base,
-        "trigger words": ", ".join(summary.triggers),
-        "trained on": "; ".join(f"{n} ({c})" for n, c in summary.datasets.items()),
+        "made by": claims.tool,
+        "title": claims.title,
+        "date": claims.date,
+        "base": claims.base,
+        "trigger words": ", ".join(claims.triggers),
+        "trained on": "; ".join(f"{n} ({c})" for n, c in claims.datasets.items()),
     }
     return [one_line(f"{name}: {value}") for name, value in named.items() if value]
 
@@ -165,14 +165,14 @@ def describe_task(record: TaskRecord) -> str:
     return one_line(text + (f" ({facts})" if facts else ""))
 
 
-def _trace_tasks_of(path: Path, lineage: Lineage, checks: list[Check]) -> list[Node]:
+def _trace_tasks_of(path: Path, lineage: Lineage, checks: list[HashCheck]) -> list[Node]:
     """The tasks in a deliverable's header, with their folders where the run lies beside it."""
     run = path.with_suffix("")
     folders = {f.index: f for f in list_folders(run)} if run.is_dir() else {}
     if lineage.carry_hash and folders:
         newest = folders[max(folders)]
         same = newest.lineage.get("hashes", {}).get("carry") == lineage.carry_hash
-        checks.append(Check("carry", "verified" if same else "differs", lineage.carry_hash))
+        checks.append(HashCheck("carry", "verified" if same else "differs", lineage.carry_hash))
     return [
         _trace_task(folders[task.index])
         if task.index in folders and folders[task.index].name == task.name
@@ -193,18 +193,18 @@ def _trace_task(folder: TaskFolder) -> Node:
                 state = "verified" if file_model_hash(file) == recorded else "differs"
             except FileFormatError:
                 state = "differs"
-        checks.append(Check(part, state, str(recorded)))
+        checks.append(HashCheck(part, state, str(recorded)))
     record = TaskRecord.from_json(folder.lineage["task"])
     return Node(describe_task(record), (str(folder.path),), tuple(checks))
 
 
-def _check_base(recorded: str, search: Search) -> list[Check]:
+def _check_base(recorded: str, search: Search) -> list[HashCheck]:
     if not recorded:
         return []
     if not search.base_hash:
-        return [Check("base", "not checked (name it to compare)", recorded)]
+        return [HashCheck("base", "not checked (name it to compare)", recorded)]
     state = "verified" if search.base_hash == recorded else "differs"
-    return [Check("base", state, recorded)]
+    return [HashCheck("base", state, recorded)]
 
 
 def _trace_parent(name: str, wanted: str, path: Path, search: Search) -> Node:
@@ -213,10 +213,10 @@ def _trace_parent(name: str, wanted: str, path: Path, search: Search) -> Node:
         return Node(f"{title} (already shown)")
     found = find_by_hash(wanted, (path.parent, *search.folders))
     if found is None:
-        return Node(title, checks=(Check("parent", "not found", wanted),))
+        return Node(title, checks=(HashCheck("parent", "not found", wanted),))
     folder = read_folder(found.parent) if found.name == "carry.safetensors" else None
     below = _trace_task(folder) if folder else _trace_file(found, search)
-    check = Check("parent", "verified", wanted)
+    check = HashCheck("parent", "verified", wanted)
     return Node(title, checks=(check,), children=(below,))
 
 
@@ -249,6 +249,6 @@ def _claimed_hash(file: Path) -> str | None:
         return ""
 
 
-def failed(checks: Sequence[Check]) -> list[Check]:
+def failed(checks: Sequence[HashCheck]) -> list[HashCheck]:
     """The checks whose hash differs."""
     return [check for check in checks if check.state == "differs"]

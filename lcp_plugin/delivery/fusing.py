@@ -27,14 +27,14 @@ ROWS = 128  # looked at at once
 
 
 @dataclass(frozen=True)
-class Part:
+class Place:
     """A module's place in a tensor: all of it, or one third of its rows (q, k or v)."""
 
     module: str
     third: int | None = None
 
 
-Slots = Mapping[str, Sequence[Part]]  # tensor name -> the modules in it
+Slots = Mapping[str, Sequence[Place]]  # tensor name -> the modules in it
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,19 @@ class Fused:
         return math.sqrt(self.lost / self.size) if self.size else 0.0
 
 
-def checkpoint_slots(header: Header, delta: Delta) -> dict[str, list[Part]]:
+def checkpoint_slots(header: Header, delta: Delta) -> dict[str, list[Place]]:
     """Where the modules of `delta` lie in a single-file SDXL checkpoint.
 
     Raises:
         BaseModelError: a module that the checkpoint does not hold.
     """
-    slots: dict[str, list[Part]] = {}
+    slots: dict[str, list[Place]] = {}
     missing = []
     for module in delta:
         name, third = checkpoint_slot(module)
         if name not in header.tensors:
             missing.append(name)
-        slots.setdefault(name, []).append(Part(module, third))
+        slots.setdefault(name, []).append(Place(module, third))
     if missing:
         raise BaseModelError(
             f"the checkpoint lacks {few(missing)}, which the adapter changes; is it an SDXL "
@@ -81,13 +81,13 @@ def few(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def component_slots(header: Header, component: str, delta: Delta) -> dict[str, list[Part]]:
+def component_slots(header: Header, component: str, delta: Delta) -> dict[str, list[Place]]:
     """Where the modules of `delta` lie in a weights file of one diffusers component."""
     slots = {}
     for name in header.tensors:
         module = canonical(f"{component}.{name.removesuffix('.weight')}")
         if name.endswith(".weight") and module in delta:
-            slots[name] = [Part(module)]
+            slots[name] = [Place(module)]
     return slots
 
 
@@ -101,8 +101,8 @@ def fuse_file(source: Path, target: Path, slots: Slots, delta: Delta) -> Fused:
     reader = TensorReader(source)
     tensors = reader.header.tensors
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
-    for name, parts in slots.items():
-        _check_fits(source, name, ordered[name], parts, delta)
+    for name, places in slots.items():
+        _check_fits(source, name, ordered[name], places, delta)
     fused = Fused()
     layout = {name: (info.dtype, info.shape) for name, info in ordered.items()}
     with writing(target) as write:
@@ -119,11 +119,11 @@ def fuse_file(source: Path, target: Path, slots: Slots, delta: Delta) -> Fused:
 
 
 def _check_fits(
-    source: Path, name: str, info: TensorInfo, parts: Sequence[Part], delta: Delta
+    source: Path, name: str, info: TensorInfo, places: Sequence[Place], delta: Delta
 ) -> None:
-    for part in parts:
-        rows, columns = delta[part.module].shape
-        wanted = (rows if part.third is None else 3 * rows, columns)
+    for place in places:
+        rows, columns = delta[place.module].shape
+        wanted = (rows if place.third is None else 3 * rows, columns)
         if len(info.shape) < 2 or (info.shape[0], math.prod(info.shape[1:])) != wanted:
             raise BaseModelError(
                 f"{source.name}: {name} is {info.shape}, the adapter wants {wanted}; it was made "
@@ -137,15 +137,15 @@ def _check_fits(
 
 
 def _fuse_tensor(
-    reader: TensorReader, name: str, parts: Sequence[Part], delta: Delta, measure: bool = True
+    reader: TensorReader, name: str, places: Sequence[Place], delta: Delta, measure: bool = True
 ) -> tuple[Tensor, Fused]:
     changed = reader.read(name)
     fused = Fused()
-    for part in parts:
-        entry: Entry = delta[part.module]
+    for place in places:
+        entry: Entry = delta[place.module]
         rows = slice(None)
-        if part.third is not None:
-            rows = slice(part.third * entry.shape[0], (part.third + 1) * entry.shape[0])
+        if place.third is not None:
+            rows = slice(place.third * entry.shape[0], (place.third + 1) * entry.shape[0])
         before = changed[rows].float().reshape(entry.shape)
         rounded = add_delta(before, entry).to(changed.dtype)
         if not all(is_finite(block.float()) for block in torch.split(rounded, ROWS)):

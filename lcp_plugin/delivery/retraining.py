@@ -19,8 +19,8 @@ from lcp_plugin.config.options import option_fields, option_types
 from lcp_plugin.delivery.chain_tree import one_line
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.disk import read_json
-from lcp_plugin.formats.foreign_header import Summary, summarise
-from lcp_plugin.formats.lineage import Lineage, Source
+from lcp_plugin.formats.foreign_header import Claims, read_claims
+from lcp_plugin.formats.lineage import Lineage, ParentFile
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.store.data_facts import SUBSET_FACTS
 from lcp_plugin.store.task_folder import TaskFolder, list_folders, read_folder
@@ -32,13 +32,13 @@ _DATASET_FACTS = ("resolution", "enable_bucket", "min_bucket_reso", "max_bucket_
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownTraining:
     """What is known of a training."""
 
     name: str  # of the file or folder
     options: Mapping[str, Any]
     tasks: Sequence[TaskRecord]
-    parents: Sequence[Source] = ()
+    parents: Sequence[ParentFile] = ()
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task -> its options
     images: Mapping[str, Sequence[str]] = field(default_factory=dict)  # task -> folders
     datasets: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # in tables
@@ -64,26 +64,26 @@ def retraining_config(path: str | Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _known_of_file(path: Path) -> Known:
+def _known_of_file(path: Path) -> KnownTraining:
     metadata = read_header(path).metadata
-    summary, lineage = summarise(metadata), Lineage.from_metadata(metadata)
-    options = dict(summary.options)
+    claims, lineage = read_claims(metadata), Lineage.from_metadata(metadata)
+    options = dict(claims.options)
     if lineage is not None and lineage.options:  # our trainer's: all that differed from defaults
         options = dict(lineage.options)
-    if not options and not summary.triggers:
+    if not options and not claims.triggers:
         raise LineageError(f"the header of {path} says nothing about how it was trained.")
     options.setdefault("output_name", f"{path.stem}_again")
     if lineage is None:
-        tasks, datasets = _tasks_of(summary, metadata, path)
-        return Known(path.name, _again(options), tasks, datasets=datasets)
+        tasks, datasets = _tasks_of(claims, metadata, path)
+        return KnownTraining(path.name, _again(options), tasks, datasets=datasets)
     if lineage.base:
         options["pretrained_model_name_or_path"] = lineage.base
     options |= _strategy_options(lineage.trained_by, lineage.strategy_args)
     options |= {name: value for name, value in lineage.seeds.items() if value is not None}
-    return Known(path.name, _again(options), lineage.tasks, lineage.parents)
+    return KnownTraining(path.name, _again(options), lineage.tasks, lineage.parents)
 
 
-def _known_of_folder(path: Path) -> Known:
+def _known_of_folder(path: Path) -> KnownTraining:
     """Of a task folder that task, of a run's folder all its tasks."""
     alone = read_folder(path)
     folders = [alone] if alone is not None else list_folders(path)
@@ -102,9 +102,9 @@ def _known_of_folder(path: Path) -> Known:
     }
     options.setdefault("output_name", f"{path.name}_again")
     records = {name: r for folder in folders for name, r in _own_records(folder).items()}
-    source = Source(Path(str(parent.get("source"))).name, str(parent.get("hash")))
+    source = ParentFile(Path(str(parent.get("source"))).name, str(parent.get("hash")))
     sets = {f.name: f.lineage.get("data", {}) for f in folders}
-    return Known(
+    return KnownTraining(
         name=path.name,
         options=_again(options),
         tasks=list(records.values()),
@@ -144,16 +144,16 @@ def _again(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tasks_of(
-    summary: Summary, metadata: Mapping[str, str], path: Path
+    claims: Claims, metadata: Mapping[str, str], path: Path
 ) -> tuple[tuple[TaskRecord, ...], dict[str, Sequence[Mapping[str, Any]]]]:
     """The task of a foreign file, and its data sets where one folder does not say it all.
 
     sd-scripts trains all folders together: one task.
     """
-    folders = list(summary.datasets)
+    folders = list(claims.datasets)
     words = [re.sub(r"^\d+_", "", Path(name).name) for name in folders]
-    word = next(iter(words or summary.triggers), path.stem)
-    facts = {"trained on": "; ".join(f"{n}: {c}" for n, c in summary.datasets.items())}
+    word = next(iter(words or claims.triggers), path.stem)
+    facts = {"trained on": "; ".join(f"{n}: {c}" for n, c in claims.datasets.items())}
     task = TaskRecord(1, word, "object", word, facts=facts if folders else {})
     sets = _json_list(metadata.get("ss_datasets"))
     if not sets and len(folders) > 1:
@@ -193,7 +193,7 @@ def _option_lines(name: str, value: Any) -> list[str]:
     return [text]
 
 
-def _task_lines(task: TaskRecord, known: Known) -> list[str]:
+def _task_lines(task: TaskRecord, known: KnownTraining) -> list[str]:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", task.name).strip("._-") or f"task{task.index}"
     values: dict[str, Any] = {"name": name, "kind": task.kind, "concept": task.concept}
     if task.train_prompt:

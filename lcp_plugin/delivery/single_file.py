@@ -63,7 +63,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Target:
+class CheckpointTensor:
     """A tensor of the checkpoint, made of one piece, or of q, k and v stacked."""
 
     pieces: tuple[Piece, ...]
@@ -86,7 +86,7 @@ def write_single_file(folder: str | Path, path: str | Path) -> None:
         DiskError: the write failed.
     """
     folder, path = Path(folder), Path(path)
-    targets: dict[str, Target] = {}
+    targets: dict[str, CheckpointTensor] = {}
     for component in ("unet", "text_encoder", "text_encoder_2", "vae"):
         targets.update(_component(component, _find_pieces(folder / component)))
     _check_widths(folder, targets)
@@ -102,7 +102,7 @@ def write_single_file(folder: str | Path, path: str | Path) -> None:
             out.write(raw_bytes(targets[name].read()))
 
 
-def _check_widths(folder: Path, targets: Mapping[str, Target]) -> None:
+def _check_widths(folder: Path, targets: Mapping[str, CheckpointTensor]) -> None:
     """diffusers takes the encoder of a file by its width, so two equal ones become one."""
     first = targets[f"{TEXT_1}text_model.embeddings.position_embedding.weight"]
     if first.shape[-1] == targets[f"{TEXT_2}positional_embedding"].shape[-1]:
@@ -123,7 +123,9 @@ def _find_pieces(folder: Path) -> dict[str, Piece]:
     return pieces
 
 
-def _component(component: str, pieces: Mapping[str, Piece]) -> Iterator[tuple[str, Target]]:
+def _component(
+    component: str, pieces: Mapping[str, Piece]
+) -> Iterator[tuple[str, CheckpointTensor]]:
     if component == "unet":
         yield from _unet(pieces)
     elif component == "vae":
@@ -134,26 +136,26 @@ def _component(component: str, pieces: Mapping[str, Piece]) -> Iterator[tuple[st
         yield from (_text_1 if component == "text_encoder" else _text_2)(ours)
 
 
-def _as_is(piece: Piece) -> Target:
-    return Target((piece,), piece.info.shape)
+def _as_is(piece: Piece) -> CheckpointTensor:
+    return CheckpointTensor((piece,), piece.info.shape)
 
 
-def _unet(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, Target]]:
+def _unet(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, CheckpointTensor]]:
     for name, piece in pieces.items():
         module, _, kind = name.rpartition(".")
         yield f"model.diffusion_model.{to_sgm(module)}.{kind}", _as_is(piece)
 
 
-def _text_1(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, Target]]:
+def _text_1(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, CheckpointTensor]]:
     for name, piece in pieces.items():
         yield TEXT_1 + name, _as_is(piece)
 
 
-def _text_2(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, Target]]:
+def _text_2(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, CheckpointTensor]]:
     for name, piece in pieces.items():
         if name in _TEXT_2_OUTSIDE:
             shape, turned = piece.info.shape, name == "text_projection.weight"
-            target = Target((piece,), shape[::-1] if turned else shape, turned)
+            target = CheckpointTensor((piece,), shape[::-1] if turned else shape, turned)
             yield TEXT_2 + _TEXT_2_OUTSIDE[name], target
             continue
         match = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
@@ -164,12 +166,15 @@ def _text_2(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, Target]]:
         if inside == "self_attn.q_proj":
             every = tuple(pieces[name.replace("q_proj", f"{p}_proj")] for p in "qkv")
             rows = 3 * piece.info.shape[0]
-            yield f"{block}.attn.in_proj_{kind}", Target(every, (rows, *piece.info.shape[1:]))
+            yield (
+                f"{block}.attn.in_proj_{kind}",
+                CheckpointTensor(every, (rows, *piece.info.shape[1:])),
+            )
         elif inside in _TEXT_2:
             yield f"{block}.{_TEXT_2[inside]}.{kind}", _as_is(piece)
 
 
-def _vae(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, Target]]:
+def _vae(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, CheckpointTensor]]:
     numbers = [int(m[1]) for n in pieces if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", n))]
     levels = 1 + max(numbers, default=0)
     for name, piece in pieces.items():
@@ -181,7 +186,7 @@ def _vae(pieces: Mapping[str, Piece]) -> Iterator[tuple[str, Target]]:
             shape = (*shape, 1, 1) if len(shape) == 2 else shape
         else:
             module = _vae_module(module, levels)
-        yield f"first_stage_model.{module}.{kind}", Target((piece,), shape)
+        yield f"first_stage_model.{module}.{kind}", CheckpointTensor((piece,), shape)
 
 
 def _vae_module(module: str, levels: int) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.evaluate import Evaluation
-from lcp_plugin.evaluation.scores import Matrix, Summary, none_if_nan, spread, summarise
+from lcp_plugin.evaluation.recognition import read_recognition, tell_recognised
+from lcp_plugin.evaluation.scores import Matrix, RunScores, none_if_nan, score_matrix, spread
 from lcp_plugin.evaluation.tables import Column, Row, Table, to_csv, to_latex, to_markdown
 from lcp_plugin.formats.disk import write_bytes, write_json
 
@@ -36,10 +37,10 @@ def matrix_of(entry: Mapping[str, Any], metric: str) -> Matrix:
     return measures.check_matrix(filled)
 
 
-def summary_of(entry: Mapping[str, Any], metric: str) -> Summary:
+def scores_of_run(entry: Mapping[str, Any], metric: str) -> RunScores:
     """A run's numbers, from its matrix."""
     base = entry["metrics"][metric]["base"]
-    return summarise(matrix_of(entry, metric), sum(base) / len(base))
+    return score_matrix(matrix_of(entry, metric), sum(base) / len(base))
 
 
 def build_table(entries: Sequence[Mapping[str, Any]], metric: Metric) -> Table:
@@ -52,8 +53,8 @@ def build_table(entries: Sequence[Mapping[str, Any]], metric: Metric) -> Table:
     rows = [Row("base", (spread(bases), *empty), competes=False)]
     groups = _by_label(e for e in entries if not e["ceiling"])
     for label, group in groups.items():
-        summaries = [summary_of(e, metric.name) for e in group]
-        cells = tuple(spread([getattr(s, key) for s in summaries]) for key in COLUMNS)
+        numbers = [scores_of_run(e, metric.name) for e in group]
+        cells = tuple(spread([getattr(n, key) for n in numbers]) for key in COLUMNS)
         rows.append(Row(label, cells, competes=len(groups) > 1))
     for label, group in _by_label(e for e in entries if e["ceiling"] and e["stages"]).items():
         finals = [e["metrics"][metric.name]["average_score"] for e in group]
@@ -80,10 +81,10 @@ def compare_strategies(
         if len(pairs) < 2:
             continue
         for metric in metrics:
-            summaries = [(summary_of(x, metric.name), summary_of(y, metric.name)) for x, y in pairs]
+            numbers = [[scores_of_run(e, metric.name) for e in pair] for pair in pairs]
             for key in ("average_score", "forgetting", "peak", "retention"):
-                left = [getattr(x, key) for x, _ in summaries]
-                right = [getattr(y, key) for _, y in summaries]
+                left = [getattr(x, key) for x, _ in numbers]
+                right = [getattr(y, key) for _, y in numbers]
                 if any(math.isnan(v) for v in [*left, *right]):
                     continue
                 interval = measures.bootstrap_difference(left, right)
@@ -112,11 +113,14 @@ def collect_scores(
     for label, group in _by_label(e for e in entries if not e["ceiling"]).items():
         strategies[label] = {
             metric.name: {
-                key: _spread_json([getattr(summary_of(e, metric.name), key) for e in group])
+                key: _spread_json([getattr(scores_of_run(e, metric.name), key) for e in group])
                 for key in COLUMNS
             }
             for metric in evaluation.metrics
         }
+        kept = count_kept(group)
+        if kept:
+            strategies[label]["recognised"] = _spread_json(kept)
     return {
         **evaluation.facts(),
         "runs": list(entries),
@@ -156,6 +160,28 @@ def matrices_csv(entries: Sequence[Mapping[str, Any]], metric: Metric) -> str:
         cells += [(t, "final", v) for t, v in zip(tasks, found.get("final", ()), strict=False)]
         lines += [f"{name},{task},{after},{value!r}" for task, after, value in cells]
     return "\n".join(lines) + "\n"
+
+
+def count_kept(entries: Sequence[Mapping[str, Any]]) -> list[float]:
+    """How many of its concepts each run still recognises at the end, where that was measured."""
+    found = [read_recognition(entry) for entry in entries]
+    return [float(len(one.kept)) for one in found if one is not None]
+
+
+def tell_kept(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What is still recognised: of a single run with what became of the rest, of several a line per
+    strategy; empty where it was not measured.
+    """
+    measured = [e for e in entries if not e["ceiling"] and e.get("recognition")]
+    if len(measured) == 1:
+        found = read_recognition(measured[0])
+        return tell_recognised(found) if found else ""
+    lines = []
+    for label, group in _by_label(measured).items():
+        kept, count = count_kept(group), len(group[0]["tasks"])
+        runs = "" if len(group) == 1 else f" (mean of {len(group)} runs)"
+        lines.append(f"still recognised: {label} {_mean(kept):.3g} of {count}{runs}")
+    return "\n".join(lines)
 
 
 def tell_differences(scores: Mapping[str, Any]) -> str:

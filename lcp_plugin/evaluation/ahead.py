@@ -17,7 +17,7 @@ from typing import Any
 from lcp_plugin.errors import LcpError
 from lcp_plugin.evaluation.chains import Chain
 from lcp_plugin.evaluation.evaluate import Evaluation
-from lcp_plugin.evaluation.generate import Picture, Stage
+from lcp_plugin.evaluation.pictures import Picture, Stage
 from lcp_plugin.evaluation.processes import library_server
 
 logger = logging.getLogger(__name__)

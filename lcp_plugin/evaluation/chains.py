@@ -16,7 +16,7 @@ from typing import Any
 
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import DataError, LineageError
-from lcp_plugin.evaluation.generate import BASE, Stage, name_weights
+from lcp_plugin.evaluation.pictures import BASE, Stage, name_weights
 from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.lineage import Lineage
@@ -27,7 +27,7 @@ from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.base_weights import BaseSource, source_of
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.store.task_folder import LINEAGE, PARENT, TaskFolder, read_folder
-from lcp_plugin.tasks import TaskRecord
+from lcp_plugin.tasks import TaskRecord, class_words
 
 logger = logging.getLogger(__name__)
 CEILINGS = ("independent", "joint", "merge_at_end")
@@ -53,8 +53,7 @@ class EvalTask:
     @property
     def class_words(self) -> str:
         """The concept without its rare token: "sks stuffed animal" -> "stuffed animal"."""
-        token, _, rest = self.concept.partition(" ")
-        return rest if self.kind == "object" and rest else token
+        return class_words(self.kind, self.concept)
 
 
 @dataclass(frozen=True)

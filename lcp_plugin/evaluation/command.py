@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.evaluation.aggregate import collect_scores, tell_differences, write_scores
-from lcp_plugin.evaluation.ahead import draw_ahead
-from lcp_plugin.evaluation.chains import (
-    Chain,
-    EvalTask,
-    chain_of_adapters,
-    find_images,
-    read_chain,
+from lcp_plugin.evaluation.aggregate import (
+    collect_scores,
+    tell_differences,
+    tell_kept,
+    write_scores,
 )
+from lcp_plugin.evaluation.ahead import draw_ahead
+from lcp_plugin.evaluation.chains import Chain
 from lcp_plugin.evaluation.embeddings import EmbeddingCache
-from lcp_plugin.evaluation.encoders import (
+from lcp_plugin.evaluation.evaluate import Evaluation, score_folders
+from lcp_plugin.evaluation.extras import EXTRAS, measure_extras
+from lcp_plugin.evaluation.images import list_images
+from lcp_plugin.evaluation.inputs import collect_chains
+from lcp_plugin.evaluation.metrics import (
     METRICS,
     choose_metrics,
     load_encoder,
     parse_encoder_paths,
 )
-from lcp_plugin.evaluation.evaluate import Evaluation, score_folders
-from lcp_plugin.evaluation.images import list_images
 from lcp_plugin.evaluation.protocols import Protocol, read_dreambooth_prompts, read_protocol, settle
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.formats.disk import write_json
-from lcp_plugin.formats.lora_file import find_lora
 from lcp_plugin.formats.precisions import PRECISIONS
-from lcp_plugin.sdxl.base_weights import BaseSource, identify_sum, pair_multipliers
-from lcp_plugin.sdxl.load import identify_base
 from lcp_plugin.store.lock import locked
 
 
@@ -66,7 +64,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
         "--extras",
         nargs="*",
         default=[],
-        choices=("bleed", "leakage", "drift", "diversity", "multi", "recognition", "losses"),
+        choices=tuple(EXTRAS),
         help="more than the paper; see the report",
     )
 
@@ -162,64 +160,6 @@ def read_prompts(files: Sequence[Path]) -> list[str]:
     return prompts if all(prompts) else []
 
 
-def collect_chains(args: argparse.Namespace) -> list[Chain]:
-    """The runs, adapters or base that the arguments name."""
-    if args.runs:
-        chains = [read_chain(run.resolve(), args.references) for run in args.runs]
-        known = {t.name: t for t in read_tasks(args.tasks, None)} if args.tasks else {}
-        return [move_base(fill_references(chain, known), args) for chain in chains]
-    if args.tasks is None or (args.adapters is None and args.base is None):
-        raise ConfigError(
-            "nothing to score: give runs' folders, or --adapters with --base and --tasks, or "
-            "--base with --tasks, or --generated with --references."
-        )
-    tasks, base = read_tasks(args.tasks, args.references), choose_base(args)
-    if args.adapters is None:
-        return [Chain(base.name, base.name, "base", base, base.hash, tuple(tasks), ())]
-    return [chain_of_adapters(args.adapters, tasks, base)]
-
-
-def choose_base(args: argparse.Namespace) -> BaseSource:
-    """What --base and --base_weights name."""
-    parts = pair_multipliers(args.base_weights, args.base_weights_multiplier)
-    found = identify_sum(identify_base(args.base), parts)
-    added = tuple((p["path"], p["weight"], p["hash"]) for p in found.added)
-    return BaseSource(found.name, found.hash, found.origin, added)
-
-
-def move_base(chain: Chain, args: argparse.Namespace) -> Chain:
-    """The chain with its base and base_weights where --base and --base_weights say they lie now;
-    hashes still decide whether they are the same.
-    """
-    base = replace(chain.base, origin=args.base) if args.base else chain.base
-    if args.base_weights:
-        if len(args.base_weights) != len(base.added):
-            raise ConfigError(
-                f"--base_weights names {len(args.base_weights)} files, but {chain.name} was "
-                f"trained on {len(base.added)}."
-            )
-        paths = [str(find_lora(path)) for path in args.base_weights]
-        added = tuple((p, w, h) for p, (_, w, h) in zip(paths, base.added, strict=True))
-        base = replace(base, added=added)
-    return replace(chain, base=base)
-
-
-def read_tasks(config: Path, references: Path | None, flags: Sequence[str] = ()) -> list[EvalTask]:
-    """The [[tasks]] of a run's config, with their images or those in `references`; `flags` are
-    further options of the training command, such as --data_root."""
-    from lcp_plugin.config.load import load_config
-
-    tasks = []
-    for index, task in enumerate(load_config(["--config", str(config), *flags]).tasks, 1):
-        folders = [Path(s.image_dir) for d in task.datasets for s in d.subsets if not s.is_reg]
-        folders = [references / task.name] if references is not None else folders
-        images = [image for folder in folders for image in find_images(folder)]
-        tasks.append(
-            EvalTask(index, task.name, task.kind, task.concept, task.eval_prompts, tuple(images))
-        )
-    return tasks
-
-
 def evaluate_chains(
     chains: Sequence[Chain], args: argparse.Namespace, folder: Path, parallel: int = 1
 ) -> str:
@@ -248,13 +188,12 @@ def _evaluate_alone(
     entries = [evaluation.score_chain(chain) for chain in chains]
     extras: dict[str, Any] = {}
     if args.extras:
-        from lcp_plugin.evaluation.extras import measure_extras
-
         extras = {"extras": measure_extras(evaluation, chains, entries, args.extras)}
     scores = collect_scores(evaluation, entries, extras)
     tables = write_scores(evaluation, scores, folder)
     told = [f"{table.caption}\n\n{to_markdown(table)}" for table in tables]
-    return "\n".join([*told, tell_differences(scores)])
+    kept = tell_kept(entries)
+    return "\n".join([*([kept, ""] if kept else []), *told, tell_differences(scores)])
 
 
 def create_evaluation(args: argparse.Namespace, folder: Path) -> Evaluation:
@@ -292,14 +231,3 @@ def choose_device(name: str | None) -> str:
     import torch
 
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def fill_references(chain: Chain, tasks: Mapping[str, EvalTask]) -> Chain:
-    """The chain with the images of a config's tasks where it has recorded none of its own."""
-    filled = tuple(
-        replace(t, references=tasks[t.name].references)
-        if not t.references and t.name in tasks
-        else t
-        for t in chain.tasks
-    )
-    return replace(chain, tasks=filled)

@@ -16,10 +16,12 @@ from lcp_plugin.errors import DataError
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage, require_references
 from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
-from lcp_plugin.evaluation.encoders import Metric, load_encoder
-from lcp_plugin.evaluation.generate import Picture, Stage, Studio, plan_pictures
+from lcp_plugin.evaluation.encoders import Metric
+from lcp_plugin.evaluation.metrics import METRICS, load_encoder
+from lcp_plugin.evaluation.pictures import Picture, Stage, Studio, plan_pictures
 from lcp_plugin.evaluation.protocols import Protocol
-from lcp_plugin.evaluation.scores import none_if_nan, summarise
+from lcp_plugin.evaluation.recognition import Look, Recognition, judge
+from lcp_plugin.evaluation.scores import none_if_nan, score_matrix
 from lcp_plugin.formats.precisions import PRECISIONS
 from lcp_plugin.sdxl.base_weights import BaseSource
 
@@ -117,7 +119,42 @@ class Evaluation:
             at_base = [self.score(metric, base, task) for task in chain.tasks]
             self.cache(metric.encoder).save()
             found[metric.name] = _describe_metric(chain, values, at_base)
-        return _describe_chain(chain) | {"metrics": found}
+        recognised = self.recognise(chain)
+        told = {} if recognised is None else {"recognition": recognised.to_json()}
+        return _describe_chain(chain) | {"metrics": found} | told
+
+    def recognise(self, chain: Chain) -> Recognition | None:
+        """What the chain's tasks look like in every state that is scored, from the same images.
+
+        None where there is nothing to mistake a concept for.
+        """
+        if len(chain.tasks) < 2 or not chain.stages:
+            return None
+        metric, base = choose_eye(self.metrics), base_stage(chain.base_hash)
+        cells, count = chain.cells(), len(chain.tasks)
+        states = {i: [j for own, j in cells if own == i] for i in range(count)}
+        shown = states if chain.is_ceiling else dict.fromkeys(states, range(len(chain.stages)))
+        looks = tuple(
+            tuple(
+                self.look(metric, chain, i, chain.stages[j]) if j in states[i] else None
+                for j in shown[i]
+            )
+            for i in range(count)
+        )
+        return Recognition(
+            metric=metric.name,
+            images=min(len(self.pictures(base, task)) for task in chain.tasks),
+            tasks=tuple(task.name for task in chain.tasks),
+            looks=looks,
+            base=tuple(self.look(metric, chain, i, base) for i in range(count)),
+        )
+
+    def look(self, metric: Metric, chain: Chain, own: int, stage: Stage) -> Look:
+        """One task's images in a state of the model, among the references of all."""
+        cache, task = self.cache(metric.encoder), chain.tasks[own]
+        images = cache.embed_files([p.path for p in self.pictures(stage, task)])
+        references = {t.name: cache.embed_files(t.references).numpy() for t in chain.tasks}
+        return judge(images.numpy(), references, task.name)
 
     def facts(self) -> dict[str, Any]:
         """What the scores depend on besides the chains."""
@@ -129,6 +166,17 @@ class Evaluation:
                 for m in self.metrics
             },
         }
+
+
+def choose_eye(metrics: Sequence[Metric]) -> Metric:
+    """The metric whose encoder recognises: the first that compares images with images, else one of
+    the same encoder that does.
+    """
+    for metric in metrics:
+        if not metric.against_prompt:
+            return metric
+    encoders = {metric.encoder for metric in metrics}
+    return next(m for m in METRICS.values() if m.encoder in encoders and not m.against_prompt)
 
 
 def _describe_chain(chain: Chain) -> dict[str, Any]:
@@ -157,11 +205,11 @@ def _describe_metric(
         mean = sum(final) / len(final)
         return {"final": final, "base": list(base), "average_score": mean}
     matrix = measures.fill_matrix(values, len(chain.tasks))
-    summary = summarise(matrix, sum(base) / len(base))
+    numbers = score_matrix(matrix, sum(base) / len(base))
     return {
         "matrix": [[none_if_nan(v) for v in row] for row in matrix.tolist()],
         "base": list(base),
-        "summary": summary.to_json(),
+        "summary": numbers.to_json(),
     }
 
 

@@ -1,47 +1,33 @@
 """More than the paper measures: what leaks, drifts and blurs between concepts.
 
-Each measure has one sentence in `ABOUT`, which the report prints. Images are made under the same
-protocol as the scores' own, into folders of their own, once.
+Each measure is a row of `EXTRAS`: the sentence that the report prints, how it is taken, and which
+of its numbers fit into a row. Images are made under the same protocol as the scores' own, into
+folders of their own, once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
 from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.evaluate import Evaluation
-from lcp_plugin.evaluation.generate import Stage
-from lcp_plugin.evaluation.losses import Prober, losses_alone, measure_losses
-from lcp_plugin.evaluation.recognition import measure_recognition
-from lcp_plugin.evaluation.scores import mean_cosine, none_if_nan, normalise_losses
+from lcp_plugin.evaluation.losses import Prober, describe_losses, encode_images
+from lcp_plugin.evaluation.pictures import Stage
+from lcp_plugin.evaluation.recognition import cover
+from lcp_plugin.evaluation.scores import mean_cosine, none_if_nan
 from lcp_plugin.sdxl.base_weights import BaseSource
 
-ABOUT: Mapping[str, str] = {
-    "bleed": "Images of one concept's prompts against the pictures of every other: off the "
-    "diagonal, concepts run into each other where they exceed the base's.",
-    "leakage": "The prompt without the rare token (“a sneaker”) against the concept's pictures, "
-    "less the base's score: how far the class word itself was taken over.",
-    "drift": "Everyday prompts with the same noise, before and after: 1 - cosine to the base's "
-    "own image, so 0 means that the rest of the model is untouched.",
-    "diversity": "1 - mean cosine between images of one prompt: near 0 the model draws one picture "
-    "over and over.",
-    "multi": "Two concepts in one prompt, scored against each one's pictures; the weaker of the "
-    "two counts.",
-    "recognition": "Share of a concept's images whose nearest picture, among those of all "
-    "concepts, is its own; and how much of the way from the base's score to that of its pictures "
-    "as the VAE returns them was covered by learning it.",
-    "losses": "The error of the prediction on fixed noise over the tasks' own pictures, 0 as the "
-    "base, 1 as a model that learned this task alone; and how far predictions moved since "
-    "learning, in units of what learning moved.",
-}
-OF_CEILINGS = frozenset({"recognition"})  # what has a meaning without a sequence of tasks
+Facts = Mapping[str, Any]
+Numbers = list[tuple[str, float]]  # of a row of the report; NaN where there is none
+
 GENERIC = (
     "a photo of a dog on the grass",
     "a red car in front of a house",
@@ -52,38 +38,43 @@ GENERIC = (
 )
 
 
+@dataclass
+class Measuring:
+    """The chains that are measured together, and what they share."""
+
+    evaluation: Evaluation
+    chains: Sequence[Chain]
+    metric: Metric
+    probers: dict[BaseSource, Prober] = field(default_factory=dict)
+
+    def losses(self, chain: Chain, entry: Facts) -> dict[str, Any]:
+        """`describe_losses`, with one prober for each base."""
+        alone = [c for c in self.chains if c.strategy == "independent"]
+        if chain.base not in self.probers:
+            seed = self.evaluation.protocol.sampling.seed
+            file = self.evaluation.folder / "losses.json"
+            self.probers[chain.base] = Prober(self.evaluation.studio(chain.base), seed, file)
+        prober = self.probers[chain.base]
+        found = describe_losses(prober, chain, entry, alone, self.metric)
+        prober.save()
+        return found
+
+
 def measure_extras(
     evaluation: Evaluation,
     chains: Sequence[Chain],
-    entries: Sequence[Mapping[str, Any]],
+    entries: Sequence[Facts],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """The named measures of every chain that is not a ceiling: {"about", "runs": {name: ...}}."""
+    """The named measures of the chains that they mean something for: {"about", "runs": ...}."""
     usable = [m for m in evaluation.metrics if not m.against_prompt]
-    measured: dict[str, Callable[[Chain, Metric], dict[str, Any]]] = {
-        "bleed": lambda chain, metric: measure_bleed(evaluation, chain, metric),
-        "leakage": lambda chain, metric: measure_leakage(evaluation, chain, metric),
-        "drift": lambda chain, metric: measure_drift(evaluation, chain, metric),
-        "diversity": lambda chain, metric: measure_diversity(evaluation, chain, metric),
-        "multi": lambda chain, metric: measure_multi(evaluation, chain, metric),
-        "recognition": lambda chain, metric: measure_recognition(evaluation, chain, metric),
-    }
-    alone = [c for c in chains if c.strategy == "independent"]
-    probers: dict[BaseSource, Prober] = {}
     runs: dict[str, Any] = {}
-    for chain, entry in zip(chains, entries, strict=True):
-        if not chain.stages or not usable:
-            continue
-        possible = [n for n in names if not chain.is_ceiling or n in OF_CEILINGS]
-        found: dict[str, Any] = {
-            n: measured[n](chain, usable[0]) for n in possible if n in measured
-        }
-        if "losses" in possible:
-            prober = probers.setdefault(chain.base, _prober(evaluation, chain))
-            found["losses"] = describe_losses(prober, chain, entry, alone, usable[0])
-            prober.save()
-        if found:
-            runs[chain.name] = found
+    if usable:
+        setting = Measuring(evaluation, chains, usable[0])
+        for chain, entry in zip(chains, entries, strict=True):
+            chosen = [EXTRAS[n] for n in names if EXTRAS[n].of_bounds or not chain.is_ceiling]
+            if chain.stages and chosen:
+                runs[chain.name] = {e.name: e.measure(setting, chain, entry) for e in chosen}
     for cache in evaluation.caches.values():
         cache.save()
     metric_name = usable[0].name if usable else ""
@@ -172,44 +163,48 @@ def measure_multi(evaluation: Evaluation, chain: Chain, metric: Metric) -> dict[
     return {"pairs": pairs, "mean": none_if_nan(_mean([p["weaker"] for p in pairs]))}
 
 
-def describe_losses(
-    prober: Prober,
-    chain: Chain,
-    entry: Mapping[str, Any],
-    alone: Sequence[Chain],
-    metric: Metric,
-) -> dict[str, Any]:
-    """Loss matrix (normalised where an `independent` run of the same tasks is there), self-drift,
-    and their rank correlation with the image scores.
+def measure_way(evaluation: Evaluation, chain: Chain, metric: Metric) -> dict[str, Any]:
+    """How many images were recognised, and how much of the way to the ceiling was covered: each
+    task right after it was learned, under the final model, and under the base.
     """
-    found = measure_losses(prober, chain)
-    image_scores = np.array(entry["metrics"][metric.name]["matrix"], dtype=float)
-    twin = next(
-        (c for c in alone if {t.name for t in c.tasks} == {t.name for t in chain.tasks}), None
-    )
-    normalised = np.full_like(found["losses"], np.nan)
-    if twin is not None:
-        own = losses_alone(prober, twin)
-        reference = [own[task.name] for task in chain.tasks]
-        normalised = normalise_losses(found["losses"], found["base"], reference)
-    gained = 1 - found["losses"] / found["base"][:, None]
+    base, count = base_stage(chain.base_hash), len(chain.tasks)
+    cells = chain.cells()
+    after = [min(j for i, j in cells if i == task) for task in range(count)]
+    final = [max(j for i, j in cells if i == task) for task in range(count)]
+    states = {
+        "learned": [chain.stages[j] for j in after],
+        "final": [chain.stages[j] for j in final],
+        "base": [base] * count,
+    }
+    shares = {
+        name: [evaluation.look(metric, chain, i, s).share for i, s in enumerate(chosen)]
+        for name, chosen in states.items()
+    }
+    ceiling = [_score_of_vae(evaluation, chain, metric, task) for task in chain.tasks]
+    pairs = zip(states["learned"], chain.tasks, strict=True)
+    learned = [evaluation.score(metric, stage, task) for stage, task in pairs]
+    at_base = [evaluation.score(metric, base, task) for task in chain.tasks]
+    covered = cover(learned, at_base, ceiling)
     return {
-        "losses": _rows(found["losses"]),
-        "base": [float(v) for v in found["base"]],
-        "normalised": _rows(normalised),
-        "self_drift": _rows(found["self_drift"]),
-        "rank_correlation": {
-            "loss_gain": none_if_nan(measures.rank_correlation(gained, image_scores)),
-            "self_drift": none_if_nan(
-                measures.rank_correlation(-found["self_drift"], image_scores)
-            ),
+        "recognised": shares,
+        "ceiling": ceiling,
+        "covered": [none_if_nan(v) for v in covered.tolist()],
+        "mean": {
+            **{name: float(np.mean(values)) for name, values in shares.items()},
+            "covered": none_if_nan(float(np.mean(covered))),
         },
     }
 
 
-def _prober(evaluation: Evaluation, chain: Chain) -> Prober:
-    seed, file = evaluation.protocol.sampling.seed, evaluation.folder / "losses.json"
-    return Prober(evaluation.studio(chain.base), seed, file)
+@torch.no_grad()
+def _score_of_vae(evaluation: Evaluation, chain: Chain, metric: Metric, task: EvalTask) -> float:
+    from lcp_plugin.sdxl.sample import decode_latents
+
+    pipeline = evaluation.studio(chain.base).pipeline()
+    images = decode_latents(pipeline, encode_images(pipeline, task.references))
+    cache = evaluation.cache(metric.encoder)
+    returned = cache.encoder.embed(images).numpy()
+    return mean_cosine(returned, cache.embed_files(task.references).numpy())
 
 
 def _draw(
@@ -224,10 +219,119 @@ def _embed(evaluation: Evaluation, metric: Metric, stage: Stage, task: EvalTask)
     return evaluation.cache(metric.encoder).embed_files(paths).numpy()
 
 
-def _rows(matrix: Any) -> list[list[float | None]]:
-    return [[none_if_nan(v) for v in row] for row in np.asarray(matrix).tolist()]
-
-
 def _mean(values: Sequence[float]) -> float:
     finite = [v for v in values if math.isfinite(v)]
     return sum(finite) / len(finite) if finite else math.nan
+
+
+# ------------------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A measure beyond the paper."""
+
+    name: str
+    title: str
+    about: str
+    measure: Callable[[Measuring, Chain, Facts], dict[str, Any]]  # Facts: the chain's entry
+    numbers: Callable[[Facts], Numbers]  # of what `measure` found
+    of_bounds: bool = False  # whether it has a meaning without a sequence of tasks
+
+
+EXTRAS: Mapping[str, Extra] = {
+    e.name: e
+    for e in (
+        Extra(
+            "bleed",
+            "Bleeding",
+            "Images of one concept's prompts against the pictures of every other: off the "
+            "diagonal, concepts run into each other where they exceed the base's.",
+            lambda m, chain, _: measure_bleed(m.evaluation, chain, m.metric),
+            lambda found: [
+                ("off the diagonal", _off_diagonal(found["matrix"])),
+                ("base, off the diagonal", _off_diagonal(found["base"])),
+            ],
+        ),
+        Extra(
+            "leakage",
+            "Class-word leakage",
+            "The prompt without the rare token (“a sneaker”) against the concept's pictures, "
+            "less the base's score: how far the class word itself was taken over.",
+            lambda m, chain, _: measure_leakage(m.evaluation, chain, m.metric),
+            lambda found: [("mean", _number(found.get("mean")))],
+        ),
+        Extra(
+            "drift",
+            "Drift of everything else",
+            "Everyday prompts with the same noise, before and after: 1 - cosine to the base's "
+            "own image, so 0 means that the rest of the model is untouched.",
+            lambda m, chain, _: measure_drift(m.evaluation, chain, m.metric),
+            lambda found: [(f"after {i}", value) for i, value in enumerate(found["after"], 1)],
+        ),
+        Extra(
+            "diversity",
+            "Diversity",
+            "1 - mean cosine between images of one prompt: near 0 the model draws one picture "
+            "over and over.",
+            lambda m, chain, _: measure_diversity(m.evaluation, chain, m.metric),
+            lambda found: [
+                (key, _mean([v for v in found[key].values() if v is not None]))
+                for key in ("final", "base")
+            ],
+        ),
+        Extra(
+            "multi",
+            "Two concepts at once",
+            "Two concepts in one prompt, scored against each one's pictures; the weaker of the "
+            "two counts.",
+            lambda m, chain, _: measure_multi(m.evaluation, chain, m.metric),
+            lambda found: [("mean", _number(found.get("mean")))],
+        ),
+        Extra(
+            "recognition",
+            "Images recognised, and the way covered",
+            "Share of a concept's images whose nearest picture, among those of all concepts, is "
+            "its own; and how much of the way from the base's score to that of its pictures as "
+            "the VAE returns them was covered by learning it.",
+            lambda m, chain, _: measure_way(m.evaluation, chain, m.metric),
+            lambda found: [
+                *((f"recognised, {k}", found["mean"][k]) for k in ("learned", "final", "base")),
+                ("way covered", _number(found["mean"]["covered"])),
+            ],
+            of_bounds=True,
+        ),
+        Extra(
+            "losses",
+            "Without images",
+            "The error of the prediction on fixed noise over the tasks' own pictures, 0 as the "
+            "base, 1 as a model that learned this task alone; and how far predictions moved since "
+            "learning, in units of what learning moved.",
+            lambda m, chain, entry: m.losses(chain, entry),
+            lambda found: [
+                ("normalised, final", _mean_of_finals(found["normalised"])),
+                ("self-drift, final", _mean_of_finals(found["self_drift"])),
+                *(
+                    (f"rank correlation of {title} with the scores", _number(rank))
+                    for title, rank in (
+                        ("loss gain", found["rank_correlation"]["loss_gain"]),
+                        ("self-drift", found["rank_correlation"]["self_drift"]),
+                    )
+                ),
+            ],
+        ),
+    )
+}
+ABOUT: Mapping[str, str] = {name: extra.about for name, extra in EXTRAS.items()}
+
+
+def _off_diagonal(rows: Sequence[Sequence[float]]) -> float:
+    return _mean([v for i, row in enumerate(rows) for j, v in enumerate(row) if i != j])
+
+
+def _mean_of_finals(rows: Sequence[Sequence[float | None]]) -> float:
+    return _mean([row[-1] for row in rows if row[-1] is not None])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -27,15 +27,15 @@ from torch import Tensor
 
 from lcp_plugin.errors import FileFormatError
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
-from lcp_plugin.evaluation.generate import Stage, Studio
+from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.images import Preprocessing, preprocess
-from lcp_plugin.evaluation.scores import none_if_nan
+from lcp_plugin.evaluation.pictures import Stage, Studio
+from lcp_plugin.evaluation.scores import none_if_nan, normalise_losses, rank_correlation
 from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.pictures import open_rgb
 from lcp_plugin.sdxl.conditioning import make_time_ids
-from lcp_plugin.sdxl.fitting import encode
-from lcp_plugin.sdxl.latents import scale_latents
+from lcp_plugin.sdxl.latents import encode_pixels
 from lcp_plugin.sdxl.live import run_unet
 from lcp_plugin.sdxl.load import native_resolution, prediction_type
 from lcp_plugin.seeds import derive_seed
@@ -173,16 +173,13 @@ def _read_numbers(file: Path) -> dict[str, float | None]:
         return {}
 
 
-@torch.no_grad()
 def encode_images(pipeline: StableDiffusionXLPipeline, files: Sequence[Path]) -> Tensor:
     """Scaled latents of centre-cropped images   # (n, c, h, w), fp32."""
     side = native_resolution(pipeline)
     how = Preprocessing(side, side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     images: list[Image.Image] = [open_rgb(file) for file in files]
     pixels = torch.stack([preprocess(image, how) for image in images])
-    vae = pipeline.vae
-    latents = encode(vae, pixels.to(vae.device, vae.dtype))
-    return scale_latents(vae, latents.float()).cpu()
+    return encode_pixels(pipeline.vae, pixels).cpu()
 
 
 def make_bank(pipeline: StableDiffusionXLPipeline, clean: Tensor, prompt: str, seed: int) -> Bank:
@@ -228,3 +225,40 @@ def losses_alone(prober: Prober, chain: Chain) -> Mapping[str, float]:
     """Of an `independent` run: every task's loss under its own adapter alone."""
     pairs = zip(chain.tasks, chain.stages, strict=True)
     return {task.name: prober.loss(stage, task) for task, stage in pairs}
+
+
+def describe_losses(
+    prober: Prober,
+    chain: Chain,
+    entry: Mapping[str, Any],
+    alone: Sequence[Chain],
+    metric: Metric,
+) -> dict[str, Any]:
+    """Loss matrix (normalised where an `independent` run of the same tasks is there), self-drift,
+    and their rank correlation with the image scores.
+    """
+    found = measure_losses(prober, chain)
+    image_scores = np.array(entry["metrics"][metric.name]["matrix"], dtype=float)
+    twin = next(
+        (c for c in alone if {t.name for t in c.tasks} == {t.name for t in chain.tasks}), None
+    )
+    normalised = np.full_like(found["losses"], np.nan)
+    if twin is not None:
+        own = losses_alone(prober, twin)
+        reference = [own[task.name] for task in chain.tasks]
+        normalised = normalise_losses(found["losses"], found["base"], reference)
+    gained = 1 - found["losses"] / found["base"][:, None]
+    return {
+        "losses": _as_rows(found["losses"]),
+        "base": [float(v) for v in found["base"]],
+        "normalised": _as_rows(normalised),
+        "self_drift": _as_rows(found["self_drift"]),
+        "rank_correlation": {
+            "loss_gain": none_if_nan(rank_correlation(gained, image_scores)),
+            "self_drift": none_if_nan(rank_correlation(-found["self_drift"], image_scores)),
+        },
+    }
+
+
+def _as_rows(matrix: Any) -> list[list[float | None]]:
+    return [[none_if_nan(v) for v in row] for row in np.asarray(matrix).tolist()]

@@ -17,7 +17,7 @@ from typing import Any
 from lcp_plugin.config.tables import read_table
 from lcp_plugin.errors import ConfigError, DataError
 from lcp_plugin.evaluation.chains import EvalTask
-from lcp_plugin.evaluation.generate import Sampling
+from lcp_plugin.evaluation.pictures import Sampling
 from lcp_plugin.tasks import fill_prompt
 
 LIVE = frozenset({"dog", "cat"})  # DreamBooth's live subjects

@@ -1,71 +1,146 @@
-"""Is it the learned object? Samples against the references of all tasks, by the nearest one.
+"""Is it still the learned concept? Its images against the references of all concepts of the chain.
 
-recognised   share of a task's images whose nearest reference (largest cosine among the
-             references of all tasks) is one of the task's own: right after it was learned,
-             under the final model, and under the base
-ceiling      score of the references as the VAE returns them at the base's resolution: no
-             sample of this base can be expected to be nearer
-covered      (R[i, i] - base) / (ceiling - base): how far of the way learning came
+An image is nearest to the concept that holds the reference with the largest cosine to it. A concept
+is recognised in a state of the model when most of its images, more than half, are nearest to its
+own references. One that is not became the concept that most of its images are nearest to; where no
+concept has most of them, it blurs into the other one that has the most of them.
+
+    share        of a concept's images that are nearest to its own references
+    covered      (R[i, i] - base) / (ceiling - base): how far of the way learning came, where the
+                 ceiling is the score of the references as the VAE returns them
+
+Numbers and words only: evaluate.py measures, scores.json carries, report and sample grid tell.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
-from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
-from lcp_plugin.evaluation.encoders import Metric
-from lcp_plugin.evaluation.evaluate import Evaluation
-from lcp_plugin.evaluation.generate import Stage
-from lcp_plugin.evaluation.losses import encode_images
-from lcp_plugin.evaluation.scores import mean_cosine, none_if_nan
+MOST = 0.5  # more than this share is most
+RULE = (
+    "A concept counts as recognised when most of its images, more than half, are nearest to its "
+    "own reference pictures and not to another concept's"
+)
 
 
-def measure_recognition(evaluation: Evaluation, chain: Chain, metric: Metric) -> dict[str, Any]:
-    """Shares, ceiling and covered way of every task of a chain, and their means over tasks."""
-    base = base_stage(chain.base_hash)
-    count = len(chain.tasks)
-    after = [min(j for i, j in chain.cells() if i == task) for task in range(count)]
-    final = [max(j for i, j in chain.cells() if i == task) for task in range(count)]
-    stages = {
-        "learned": [chain.stages[j] for j in after],
-        "final": [chain.stages[j] for j in final],
-        "base": [base] * count,
-    }
-    shares = {
-        name: [_recognised(evaluation, chain, metric, i, s) for i, s in enumerate(chosen)]
-        for name, chosen in stages.items()
-    }
-    ceiling = [_score_of_vae(evaluation, chain, metric, task) for task in chain.tasks]
-    pairs = zip(stages["learned"], chain.tasks, strict=True)
-    learned = [evaluation.score(metric, stage, task) for stage, task in pairs]
-    at_base = [evaluation.score(metric, base, task) for task in chain.tasks]
-    covered = cover(learned, at_base, ceiling)
-    return {
-        "recognised": shares,
-        "ceiling": ceiling,
-        "covered": [none_if_nan(v) for v in covered.tolist()],
-        "mean": {
-            **{name: float(np.mean(values)) for name, values in shares.items()},
-            "covered": none_if_nan(float(np.mean(covered))),
-        },
-    }
+@dataclass(frozen=True)
+class Look:
+    """What a task's images look like in one state of the model."""
+
+    share: float  # nearest to the task's own references
+    other: str | None = None  # of the other tasks, the one that most images are nearest to
+    other_share: float = 0.0
+
+    @property
+    def is_recognised(self) -> bool:
+        """By the rule that `RULE` says in words."""
+        return self.share > MOST
 
 
-def share_recognised(images: ArrayLike, references: list[ArrayLike], own: int) -> float:
-    """Share of rows of `images` (n, d) whose largest cosine is with a row of references[own].
+@dataclass(frozen=True)
+class Recognition:
+    """The looks of a chain's tasks: in each state since it was learned, and under the base."""
 
-    All rows are L2-normalised; a tie with another task's reference counts as not recognised.
+    metric: str  # whose encoder looked
+    images: int  # of a task in a state
+    tasks: tuple[str, ...]
+    looks: tuple[tuple[Look | None, ...], ...]  # [task][state]; None before it was learned
+    base: tuple[Look, ...]
+
+    @property
+    def final(self) -> dict[str, Look]:
+        """Each task under the last model."""
+        last = ((name, row[-1]) for name, row in zip(self.tasks, self.looks, strict=True))
+        return {name: look for name, look in last if look is not None}
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The tasks that are recognised at the end."""
+        return tuple(name for name, look in self.final.items() if look.is_recognised)
+
+    @property
+    def lost(self) -> dict[str, Look]:
+        """Those that are not."""
+        return {name: look for name, look in self.final.items() if not look.is_recognised}
+
+    def was_recognised(self, task: str) -> bool:
+        """In any state since it was learned."""
+        row = self.looks[self.tasks.index(task)]
+        return any(look is not None and look.is_recognised for look in row)
+
+    def to_json(self) -> dict[str, Any]:
+        """What scores.json holds; its last two entries are read off the others."""
+        return {
+            "metric": self.metric,
+            "images": self.images,
+            "looks": [[look and asdict(look) for look in row] for row in self.looks],
+            "base": [asdict(look) for look in self.base],
+            "recognised": list(self.kept),
+            "turned_into": {name: look.other for name, look in self.lost.items()},
+        }
+
+
+def read_recognition(entry: Mapping[str, Any]) -> Recognition | None:
+    """Of a run's entry in scores.json; None where nothing was recognised or mistaken: a single
+    concept, or scores from before this was measured.
+    """
+    found = entry.get("recognition")
+    if not found:
+        return None
+    return Recognition(
+        metric=str(found["metric"]),
+        images=int(found["images"]),
+        tasks=tuple(str(name) for name in entry["tasks"]),
+        looks=tuple(tuple(x and Look(**x) for x in row) for row in found["looks"]),
+        base=tuple(Look(**look) for look in found["base"]),
+    )
+
+
+def tell_recognised(found: Recognition) -> str:
+    """One line for the console: `still recognised: 2 of 4; robot became boat, ...`."""
+    parts = [tell_loss(found, name) for name in found.lost]
+    return f"still recognised: {len(found.kept)} of {len(found.tasks)}" + (
+        f"; {', '.join(parts)}" if parts else ""
+    )
+
+
+def tell_loss(found: Recognition, task: str, names: Mapping[str, str] | None = None) -> str:
+    """`robot became boat`: what a task that is not recognised at the end looks like instead."""
+    called = {name: name for name in found.tasks} | dict(names or {})
+    look = found.lost[task]
+    other = called[look.other] if look.other else "nothing that was learned"
+    if not found.was_recognised(task):
+        return f"{called[task]} never was recognised, it looks like {other}"
+    verb = "became" if look.other_share > MOST else "blurs into"
+    return f"{called[task]} {verb} {other}"
+
+
+def judge(images: ArrayLike, references: Mapping[str, ArrayLike], own: str) -> Look:
+    """The look of images (n, d) among the references (m, d) of all tasks, rows L2-normalised.
+
+    A tie with another task's reference goes to the other.
     """
     rows = np.asarray(images, dtype=np.float64)
-    nearest = np.stack([(rows @ np.asarray(r, dtype=np.float64).T).max(1) for r in references])
-    others = np.delete(nearest, own, axis=0)
-    if not len(others):
-        return 1.0
-    return float((nearest[own] > others.max(0)).mean())
+    order = [*(name for name in references if name != own), own]  # argmax takes the first of equals
+    nearest = np.stack([_nearest(rows, references[name]) for name in order])
+    counts = np.bincount(nearest.argmax(axis=0), minlength=len(order))
+    shares = counts / len(rows)
+    if len(order) == 1 or not counts[:-1].any():
+        return Look(float(shares[-1]))
+    means = nearest.mean(axis=1)
+    other = max(range(len(order) - 1), key=lambda at: (counts[at], means[at]))
+    return Look(float(shares[-1]), order[other], float(shares[other]))
+
+
+def share_recognised(images: ArrayLike, references: Sequence[ArrayLike], own: int) -> float:
+    """Share of rows of `images` (n, d) whose largest cosine is with a row of references[own]."""
+    named = {str(at): rows for at, rows in enumerate(references)}
+    return judge(images, named, str(own)).share
 
 
 def cover(learned: ArrayLike, base: ArrayLike, ceiling: ArrayLike) -> NDArray[np.float64]:
@@ -78,21 +153,6 @@ def cover(learned: ArrayLike, base: ArrayLike, ceiling: ArrayLike) -> NDArray[np
     return np.asarray(np.where(way > 0, share, np.nan), dtype=np.float64)
 
 
-def _recognised(
-    evaluation: Evaluation, chain: Chain, metric: Metric, own: int, stage: Stage
-) -> float:
-    cache = evaluation.cache(metric.encoder)
-    files = [p.path for p in evaluation.pictures(stage, chain.tasks[own])]
-    references = [cache.embed_files(task.references).numpy() for task in chain.tasks]
-    return share_recognised(cache.embed_files(files).numpy(), list(references), own)
-
-
-@torch.no_grad()
-def _score_of_vae(evaluation: Evaluation, chain: Chain, metric: Metric, task: EvalTask) -> float:
-    from lcp_plugin.sdxl.sample import decode_latents
-
-    pipeline = evaluation.studio(chain.base).pipeline()
-    images = decode_latents(pipeline, encode_images(pipeline, task.references))
-    cache = evaluation.cache(metric.encoder)
-    returned = cache.encoder.embed(images).numpy()
-    return mean_cosine(returned, cache.embed_files(task.references).numpy())
+def _nearest(rows: NDArray[np.float64], references: ArrayLike) -> NDArray[np.float64]:
+    """Every row's largest cosine with a reference   # (n,)."""
+    return np.asarray((rows @ np.asarray(references, dtype=np.float64).T).max(axis=1))

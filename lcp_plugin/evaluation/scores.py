@@ -31,7 +31,8 @@ MEASURES: Mapping[str, str] = {
     "forgetting": "best score ever reached minus the final one, mean over all T tasks",
     "forgetting_chaudhry": "the same over the first T-1 tasks, best before the last task",
     "peak": "mean best score ever reached on each task",
-    "retention": "share of what was learned over the base that is still there at the end",
+    "retention": "share of the score gained over the base that is left at the end; a number's "
+    "share, not the concepts'",
     "learning_score": "mean score on each task right after it was learned",
     "worst_task": "lowest score of the final model on any task",
 }
@@ -39,7 +40,7 @@ LOWER_IS_BETTER = frozenset({"forgetting", "forgetting_chaudhry"})
 
 
 @dataclass(frozen=True)
-class Summary:
+class RunScores:
     """The numbers of one run on one metric; NaN where a number is not defined."""
 
     average_score: float
@@ -135,10 +136,10 @@ def worst_task(matrix: Matrix) -> float:
     return float(matrix[:, -1].min())
 
 
-def summarise(matrix: ArrayLike, base: float = math.nan) -> Summary:
+def score_matrix(matrix: ArrayLike, base: float = math.nan) -> RunScores:
     """All numbers of a run. Without a base score, retention is NaN."""
     values = check_matrix(matrix)
-    return Summary(
+    return RunScores(
         average_score=average_score(values),
         forgetting=forgetting(values),
         forgetting_chaudhry=forgetting_chaudhry(values),

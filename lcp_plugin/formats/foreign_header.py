@@ -12,12 +12,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lcp_plugin.errors import LineageError
-from lcp_plugin.formats.lineage import Lineage
+from lcp_plugin.formats.header import FOLDER_KEYS, OPTION_KEYS
+from lcp_plugin.formats.lineage import Lineage, is_ours, known_hash
+
+_NO_OPTION = (  # keys that repeat no option of this name, or one that a file to train again sets
+    *("output_name", "network_args", "v2", "base_model_version", "clip_skip", "cache_latents"),
+    *("lowram", "sd_scripts_commit_hash", "optimizer", "face_crop_aug_range"),
+    *("debiased_estimation", "max_validation_steps", "validate_every_n_epochs"),
+    *("validate_every_n_steps", "batch_size_per_device", "total_batch_size", "resolution"),
+    *("reg_dataset_dirs", "bucket_info"),
+)
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What can be learned from a LoRA's header, whoever wrote it. Empty: not said."""
+class Claims:
+    """What a LoRA's header says of its making, whoever wrote it. Empty: not said."""
 
     tool: str = ""  # lcp_plugin, kohya sd-scripts, OneTrainer, ai-toolkit, diffusers, ...
     title: str = ""
@@ -28,8 +37,8 @@ class Summary:
     options: Mapping[str, Any] = field(default_factory=dict)  # in kohya's words
 
 
-def summarise(metadata: Mapping[str, str]) -> Summary:
-    """Read a header of lcp_plugin, kohya, OneTrainer or ai-toolkit; never fails."""
+def read_claims(metadata: Mapping[str, str]) -> Claims:
+    """What a header says, of lcp_plugin, kohya, OneTrainer or ai-toolkit; never fails."""
     lineage = None
     try:
         lineage = Lineage.from_metadata(metadata)
@@ -43,7 +52,7 @@ def summarise(metadata: Mapping[str, str]) -> Summary:
     if not triggers:
         phrase = metadata.get("modelspec.trigger_phrase", "")
         triggers = tuple(part.strip() for part in phrase.split(",") if part.strip()) or words
-    return Summary(
+    return Claims(
         tool=_tool_of(metadata),
         title=metadata.get("modelspec.title") or _said(metadata, "ss_output_name", "name"),
         base=(lineage.base if lineage else "")
@@ -60,8 +69,14 @@ def _said(metadata: Mapping[str, str], *keys: str) -> str:
     return next((metadata[k] for k in keys if metadata.get(k, "None") not in ("None", "")), "")
 
 
+def named_base(metadata: Mapping[str, str]) -> tuple[str, str]:
+    """Name and hash of the base in sd-scripts' keys; "" for what is not said."""
+    name = _said(metadata, "ss_sd_model_name")
+    return name, known_hash(metadata.get("ss_new_sd_model_hash", ""))
+
+
 def _tool_of(metadata: Mapping[str, str]) -> str:
-    if "ss_lcp_format" in metadata:
+    if is_ours(metadata):
         return "lcp_plugin"
     if "ot_revision" in metadata or "ot_config" in metadata:
         return "OneTrainer"
@@ -80,25 +95,10 @@ def _json(text: str | None) -> Any:
         return None
 
 
-_SAME_NAME = (
-    *("learning_rate", "unet_lr", "text_encoder_lr", "network_dim", "network_alpha", "seed"),
-    *("lr_scheduler", "lr_warmup_steps", "max_train_steps", "gradient_accumulation_steps"),
-    *("gradient_checkpointing", "mixed_precision", "max_grad_norm", "noise_offset"),
-    *("min_snr_gamma", "network_dropout", "prior_loss_weight", "flip_aug", "shuffle_caption"),
-    *("enable_bucket", "caption_dropout_rate", "loss_type", "zero_terminal_snr"),
-    *("max_token_length", "network_module", "caption_dropout_every_n_epochs", "keep_tokens"),
-    *("caption_tag_dropout_rate", "color_aug", "random_crop", "bucket_no_upscale"),
-    *("min_bucket_reso", "max_bucket_reso", "full_fp16", "scale_weight_norms", "ip_noise_gamma"),
-    *("multires_noise_iterations", "multires_noise_discount", "adaptive_noise_scale"),
-    *("noise_offset_random_strength", "ip_noise_gamma_random_strength", "huber_schedule"),
-    *("huber_scale", "huber_c", "fp8_base", "fp8_base_unet", "validation_split"),
-    *("validation_seed", "resize_interpolation", "training_comment"),
-)
-
-
 def _kohya_options(metadata: Mapping[str, str]) -> dict[str, Any]:
     """kohya's options, by the names that a config gives them."""
-    options = {name: _value(metadata.get(f"ss_{name}")) for name in _SAME_NAME}
+    names = [key for key in (*OPTION_KEYS, *FOLDER_KEYS) if key not in _NO_OPTION]
+    options = {name: _value(metadata.get(f"ss_{name}")) for name in names}
     options["train_batch_size"] = _value(metadata.get("ss_batch_size_per_device"))
     options["pretrained_model_name_or_path"] = _value(metadata.get("ss_sd_model_name"))
     options["debiased_estimation_loss"] = _value(metadata.get("ss_debiased_estimation"))

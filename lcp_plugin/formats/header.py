@@ -1,4 +1,5 @@
-"""Header entries that others read: kohya's `ss_*`, Stability's `modelspec.*`.
+"""Header entries that others read: kohya's `ss_*`, Stability's `modelspec.*`; they are worded here
+alone, and ours (`ss_lcp_*`) in `lineage`.
 
 All of it is text. `ss_*` are those of kohya-ss/sd-scripts (train_network.py at 48d368fa): Python's
 str() of options and counts, JSON of tables, times in seconds since 1970. What is not known is left
@@ -46,7 +47,17 @@ FOLDER_KEYS = (  # of data given as folders or in_json: one data set with the op
     *("max_bucket_reso", "keep_tokens", "reg_dataset_dirs", "bucket_info"),
 )
 TABLE_KEYS = ("datasets",)  # of data described in tables of their own
+BASE_KEYS = ("sd_model_name", "sd_model_hash", "new_sd_model_hash")
 MINIMUM_KEYS = ("v2", "base_model_version", "network_module")  # of what no trainer wrote
+TAGS = "tag_frequency"
+HASHES = ("sshs_model_hash", "sshs_legacy_hash")  # of the tensors; whoever writes a file makes them
+MODELSPEC = "modelspec."
+TRIGGERS = f"{MODELSPEC}trigger_phrase"
+PREDICTS = f"{MODELSPEC}prediction_type"
+INDISPENSABLE = (  # readers need these to tell what the file is (sd-scripts, library/train_util.py)
+    *("v2", "base_model_version", "network_module", "network_dim", "network_alpha"),
+    "network_args",
+)
 _TABLES = (
     *("network_args", "datasets", "dataset_dirs", "reg_dataset_dirs", "tag_frequency"),
     "bucket_info",
@@ -83,8 +94,13 @@ def kohya_header(
 def minimal_header(output_name: str, tasks: Iterable[TaskRecord]) -> dict[str, str]:
     """The `ss_*` entries of a file that no trainer wrote: what it is, and its words."""
     known = {key: _FIXED[key] for key in MINIMUM_KEYS}
-    known |= {"output_name": output_name, "tag_frequency": tag_frequency(tasks)}
+    known |= {"output_name": output_name, TAGS: tag_frequency(tasks)}
     return {f"ss_{key}": _text(key, value) for key, value in known.items()}
+
+
+def tags_header(own: Mapping[str, Any], tasks: Iterable[TaskRecord]) -> dict[str, str]:
+    """ss_tag_frequency of what a training counted itself, and of tasks before it."""
+    return {f"ss_{TAGS}": _text(TAGS, {**tag_frequency(tasks), **own})}
 
 
 def _as_kohya(key: str, value: Any) -> Any:
@@ -189,4 +205,21 @@ def modelspec_header(
         "merged_from": ", ".join(merged_from),
         **(extra or {}),
     }
-    return {f"modelspec.{key}": value for key, value in values.items() if value}
+    return {f"{MODELSPEC}{key}": value for key, value in values.items() if value}
+
+
+# ------------------------------------------------------------------- parts of a header, by meaning
+
+
+def strip_metadata(header: Mapping[str, str]) -> dict[str, str]:
+    """--no_metadata: the indispensable keys and `modelspec.*`; prompts, folders, seeds and lineage
+    are left out. A chain can still go on from such a file, as from anyone's LoRA.
+    """
+    kept = {*(f"ss_{key}" for key in INDISPENSABLE), *HASHES}
+    return {k: text for k, text in header.items() if k in kept or k.startswith(MODELSPEC)}
+
+
+def base_words(header: Mapping[str, str]) -> dict[str, str]:
+    """What a header says of its base, in sd-scripts' keys."""
+    keys = [f"ss_{key}" for key in BASE_KEYS]
+    return {key: header[key] for key in keys if header.get(key, "None") != "None"}

@@ -20,7 +20,6 @@ from lcp_plugin.formats.tensors import (
     FileLayout,
     build_header,
     data_chunks,
-    layout_of,
     order_tensors,
     raw_bytes,
     read_header,
@@ -38,21 +37,12 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def legacy_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """kohya's sshs_legacy_hash: first 8 hex digits of the sha256 of 64 KiB at 1 MiB of the
-    serialisation with only the `ss_*` entries of `metadata`.
-    """
-    ordered = order_tensors(tensors)
-    digest = _LegacyHash(layout_of(ordered), metadata or {})
-    for chunk in data_chunks(ordered):
-        digest.update(chunk)
-        if digest.is_complete:
-            break
-    return digest.hexdigest()
-
-
 class _LegacyHash:
-    """`legacy_hash` of data that comes piece by piece."""
+    """kohya's sshs_legacy_hash, of data that comes piece by piece.
+
+    It is the first 8 hex digits of the sha256 of 64 KiB at 1 MiB of the serialisation with only the
+    `ss_*` entries of its metadata.
+    """
 
     START, END = 0x100000, 0x110000
 
@@ -60,15 +50,8 @@ class _LegacyHash:
         self._digest, self._position = hashlib.sha256(), 0
         self.update(build_header(layout, {k: v for k, v in metadata.items() if k[:3] == "ss_"}))
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether what follows does not count."""
-        return self._position >= self.END
-
     def update(self, chunk: bytes | memoryview) -> None:
         """The next bytes of the serialisation."""
-        if self.is_complete:
-            return
         first, last = (max(0, place - self._position) for place in (self.START, self.END))
         self._digest.update(memoryview(chunk)[first:last])
         self._position += len(chunk)
@@ -120,25 +103,6 @@ def hash_file(path: str | Path) -> str:
         with suppress(DiskError):
             write_json(memory, {**facts, "sha256": digest})
     return digest
-
-
-def hash_folder(folder: str | Path) -> str:
-    """sha256 (hex) over names and contents of all .safetensors and .json files below a folder: the
-    identity of a model in diffusers' layout.
-    """
-    folder = Path(folder)
-    digest = hashlib.sha256()
-    files = [f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json") and f.is_file()]
-    for file in sorted(files, key=lambda f: f.relative_to(folder).as_posix()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{hash_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def short_hash(path: str | Path) -> str:
-    """kohya's ss_sd_model_hash: first 8 hex digits of the sha256 of 64 KiB at 1 MiB of a file."""
-    with Path(path).open("rb") as file:
-        file.seek(0x100000)
-        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
 
 
 def write_hashed(

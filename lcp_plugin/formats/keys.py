@@ -1,16 +1,14 @@
-"""Names of modules and LoRA keys: kohya <-> diffusers <-> peft, by grammar, without a model.
+"""Names of SDXL's modules: diffusers <-> SGM <-> kohya, by grammar, without a model.
 
 Inside the package a module has diffusers' own dotted name under `unet.`, `text_encoder.` or
-`text_encoder_2.`. The layouts that files use for the same module:
+`text_encoder_2.`. Kohya's names are flattened, with SGM's names of blocks or diffusers':
 
-    sgm        lora_unet_input_blocks_4_1_proj_in.lora_down.weight      (kohya: sd-scripts' default)
-    blocks     lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight (kohya, other names)
-    diffusers  unet.down_blocks.1.attentions.0.proj_in.lora_A.weight         (and older spellings)
-    peft       base_model.model.down_blocks.1.attentions.0.proj_in.lora_A.weight   (or .default.)
+    sgm        lora_unet_input_blocks_4_1_proj_in                 (sd-scripts' default)
+    blocks     lora_unet_down_blocks_1_attentions_0_proj_in       (other tools)
 
-Text encoders are `lora_te1_...` and `lora_te2_...` in both kohya layouts. Kohya's flattened names
-are read back by looking up their shape, all numbers replaced by N, in the table of SDXL's module
-names: no guess which underscore was a dot.
+Text encoders are `lora_te1_...` and `lora_te2_...` in both. A flattened name is read back by
+looking up its shape, all numbers replaced by N, in the table of SDXL's module names: no guess which
+underscore was a dot.
 
 SGM numbers blocks in one row: with L = layers_per_block (2 for SDXL), resnet j of down block b is
 input block b (L+1) + j + 1, its downsampler (b+1)(L+1); resnet j of up block b is output block
@@ -22,7 +20,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from typing import Literal
@@ -140,6 +137,13 @@ def prefix_of(name: str) -> str | None:
     return next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
 
 
+def canonical(name: str) -> str:
+    """Our spelling of a live module's name: transformers 5 drops CLIPTextModel's `text_model.`."""
+    return re.sub(
+        r"^(text_encoder(?:_2)?\.)(?=encoder\.|embeddings\.|final)", r"\1text_model.", name
+    )
+
+
 def kernel_of(name: str) -> tuple[int, int] | None:
     """Kernel of a convolution of SDXL by its name; None for a linear layer."""
     last = name.rsplit(".", 1)[-1]
@@ -180,9 +184,7 @@ def to_sgm(name: str, layers_per_block: int = 2) -> str:
 
 
 def from_sgm(flat: str, layers_per_block: int = 2) -> str | None:
-    """The diffusers name of a flattened SGM name such as `input_blocks_4_1_proj_in`; None if there
-    is none.
-    """
+    """diffusers' name of a flattened SGM name (`input_blocks_4_1_proj_in`); None without one."""
     if flat in _OUTSIDE_BACK:
         return _OUTSIDE_BACK[flat]
     middle = re.fullmatch(r"middle_block_([012])_(.+)", flat)
@@ -220,158 +222,7 @@ def _sgm_inside(start: str, kind: str, rest: str) -> str | None:
     return f"{start}{dotted[1:]}" if dotted else None
 
 
-# ------------------------------------------------------------------------------- whole keys
-
-
-@dataclass(frozen=True)
-class Key:
-    """A tensor's name in a LoRA file, understood."""
-
-    module: str  # our spelling
-    part: str  # down, up, mid, alpha, diff, hada_w1_a, lokr_w1, dora_scale, ...
-    family: Family
-
-
-_PARTS = {
-    "lora_down.weight": "down",
-    "lora_up.weight": "up",
-    "lora_mid.weight": "mid",
-    "lora_A.weight": "down",
-    "lora_B.weight": "up",
-    "lora.down.weight": "down",
-    "lora.up.weight": "up",
-    "lora_linear_layer.down.weight": "down",
-    "lora_linear_layer.up.weight": "up",
-    "lora_magnitude_vector": "dora_scale",
-    "lora_magnitude_vector.weight": "dora_scale",
-    "lora_magnitude_vector.default.weight": "dora_scale",
-}
-_PLAIN_PARTS = (  # LyCORIS and kohya: written as they are called
-    *("alpha", "dora_scale", "diff", "diff_b", "scalar", "hada_t1", "hada_t2", "lokr_t2"),
-    *(f"hada_w{i}_{s}" for i, s in product((1, 2), "ab")),
-    *("lokr_w1", "lokr_w2", *(f"lokr_w{i}_{s}" for i, s in product((1, 2), "ab"))),
-)
-_PARTS.update({part: part for part in _PLAIN_PARTS})
-_ENDINGS = sorted(_PARTS, key=len, reverse=True)
-_ADAPTER_NAME = re.compile(r"\.lora_(A|B)\.[^.]+\.weight$")  # peft: lora_A.default.weight
-_OLD_PROCESSOR = re.compile(r"\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight$")
-
-
-def parse_key(key: str, layers_per_block: int = 2) -> Key | None:
-    """What a key of a LoRA file means; None if it is none that we know."""
-    old = _OLD_PROCESSOR.search(key)
-    if old:
-        return _parse_old(key[: old.start()], old[1], old[2])
-    key = _ADAPTER_NAME.sub(r".lora_\1.weight", key)
-    for ending in _ENDINGS:
-        if key.endswith("." + ending):
-            return _parse_module(key[: -len(ending) - 1], _PARTS[ending], layers_per_block)
-    return None
-
-
-def _parse_old(start: str, projection: str, part: str) -> Key | None:
-    """diffusers before peft: `...attn1.processor.to_out_lora.down`, `...self_attn.to_q_lora.up`."""
-    if start.startswith("unet."):
-        module = f"{start}.to_{projection}" + (".0" if projection == "out" else "")
-    else:
-        module = f"{start}.{projection}_proj"
-    module = canonical(module)
-    return Key(module, part, "diffusers") if is_module(module) else None
-
-
-# Beginnings that other tools write, in the words of those that are parsed: OneTrainer's OMI names,
-# ComfyUI's, and SimpleTuner's LyCORIS
-_OTHER_TOOLS = (
-    (re.compile(r"^(?:text_encoders\.)?clip_l\.(?:transformer\.)?"), "text_encoder."),
-    (re.compile(r"^(?:text_encoders\.)?clip_g\.(?:transformer\.)?"), "text_encoder_2."),
-    (re.compile(r"^lycoris_(?!te|text)"), "lora_unet_"),
-    (re.compile(r"^unet\.(?=(?:in|out)put_blocks\.|middle_block\.)"), "diffusion_model."),
-    (re.compile(r"^unet\.(?=time_embed\.|label_emb\.|out\.)"), "diffusion_model."),
-)
-
-
-def _parse_module(name: str, part: str, layers_per_block: int) -> Key | None:
-    for beginning, ours in _OTHER_TOOLS:
-        name, found = beginning.subn(ours, name)
-        if found and ours.startswith("text_encoder"):
-            module = canonical(name)
-            return Key(module, part, "kohya") if is_module(module) else None
-    for prefix, kohya in _KOHYA_TEXT.items():
-        if name.startswith(kohya):
-            dotted = _unflatten("text", name[len(kohya) :])
-            return Key(prefix + dotted, part, "kohya") if dotted else None
-    if name.startswith(("lora_unet_", "diffusion_model.")):
-        flat = re.sub(r"^(lora_unet_|diffusion_model\.)", "", name).replace(".", "_")
-        dotted = from_sgm(flat, layers_per_block)
-        if dotted:
-            return Key(f"unet.{dotted}", part, "sgm")
-        dotted = _unflatten("unet", flat)
-        family: Family = "kohya" if dotted in _SGM_OUTSIDE else "blocks"
-        return Key(f"unet.{dotted}", part, family) if dotted else None
-    if name.startswith("base_model.model."):
-        name = name.removeprefix("base_model.model.")
-        if prefix_of(name) is None:
-            text = name.startswith(("text_model.", "encoder.", "text_projection"))
-            name = ("text_encoder." if text else "unet.") + name
-        name = canonical(name)
-        return Key(name, part, "peft") if is_module(name) else None
-    name = canonical(name)
-    return Key(name, part, "diffusers") if is_module(name) else None
-
-
-_EMBEDDING = re.compile(r"^bundle_emb\.(.+)\.(?:clip_[lg](?:_out)?|[^.]+)$")
-_KINDS = {  # adapters of SDXL that are not read, by the ends of their keys
-    "IA3": re.compile(r"\.(on_input|ia3_l(\.weight)?)$|^lora_\w+\.weight$"),
-    "OFT or BOFT": re.compile(r"\.(oft_\w+|boft_\w+)(\.weight)?$"),
-    "GLoRA": re.compile(r"\.[ab][12](\.weight)?$"),
-    "a change of norms": re.compile(r"\.[wb]_norm$"),
-}
-
-
-def embedding_of(key: str) -> str | None:
-    """The name of the textual embedding that a key of OneTrainer's bundles holds a part of."""
-    match = _EMBEDDING.match(key)
-    return match[1] if match else None
-
-
-def kind_of(key: str) -> str | None:
-    """The kind of SDXL adapter that a key belongs to, of those that are known and not read."""
-    return next((kind for kind, pattern in _KINDS.items() if pattern.search(key)), None)
-
-
-def canonical(name: str) -> str:
-    """Our spelling of a live module's name: transformers 5 drops CLIPTextModel's `text_model.`."""
-    return re.sub(
-        r"^(text_encoder(?:_2)?\.)(?=encoder\.|embeddings\.|final)", r"\1text_model.", name
-    )
-
-
-def write_key(
-    module: str, part: Literal["down", "up", "alpha"], layout: Layout, layers_per_block: int = 2
-) -> str:
-    """The key of a module's factor in a layout.
-
-    peft files hold one model each, so a UNet's and a text encoder's keys look alike there; alphas
-    live in its configuration, as in diffusers' layout.
-
-    Raises:
-        FileFormatError: not a module of SDXL, or an alpha in a layout without one.
-    """
-    prefix = prefix_of(module)
-    if prefix is None or not is_module(module):
-        raise FileFormatError(f"{module} is not a module of SDXL; it has no name in LoRA files.")
-    if layout in ("sgm", "blocks"):
-        ending = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}[part]
-        return f"{kohya_name(module, layout, layers_per_block)}.{ending}"
-    if part == "alpha":
-        raise FileFormatError(f"the layout {layout} has no alpha tensors.")
-    ending = {"down": "lora_A.weight", "up": "lora_B.weight"}[part]
-    if layout == "diffusers":
-        return f"{module}.{ending}"
-    name = module[len(prefix) :]
-    if prefix == "text_encoder.":  # transformers 5: CLIPTextModel has no `text_model.` any more
-        name = name.removeprefix("text_model.")
-    return f"base_model.model.{name}.{ending}"
+# ------------------------------------------------------------------------ kohya's flat names
 
 
 @lru_cache(maxsize=8192)
@@ -385,6 +236,24 @@ def kohya_name(module: str, layout: Layout = "sgm", layers_per_block: int = 2) -
         return _KOHYA_TEXT[prefix] + rest.replace(".", "_")
     name = to_sgm(rest, layers_per_block) if layout == "sgm" else rest
     return "lora_unet_" + name.replace(".", "_")
+
+
+def parse_kohya_name(name: str, layers_per_block: int = 2) -> tuple[str, Family] | None:
+    """The module that kohya's flattened name means, and whose names of blocks it has.
+
+    None if SDXL has no such module.
+    """
+    for prefix, kohya in _KOHYA_TEXT.items():
+        if name.startswith(kohya):
+            dotted = _unflatten("text", name[len(kohya) :])
+            return (prefix + dotted, "kohya") if dotted else None
+    flat = name.removeprefix("lora_unet_")
+    dotted = from_sgm(flat, layers_per_block)
+    if dotted:
+        return f"unet.{dotted}", "sgm"
+    dotted = _unflatten("unet", flat)
+    family: Family = "kohya" if dotted in _SGM_OUTSIDE else "blocks"
+    return (f"unet.{dotted}", family) if dotted else None
 
 
 # ------------------------------------------------------------------- single-file checkpoints

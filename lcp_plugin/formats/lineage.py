@@ -1,9 +1,10 @@
 """What a file knows of its making: tasks, strategy, base, parents by hash (`ss_lcp_*` keys).
 
-A header is text to text. These keys are ours, other readers ignore them; `header` writes those that
-others read. Parents are named by `sshs_model_hash`, which depends on tensors only, so that they can
-be verified even if their metadata was edited. Everything read is data: no path in it is followed
-here, nothing in it is run, and what cannot be understood is left out.
+A header is text to text. These keys are ours and stand in no other module; other readers ignore
+them, and `header` words those that others read. Parents are named by `sshs_model_hash`, which
+depends on tensors only, so that they can be verified even if their metadata was edited. Everything
+read is data: no path in it is followed here, nothing in it is run, and what cannot be understood is
+left out.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 from lcp_plugin.errors import LineageError
 from lcp_plugin.tasks import TaskRecord
 
+OURS = "ss_lcp_"  # what the keys of a lineage start with
 HEADER_FORMAT = "1"
 UNTRAINED = ("merge", "export")  # before a colon or alone: a tool made the file, no strategy
 UNKNOWN_HASHES = ("", "None", "NOFILE", "IsADirectory")  # what sd-scripts says of no single file
 
 
 @dataclass(frozen=True)
-class Source:
+class ParentFile:
     """A file that another one was made from."""
 
     name: str
@@ -46,7 +48,7 @@ class Lineage:
     carry: str = ""  # adapter: its factors go on training; delta: they rest
     carry_hash: str = ""
     blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # ranks stacked; * = others
-    parents: tuple[Source, ...] = ()  # a chain has one at most, a merge several
+    parents: tuple[ParentFile, ...] = ()  # a chain has one at most, a merge several
     seeds: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)  # as a config holds them
@@ -54,21 +56,21 @@ class Lineage:
     def to_metadata(self) -> dict[str, str]:
         """Header entries; what is empty is left out."""
         values = {
-            "ss_lcp_format": HEADER_FORMAT,
-            "ss_lcp_tasks": _dump([t.to_json() for t in self.tasks]),
-            "ss_lcp_strategy": self.strategy,
-            "ss_lcp_strategy_args": _dump(list(self.strategy_args)),
-            "ss_lcp_base": self.base,
-            "ss_lcp_base_hash": self.base_hash,
-            "ss_lcp_carry": self.carry,
-            "ss_lcp_carry_hash": self.carry_hash,
-            "ss_lcp_blocks": _dump({n: list(b) for n, b in self.blocks.items()}),
-            "ss_lcp_parents": _dump([p.to_json() for p in self.parents]),
-            "ss_lcp_seeds": _dump(dict(self.seeds)),
-            "ss_lcp_versions": _dump(dict(self.versions)),
-            "ss_lcp_options": _dump(dict(self.options)),
+            "format": HEADER_FORMAT,
+            "tasks": _dump([t.to_json() for t in self.tasks]),
+            "strategy": self.strategy,
+            "strategy_args": _dump(list(self.strategy_args)),
+            "base": self.base,
+            "base_hash": self.base_hash,
+            "carry": self.carry,
+            "carry_hash": self.carry_hash,
+            "blocks": _dump({n: list(b) for n, b in self.blocks.items()}),
+            "parents": _dump([p.to_json() for p in self.parents]),
+            "seeds": _dump(dict(self.seeds)),
+            "versions": _dump(dict(self.versions)),
+            "options": _dump(dict(self.options)),
         }
-        return {key: value for key, value in values.items() if value}
+        return {OURS + name: value for name, value in values.items() if value}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Lineage | None:
@@ -77,9 +79,9 @@ class Lineage:
         Raises:
             LineageError: our keys are there, but damaged or of a newer version.
         """
-        found = metadata.get("ss_lcp_format")
-        if found is None:
+        if not is_ours(metadata):
             return None
+        found = _text(metadata, "format")
         if found != HEADER_FORMAT:
             raise LineageError(
                 f"the lineage is of format {found[:20]}, this version reads {HEADER_FORMAT}; "
@@ -88,17 +90,17 @@ class Lineage:
         try:
             return cls(
                 tasks=tuple(TaskRecord.from_json(t) for t in _load(metadata, "tasks", [])),
-                strategy=metadata.get("ss_lcp_strategy", ""),
+                strategy=_text(metadata, "strategy"),
                 strategy_args=tuple(str(a) for a in _load(metadata, "strategy_args", [])),
-                base=metadata.get("ss_lcp_base", ""),
-                base_hash=known_hash(metadata.get("ss_lcp_base_hash", "")),
-                carry=metadata.get("ss_lcp_carry", ""),
-                carry_hash=metadata.get("ss_lcp_carry_hash", ""),
+                base=_text(metadata, "base"),
+                base_hash=known_hash(_text(metadata, "base_hash")),
+                carry=_text(metadata, "carry"),
+                carry_hash=_text(metadata, "carry_hash"),
                 blocks={
                     str(n): tuple(int(r) for r in b)
                     for n, b in dict(_load(metadata, "blocks", {})).items()
                 },
-                parents=tuple(_source_from(p) for p in _load(metadata, "parents", [])),
+                parents=tuple(_parent_from(p) for p in _load(metadata, "parents", [])),
                 seeds=dict(_load(metadata, "seeds", {})),
                 versions=dict(_load(metadata, "versions", {})),
                 options=dict(_load(metadata, "options", {})),
@@ -121,6 +123,35 @@ class Lineage:
         return tuple(self.blocks.get(module, self.blocks.get("*", ())))
 
 
+def is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether a header holds a lineage, damaged or not."""
+    return f"{OURS}format" in metadata
+
+
+def mixed(metadata: Mapping[str, str]) -> dict[str, str]:
+    """A header of tensors that were mixed since it was written, by another tool or by us: it tells
+    neither which carry this is nor the ranks of each task.
+    """
+    gone = (f"{OURS}carry_hash", f"{OURS}blocks")
+    return {key: value for key, value in metadata.items() if key not in gone}
+
+
+def derived(metadata: Mapping[str, str], parent: ParentFile | None) -> dict[str, str]:
+    """The header of what was made from a file and is no longer this very model."""
+    entries = {f"{OURS}carry": "delta"} if is_ours(metadata) else {}
+    if parent is not None:
+        entries[f"{OURS}parents"] = _dump([parent.to_json()])
+    return {**mixed(metadata), **entries}
+
+
+def how_made(
+    truncation: Mapping[str, Any] | None = None, weights: Mapping[str, float] | None = None
+) -> dict[str, str]:
+    """Entries on what a tool did: ranks cut off, with the error; tasks weighed."""
+    found = {"truncation": truncation, "weights": weights}
+    return {OURS + name: json.dumps(value) for name, value in found.items() if value is not None}
+
+
 def known_hash(text: str) -> str:
     """A base's hash, or "" where the text only says that there is none."""
     return "" if text in UNKNOWN_HASHES else text
@@ -130,16 +161,21 @@ def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if value else ""
 
 
+def _text(metadata: Mapping[str, str], name: str) -> str:
+    return metadata.get(OURS + name, "")
+
+
 def _load(metadata: Mapping[str, str], name: str, default: Any) -> Any:
-    value = json.loads(metadata.get(f"ss_lcp_{name}") or json.dumps(default))
+    value = json.loads(_text(metadata, name) or json.dumps(default))
     if not isinstance(value, type(default)):
-        raise TypeError(f"ss_lcp_{name} is no {type(default).__name__}")
+        raise TypeError(f"{OURS}{name} is no {type(default).__name__}")
     return value
 
 
-def _source_from(data: Mapping[str, Any]) -> Source:
+def _parent_from(data: Mapping[str, Any]) -> ParentFile:
     weight = data.get("weight")
-    return Source(str(data["name"]), str(data["hash"]), None if weight is None else float(weight))
+    weight = None if weight is None else float(weight)
+    return ParentFile(str(data["name"]), str(data["hash"]), weight)
 
 
 def collect_blocks(ranks: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,9 @@ formulas). A key that is not understood, a module that lacks a half, or two nami
 file are errors: nothing is dropped silently.
 
 Written: the same names, factors as they are.
+
+One file for one change: another kind of adapter is a row of lycoris.py, another tool's names are a
+row of lora_keys.py, another option of peft's configuration is peft_config.py's.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ from lcp_plugin.delta import Delta
 from lcp_plugin.errors import FileFormatError, NumericError
 from lcp_plugin.formats.disk import replacing, write_json
 from lcp_plugin.formats.families import check_family
-from lcp_plugin.formats.identity import hash_tensors, legacy_hash, write_hashed
-from lcp_plugin.formats.keys import PREFIXES, Layout, embedding_of, kind_of, parse_key, write_key
+from lcp_plugin.formats.identity import write_hashed
+from lcp_plugin.formats.keys import PREFIXES, Layout
+from lcp_plugin.formats.lora_keys import embedding_of, kind_of, parse_key, write_key
 from lcp_plugin.formats.lycoris import build_dense, build_factors
 from lcp_plugin.formats.peft_config import (
     DIFFUSERS_METADATA,
@@ -278,14 +282,6 @@ def portable_adapter(adapter: Adapter) -> Adapter:
             up = f.up if f.alpha == alpha else f.up * (f.alpha / alpha)
             changed[name] = Factors(f.down, up, alpha, f.kernel)
     return Adapter(changed)
-
-
-def hashes_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """kohya's two hashes of what is about to be written."""
-    return {
-        "sshs_model_hash": hash_tensors(tensors),
-        "sshs_legacy_hash": legacy_hash(tensors, metadata),
-    }
 
 
 def lora_tensors(

@@ -9,12 +9,15 @@
 A missing alpha, or 0, means the rank, as kohya and diffusers read it. DoRA rescales the columns of
 the base weight, which is no change that adds up: refused. lycoris-lora is not needed: the formulas
 are short, and it serves as a reference in the tests.
+
+Another kind of adapter is a function that forms its matrix and a row of `KINDS`, nothing else.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -130,14 +133,13 @@ def build_dense(
     """
     if "diff_b" in parts:
         _refuse_foreign_parts(module, parts, set(parts))
-    builders = {"diff": _full_diff, "hada": _loha, "lokr": _lokr}
-    kind = next((k for k in builders if any(part.startswith(k) for part in parts)), None)
+    kind = next((k for k in KINDS if any(part.startswith(k.beginning) for part in parts)), None)
     if kind is None:
         _refuse_foreign_parts(module, parts, {"alpha", "scalar"})
         raise FileFormatError(f"{module} has only {', '.join(sorted(parts))}: no factors.")
-    # (out, in) or (out, in, k, l)
-    weight = builders[kind](module, parts, _as_floats(module, parts))
-    scale = scale_of(module) if kind != "diff" and "alpha" not in parts else None
+    _refuse_foreign_parts(module, parts, {*kind.parts, "alpha", "scalar"})
+    weight = kind.build(module, parts, _as_floats(module, parts))  # (out, in) or (out, in, k, l)
+    scale = scale_of(module) if kind.is_scaled and "alpha" not in parts else None
     if scale is not None:
         weight = weight * scale
     if "scalar" in parts:
@@ -151,14 +153,11 @@ def build_dense(
 
 
 def _full_diff(module: str, parts: dict[str, Tensor], floats: dict[str, Tensor]) -> Tensor:
-    _refuse_foreign_parts(module, parts, {"diff", "alpha", "scalar"})
     return floats["diff"]
 
 
 def _loha(module: str, parts: dict[str, Tensor], floats: dict[str, Tensor]) -> Tensor:
-    names = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
-    _refuse_foreign_parts(module, parts, names | {"hada_t1", "hada_t2", "alpha", "scalar"})
-    _require_parts(module, parts, names)
+    _require_parts(module, parts, {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
     rank = parts["hada_w1_b"].shape[0]
     alpha = _read_alpha(module, parts)
     first, second = (_low_rank(module, parts, floats, f"hada_w{i}", f"hada_t{i}") for i in "12")
@@ -168,8 +167,6 @@ def _loha(module: str, parts: dict[str, Tensor], floats: dict[str, Tensor]) -> T
 
 
 def _lokr(module: str, parts: dict[str, Tensor], floats: dict[str, Tensor]) -> Tensor:
-    names = {f"lokr_w{i}{s}" for i in "12" for s in ("", "_a", "_b")}
-    _refuse_foreign_parts(module, parts, names | {"lokr_t2", "alpha", "scalar"})
     low = [f"lokr_w{i}" for i in "12" if f"lokr_w{i}" not in parts]
     for name in low:
         _require_parts(module, parts, {f"{name}_a", f"{name}_b"})
@@ -202,3 +199,35 @@ def _require_parts(module: str, parts: Mapping[str, Tensor], names: set[str]) ->
     missing = sorted(names - set(parts))
     if missing:
         raise FileFormatError(f"{module} lacks {', '.join(missing)}; the file is incomplete.")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of adapter whose update is a matrix: how it is known, and how it is formed."""
+
+    beginning: str  # of one of its parts at least
+    parts: tuple[str, ...]  # beside alpha and scalar
+    build: Callable[[str, dict[str, Tensor], dict[str, Tensor]], Tensor]
+    is_scaled: bool = True  # by alpha / rank, which a configuration may hold instead of a tensor
+
+
+KINDS = (
+    Kind("diff", ("diff",), _full_diff, is_scaled=False),
+    Kind(
+        "hada",
+        ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+        _loha,
+    ),
+    Kind(
+        "lokr",
+        (
+            *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
+            *("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+        ),
+        _lokr,
+    ),
+)
+PLAIN_PARTS = (  # of LyCORIS and kohya, named as their keys end
+    *("alpha", "dora_scale", "diff_b", "scalar"),
+    *(part for kind in KINDS for part in kind.parts),
+)

@@ -245,7 +245,7 @@ def read_tensors(path: str | Path, names: Iterable[str] | None = None) -> dict[s
 
 
 class TensorReader:
-    """Reads single tensors of one file, its header read once: for streaming over many."""
+    """Reads single tensors of one file, its header read once."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

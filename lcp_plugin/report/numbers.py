@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from lcp_plugin.evaluation import scores as measures
+from lcp_plugin.evaluation.extras import EXTRAS
+from lcp_plugin.evaluation.metrics import title_of
 from lcp_plugin.evaluation.scores import Matrix
 from lcp_plugin.evaluation.tables import Column, Row, Table, format_number
+from lcp_plugin.report.blocks import Cell, Figure, Map
 from lcp_plugin.report.figures import as_markup, draw_tasks_since
-from lcp_plugin.report.read import Facts, MetricScores, RunFacts, TaskFacts
+from lcp_plugin.report.material import Material, MetricScores
+from lcp_plugin.report.read import Facts, RunFacts, TaskFacts
 
-TITLES = {
-    "clip_i": "CLIP-I", "clip_t": "CLIP-T", "dino": "DINO", "dinov2": "DINOv2", "csd": "CSD",
-    "effnet": "EffNet",
-}  # fmt: skip
-EXTRA_TITLES = {
-    "bleed": "Bleeding", "leakage": "Class-word leakage", "drift": "Drift of everything else",
-    "diversity": "Diversity", "multi": "Two concepts at once", "losses": "Without images",
-    "recognition": "Recognised",
-}  # fmt: skip
 SHOWN = {
     "average_score": "S",
     "forgetting": "F",
@@ -32,30 +27,25 @@ SHOWN = {
 }
 
 
-def build_score_table(
-    metric: str,
-    runs: Sequence[RunFacts],
-    matrices: Sequence[Mapping[str, MetricScores]],
-    scores: Facts,
-) -> Table:
+def build_score_table(metric: str, material: Material) -> Table:
     """One row per strategy, mean over its runs, under the base's row."""
-    title = TITLES.get(metric, metric)
+    title = title_of(metric)
     columns = tuple(Column(text, key in measures.LOWER_IS_BETTER) for key, text in SHOWN.items())
-    groups: dict[str, list[measures.Summary]] = {}
+    groups: dict[str, list[measures.RunScores]] = {}
     bases = []
-    for run, found in zip(runs, matrices, strict=True):
-        if metric in found:
-            base = mean_of(found[metric].base)
-            bases.append(base)
-            groups.setdefault(run.strategy, []).append(
-                measures.summarise(found[metric].matrix, base)
-            )
+    for one in material.runs:
+        if metric in one.matrices:
+            found = one.matrices[metric]
+            bases.append(mean_of(found.base))
+            numbers = measures.score_matrix(found.matrix, bases[-1])
+            groups.setdefault(one.run.strategy, []).append(numbers)
     rows = [Row("base", (measures.spread(bases), *[None] * (len(columns) - 1)), competes=False)]
-    for strategy, summaries in groups.items():
-        cells = tuple(measures.spread([getattr(s, key) for s in summaries]) for key in SHOWN)
+    for strategy, group in groups.items():
+        cells = tuple(measures.spread([getattr(n, key) for n in group]) for key in SHOWN)
         rows.append(Row(strategy, cells, competes=len(groups) > 1))
-    rows += _ceiling_rows(metric, scores, len(columns))
-    caption = f"{title}, mean ± standard deviation over runs." if len(runs) > 1 else title
+    rows += _ceiling_rows(metric, material.scores[0] if material.scores else {}, len(columns))
+    several = "mean ± standard deviation over runs."
+    caption = f"{title}, {several}" if material.is_comparison else title
     return Table(columns, tuple(rows), corner=title, caption=caption)
 
 
@@ -77,7 +67,7 @@ def describe_differences(scores: Sequence[Facts]) -> list[dict[str, Any]]:
     found = [d for s in scores for d in s.get("differences", ()) if d.get("measure") in SHOWN]
     return [
         {
-            "measure": f"{TITLES.get(d['metric'], d['metric'])} {SHOWN[d['measure']]}",
+            "measure": f"{title_of(d['metric'])} {SHOWN[d['measure']]}",
             "pair": f"{d['a']} − {d['b']}",
             "difference": _signed(d["difference"]),
             "interval": f"{_signed(d['low'])} to {_signed(d['high'])}",
@@ -88,16 +78,15 @@ def describe_differences(scores: Sequence[Facts]) -> list[dict[str, Any]]:
     ]
 
 
-def draw_figure_one(
-    metric: str, runs: Sequence[RunFacts], matrices: Sequence[Mapping[str, MetricScores]]
-) -> dict[str, Any]:
-    title = TITLES.get(metric, metric)
+def draw_figure_one(metric: str, material: Material) -> Figure:
+    """Score on the first task while further tasks are learned, a curve per strategy."""
+    title = title_of(metric)
     groups: dict[str, list[Matrix]] = {}
     bases = []
-    for run, found in zip(runs, matrices, strict=True):
-        if metric in found:
-            groups.setdefault(run.strategy, []).append(found[metric].matrix)
-            bases.append(found[metric].base[0])
+    for one in material.runs:
+        if metric in one.matrices:
+            groups.setdefault(one.run.strategy, []).append(one.matrices[metric].matrix)
+            bases.append(one.matrices[metric].base[0])
     curves = {name: measures.tasks_since(group) for name, group in groups.items()}
     has_band = any(len(group) > 1 for group in groups.values())
     caption = (
@@ -106,7 +95,7 @@ def draw_figure_one(
         + ". The dotted line is the base model, which never learned it."
     )
     svg = draw_tasks_since(curves, measures.spread(bases), title, f"since-{metric}")
-    return {"svg": as_markup(svg), "caption": caption}
+    return Figure(as_markup(svg), caption)
 
 
 def describe_extras(scores: Sequence[Facts], runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
@@ -126,42 +115,25 @@ def describe_extras(scores: Sequence[Facts], runs: Sequence[RunFacts]) -> list[d
         maps = _extra_maps(name, shown, runs[0]) if len(shown) == 1 else []
         if rows:
             described.append(
-                {"title": EXTRA_TITLES.get(name, name), "about": sentence, "rows": rows,
-                 "columns": [key for key, _ in rows[0]["numbers"]], "maps": maps}
-            )  # fmt: skip
+                {
+                    "title": EXTRAS[name].title if name in EXTRAS else name,
+                    "about": sentence,
+                    "rows": rows,
+                    "columns": [key for key, _ in rows[0]["numbers"]],
+                    "maps": maps,
+                }
+            )
     return described
 
 
 def extra_values(name: str, facts: Facts) -> list[tuple[str, str]]:
     """The few numbers of a measure that fit into a row."""
-    if name == "bleed":
-        pairs = [("off the diagonal", "matrix"), ("base, off the diagonal", "base")]
-        numbers = [(title, _off_diagonal(facts[key])) for title, key in pairs]
-    elif name == "drift":
-        numbers = [(f"after {i}", value) for i, value in enumerate(facts["after"], 1)]
-    elif name == "diversity":
-        means = {key: mean_of([v for v in facts[key].values() if v is not None]) for key in facts}
-        numbers = [(key, means[key]) for key in ("final", "base")]
-    elif name == "recognition":
-        means = facts["mean"]
-        numbers = [(f"recognised, {key}", means[key]) for key in ("learned", "final", "base")]
-        numbers.append(("way covered", _number(means["covered"])))
-    elif name == "losses":
-        final = [row[-1] for row in facts["normalised"] if row[-1] is not None]
-        drifted = [row[-1] for row in facts["self_drift"] if row[-1] is not None]
-        numbers = [("normalised, final", mean_of(final)), ("self-drift, final", mean_of(drifted))]
-        ranks = facts["rank_correlation"]
-        numbers += [
-            (f"rank correlation of {title} with the scores", _number(ranks[key]))
-            for title, key in (("loss gain", "loss_gain"), ("self-drift", "self_drift"))
-        ]
-    else:
-        numbers = [("mean", _number(facts.get("mean")))]
+    numbers = EXTRAS[name].numbers(facts)
     return [(key, "–" if math.isnan(v) else format_number(v)) for key, v in numbers]
 
 
-def _extra_maps(name: str, shown: Facts, run: RunFacts) -> list[dict[str, Any]]:
-    """Of a single run, bleed and losses as coloured tables."""
+def _extra_maps(name: str, shown: Facts, run: RunFacts) -> list[Map]:
+    """Of a single run, what runs into what as coloured tables."""
     extras = next(iter(shown.values()))
     if name == "bleed" and name in extras:
         return [
@@ -171,31 +143,21 @@ def _extra_maps(name: str, shown: Facts, run: RunFacts) -> list[dict[str, Any]]:
     return []
 
 
-def _concept_map(rows: Sequence[Sequence[float]], run: RunFacts, title: str) -> dict[str, Any]:
+def _concept_map(rows: Sequence[Sequence[float]], run: RunFacts, title: str) -> Map:
     low, high = min(min(r) for r in rows), max(max(r) for r in rows)
     names = [t.concept for t in run.tasks]
-    return {
-        "title": title,
-        "columns": names,
-        "rows": [
-            {"name": name, "cells": [_heat_cell(v, low, high) for v in row]}
+    return Map(
+        title,
+        names,
+        [
+            (name, [_shaded(v, low, high) for v in row])
             for name, row in zip(names, rows, strict=False)
         ],
-        "caption": "Rows: prompts of a concept; columns: pictures of a concept.",
-    }
+        "Rows: prompts of a concept; columns: pictures of a concept.",
+    )
 
 
-def _off_diagonal(rows: Sequence[Sequence[float]]) -> float:
-    return mean_of([v for i, row in enumerate(rows) for j, v in enumerate(row) if i != j])
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def describe_heat_map(
-    metric: str, found: MetricScores, tasks: Sequence[TaskFacts]
-) -> dict[str, Any]:
+def draw_score_map(metric: str, found: MetricScores, tasks: Sequence[TaskFacts]) -> Map:
     """R[i, j] as a coloured table, the base in front where it was scored."""
     has_base = not all(math.isnan(b) for b in found.base)
     values = found.matrix
@@ -203,28 +165,24 @@ def describe_heat_map(
         values = np.column_stack([np.asarray(found.base), values])
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     names = [t.concept for t in tasks]
-    rows = [
-        {
-            "name": names[i] if i < len(names) else str(i + 1),
-            "cells": [_heat_cell(v, low, high) for v in row.tolist()],
-        }
-        for i, row in enumerate(values)
-    ]
     columns = [f"after {t.index}" for t in tasks][: found.matrix.shape[1]]
-    return {
-        "title": TITLES.get(metric, metric),
-        "rows": rows,
-        "columns": ["base", *columns] if has_base else columns,
-        "caption": "Rows are concepts, columns the model after each task: the diagonal is the "
-        "moment of learning, what fades to its right is forgotten.",
-    }
+    return Map(
+        title_of(metric),
+        ["base", *columns] if has_base else columns,
+        [
+            (names[i] if i < len(names) else str(i + 1), [_shaded(v, low, high) for v in row])
+            for i, row in enumerate(values.tolist())
+        ],
+        "Rows are concepts, columns the model after each task: the diagonal is the moment of "
+        "learning, what fades to its right is forgotten.",
+    )
 
 
-def _heat_cell(value: float, low: float, high: float) -> dict[str, Any]:
+def _shaded(value: float, low: float, high: float) -> Cell:
     if math.isnan(value):
-        return {"text": "", "shade": 0}
+        return Cell()
     share = (value - low) / (high - low) if high > low else 0.5
-    return {"text": format_number(value, 2), "shade": round(6 + 84 * share)}
+    return Cell(format_number(value, 2), round(6 + 84 * share))
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""A run, or several side by side, as one page: everything that the template prints is decided here.
+"""A run, or several side by side, as one page: its head, and the chapters that `chapters` writes.
 
 The template escapes every text; only the charts and the two style and script files pass as they
 are. A content security policy in the page forbids every request and every script but ours.
@@ -10,38 +10,49 @@ import base64
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lcp_plugin.evaluation import scores as measures
-from lcp_plugin.evaluation.tables import Table, format_number
-from lcp_plugin.report.chapters import collect_final_samples, describe_run
-from lcp_plugin.report.numbers import (
-    SHOWN,
-    TITLES,
-    build_score_table,
-    describe_differences,
-    describe_extras,
-    draw_figure_one,
-    mean_of,
-)
+from lcp_plugin.evaluation.metrics import title_of
+from lcp_plugin.evaluation.recognition import Recognition, tell_loss
+from lcp_plugin.evaluation.tables import format_number
+from lcp_plugin.report.blocks import Block
+from lcp_plugin.report.chapters import CHAPTERS, Chapter
+from lcp_plugin.report.material import Material, MetricScores, ScoredRun, gather
+from lcp_plugin.report.numbers import mean_of
 from lcp_plugin.report.read import (
     Facts,
-    MetricScores,
     RunFacts,
     find_scores,
     read_run,
     read_scores,
-    scores_of,
 )
 
 HERE = Path(__file__).resolve().parent
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-@dataclass
+@dataclass(frozen=True)
+class Section:
+    """A chapter as written; `anchor` is empty where another run's section has it."""
+
+    chapter: Chapter
+    anchor: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sections of the page, or of one run on it (`label`, `number` from 0)."""
+
+    sections: Sequence[Section]
+    label: str = ""
+    number: int | None = None
+
+
+@dataclass(frozen=True)
 class Page:
     """What the template prints."""
 
@@ -49,16 +60,16 @@ class Page:
     kicker: str
     heading: str
     lead: str
-    numbers: list[dict[str, str]] = field(default_factory=list)
-    sections: list[tuple[str, str]] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    differences: list[dict[str, Any]] = field(default_factory=list)
-    curves: list[dict[str, Any]] = field(default_factory=list)
-    sides: dict[str, Any] | None = None
-    extras: list[dict[str, Any]] = field(default_factory=list)
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    terms: list[tuple[str, str]] = field(default_factory=list)
-    footer: str = ""
+    numbers: Sequence[dict[str, str]]
+    parts: Sequence[Part]
+    runs: Sequence[str]  # labels
+    footer: str = "Written from the run's own files. Opens without a network; nothing is loaded."
+
+    @property
+    def sections(self) -> list[tuple[str, str]]:
+        """Anchors and titles of the list on top."""
+        found = [s for part in self.parts for s in part.sections]
+        return [(s.anchor, s.chapter.title) for s in found if s.anchor and s.chapter.title]
 
 
 def write_report(
@@ -99,30 +110,38 @@ def render_page(page: Page) -> str:
 
 def build_page(runs: Sequence[RunFacts], scores: Sequence[Facts]) -> Page:
     """Everything on the page; `scores` are the parsed scores.json files, empty where missing."""
-    matrices = [next((m for s in scores if (m := scores_of(s, run))), {}) for run in runs]
-    page = Page(
+    material = gather(runs, scores)
+    return Page(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         kicker=f"Continual personalisation · {runs[0].base or 'SDXL'}",
         heading=_heading(runs),
-        lead=_lead(runs, matrices),
-        runs=[
-            describe_run(run, found, f"run{i}", len(runs))
-            for i, (run, found) in enumerate(zip(runs, matrices, strict=True))
-        ],
-        footer="Written from the run's own files. Opens without a network; nothing is loaded.",
+        lead=write_lead(material),
+        numbers=_compared_numbers(material) if len(runs) > 1 else _key_numbers(material.runs[0]),
+        parts=_write_parts(material),
+        runs=[run.label for run in runs],
     )
-    metrics = list(dict.fromkeys(name for found in matrices for name in found))
-    if len(runs) == 1 and metrics:
-        page.numbers = _key_numbers(metrics[0], matrices[0][metrics[0]])
-    page.tables = [build_score_table(m, runs, matrices, s) for m in metrics for s in scores[:1]]
-    page.curves = [draw_figure_one(m, runs, matrices) for m in metrics]
-    page.differences = describe_differences(scores)
-    if len(runs) > 1:
-        page.sides = collect_final_samples(runs)
-    page.extras = describe_extras(scores, runs)
-    page.sections = _sections(page)
-    page.terms = _terms(page)
-    return page
+
+
+def _write_parts(material: Material) -> list[Part]:
+    """The chapters in order; those that are about a run follow each other, run by run."""
+    first_of_run = next(at for at, chapter in enumerate(CHAPTERS) if chapter.write_run)
+    before = [c for c in CHAPTERS[:first_of_run] if c.write]
+    after = [c for c in CHAPTERS[first_of_run:] if c.write]
+    parts = [Part(_write_page_chapters(before, material))]
+    for one in material.runs:
+        written = [(c, c.write_run(material, one)) for c in CHAPTERS if c.write_run]
+        sections = [
+            Section(chapter, "" if one.number else chapter.anchor, blocks)
+            for chapter, blocks in written
+            if blocks
+        ]
+        parts.append(Part(sections, one.run.label if material.is_comparison else "", one.number))
+    return [*parts, Part(_write_page_chapters(after, material))]
+
+
+def _write_page_chapters(chapters: Sequence[Chapter], material: Material) -> list[Section]:
+    written = [(chapter, chapter.write(material)) for chapter in chapters if chapter.write]
+    return [Section(chapter, chapter.anchor, blocks) for chapter, blocks in written if blocks]
 
 
 # ------------------------------------------------------------------------------ the page's head
@@ -135,71 +154,106 @@ def _heading(runs: Sequence[RunFacts]) -> str:
     return " · ".join(strategies) if len(strategies) > 1 else f"{strategies[0]}, {len(runs)} runs"
 
 
-def _lead(runs: Sequence[RunFacts], matrices: Sequence[Mapping[str, MetricScores]]) -> str:
-    run = runs[0]
-    count = len(run.tasks)
-    number = WORDS[count] if count < len(WORDS) else str(count)
+def write_lead(material: Material) -> str:
+    """What the eye sees first: which concepts are still recognised; then how they were learned."""
+    first, count = material.runs[0], len(material.runs[0].run.tasks)
+    how = f" with {first.run.strategy}" if first.run.strategy else ""
+    seen = say_recognised(first.recognition, first.run) if first.recognition else ""
+    if material.is_comparison:
+        how, seen = f", in {len(material.runs)} runs", _say_compared(material)
+    if seen:
+        return f"{seen} Learned one after another{how}."
     noun = "concept" if count == 1 else "concepts"
-    text = f"{number.capitalize()} {noun}, learned one after another"
-    if len(runs) > 1:
-        return f"{text}, in {len(runs)} runs."
-    text += f" with {run.strategy}" if run.strategy else ""
-    share = _retention(next(iter(matrices[0].values()), None))
-    if math.isnan(share):
-        return text + "."
-    return f"{text}. {share:.0%} of what was learned is still there at the end."
+    return f"{in_words(count).capitalize()} {noun}, learned one after another{how}."
 
 
-def _retention(found: MetricScores | None) -> float:
-    if found is None:
-        return math.nan
-    return measures.summarise(found.matrix, mean_of(found.base)).retention
+def say_recognised(found: Recognition, run: RunFacts) -> str:
+    """`Two of four concepts are still recognised at the end: ...`, and what the others became."""
+    concepts = {task.name: task.concept for task in run.tasks}
+    kept, count = [concepts.get(name, name) for name in found.kept], len(found.tasks)
+    if len(kept) == count:
+        text = f"All {in_words(count)} concepts are still recognised at the end."
+    elif kept:
+        number = in_words(len(kept)).capitalize()
+        verb = "is" if len(kept) == 1 else "are"
+        text = f"{number} of {in_words(count)} concepts {verb} still recognised at the end: "
+        text += f"{join_names(kept)}."
+    else:
+        text = f"None of the {in_words(count)} concepts is still recognised at the end."
+    losses = "; ".join(tell_loss(found, name, concepts) for name in found.lost)
+    return f"{text} {losses}." if losses else text
 
 
-def _key_numbers(metric: str, found: MetricScores) -> list[dict[str, str]]:
+def _say_compared(material: Material) -> str:
+    means = _kept_by_strategy(material)
+    if not means:
+        return ""
+    told = ", ".join(f"{strategy} {mean:.3g}" for strategy, (mean, _) in means.items())
+    count = in_words(len(material.runs[0].run.tasks))
+    return f"Still recognised at the end, of {count} concepts: {told}."
+
+
+def _kept_by_strategy(material: Material) -> dict[str, tuple[float, int]]:
+    """Strategy -> how many concepts its runs still recognise in the mean, and of how many runs."""
+    groups: dict[str, list[float]] = {}
+    for one in material.runs:
+        if one.recognition is not None:
+            groups.setdefault(one.run.strategy, []).append(float(len(one.recognition.kept)))
+    return {name: (mean_of(kept), len(kept)) for name, kept in groups.items()}
+
+
+def _compared_numbers(material: Material) -> list[dict[str, str]]:
+    count = len(material.runs[0].run.tasks)
+    return [
+        {
+            "label": strategy,
+            "value": f"{mean:.3g} of {count}",
+            "note": "concepts still recognised" + (f", mean of {runs} runs" if runs > 1 else ""),
+        }
+        for strategy, (mean, runs) in _kept_by_strategy(material).items()
+    ]
+
+
+def _key_numbers(one: ScoredRun) -> list[dict[str, str]]:
+    """The figures under the lead: recognition first, then the paper's."""
+    told = []
+    if one.recognition is not None:
+        found = one.recognition
+        note = f"concepts, at the end; {title_of(found.metric)}, {found.images} images each"
+        value = f"{len(found.kept)} of {len(found.tasks)}"
+        told.append({"label": "still recognised", "value": value, "note": note})
+    for metric, scores in list(one.matrices.items())[:1]:
+        told += _score_numbers(metric, scores)
+    return told
+
+
+def _score_numbers(metric: str, found: MetricScores) -> list[dict[str, str]]:
     base = mean_of(found.base)
-    summary = measures.summarise(found.matrix, base)
-    title = TITLES.get(metric, metric)
-    numbers = [
-        (
-            "average score S",
-            summary.average_score,
-            title if math.isnan(base) else f"{title}; the base has {format_number(base)}",
-        ),
-        ("forgetting F", summary.forgetting, "best score ever reached, minus the final one"),
-        ("peak", summary.peak, "mean best score: S + F"),
-        ("retention", summary.retention, "of what was gained over the base"),
+    numbers = measures.score_matrix(found.matrix, base)
+    title = title_of(metric)
+    of_base = title if math.isnan(base) else f"{title}; the base has {format_number(base)}"
+    shown = [
+        ("average score S", numbers.average_score, of_base),
+        ("forgetting F", numbers.forgetting, "best score ever reached, minus the final one"),
+        ("peak", numbers.peak, "mean best score: S + F"),
+        ("retention", numbers.retention, "of the score gained over the base, not of the concepts"),
     ]
     return [
         {"label": label, "value": format_number(value), "note": note}
-        for label, value, note in numbers
+        for label, value, note in shown
         if not math.isnan(value)
     ]
 
 
-def _sections(page: Page) -> list[tuple[str, str]]:
-    first = page.runs[0]
-    several = len(page.runs) > 1
-    wanted = [
-        ("strategies", "Strategies", several and bool(page.tables or page.sides)),
-        ("tasks", "Tasks", True),
-        ("samples", "Samples", bool(first["stages"])),
-        ("memory", "Memory", bool(first["heats"] or first["figures"])),
-        ("strategies", "Scores", not several and bool(page.tables)),
-        ("training", "Training", bool(first["losses"])),
-        ("details", "Details", True),
-        ("extras", "More measures", bool(page.extras)),
-    ]
-    return [(anchor, title) for anchor, title, there in wanted if there]
+def join_names(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    head, last = ", ".join(names[:-1]), names[-1]
+    return f"{head} and {last}" if head else last
 
 
-def _terms(page: Page) -> list[tuple[str, str]]:
-    if not page.tables:
-        return []
-    about = dict(measures.MEASURES)
-    terms = [(SHOWN[key], about[key]) for key in SHOWN]
-    terms.append(("base", "the published model, before any task"))
-    return terms
+def in_words(count: int) -> str:
+    """`four`; digits above ten."""
+    return WORDS[count] if count < len(WORDS) else str(count)
 
 
 def _write_whole(path: Path, text: str) -> Path:

@@ -7,16 +7,12 @@ empty in the report, never an error.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lcp_plugin.errors import DataError
-from lcp_plugin.evaluation.scores import Matrix
 from lcp_plugin.formats.pictures import list_images
 
 Facts = Mapping[str, Any]
@@ -77,14 +73,6 @@ class RunFacts:
             if v is not None
         ]
         return " · ".join([self.strategy or self.name, *parts])
-
-
-@dataclass(frozen=True)
-class MetricScores:
-    """One metric of one run."""
-
-    matrix: Matrix
-    base: tuple[float, ...]  # per task, NaN where the base was not scored
 
 
 def read_run(folder: Path) -> RunFacts:
@@ -203,28 +191,6 @@ def find_scores(folder: Path) -> Path | None:
 def read_scores(file: Path | None) -> Facts:
     """The parsed file; empty for None or a damaged one."""
     return _read_json(file) if file is not None else {}
-
-
-def scores_of(scores: Facts, run: RunFacts) -> dict[str, MetricScores]:
-    """A run's matrices by metric, found by its folder's name (the only run there counts as it)."""
-    entries = [e for e in scores.get("runs", ()) if isinstance(e, Mapping)]
-    mine = [e for e in entries if e.get("name") in (run.folder.name, run.name)]
-    if len(mine) != 1 and run.folder.as_posix() in [e.get("path") for e in entries]:
-        mine = [e for e in entries if e.get("path") == run.folder.as_posix()]
-    if len(mine) != 1:
-        return {}
-    found: dict[str, MetricScores] = {}
-    for name, facts in mine[0].get("metrics", {}).items():
-        if "matrix" not in facts:  # a ceiling has final scores only
-            continue
-        matrix = np.array([_numbers(row) for row in facts["matrix"]], dtype=np.float64)
-        base = _numbers(facts.get("base") or [None] * len(matrix))
-        found[name] = MetricScores(matrix, tuple(base))
-    return found
-
-
-def _numbers(row: Sequence[Any]) -> list[float]:
-    return [math.nan if value is None else float(value) for value in row]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

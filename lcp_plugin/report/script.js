@@ -32,7 +32,10 @@
         if (stage < learned) state.textContent = "not learned yet";
         else if (stage === learned) state.textContent = "just learned";
         else state.textContent = (stage - learned) + (stage - learned === 1 ? " task ago" : " tasks ago");
-        for (const cell of row.querySelectorAll(".cell")) cell.hidden = Number(cell.dataset.stage) !== stage;
+        for (const cell of row.querySelectorAll(".cell")) {
+          cell.hidden = Number(cell.dataset.stage) !== stage;
+          if (!cell.hidden && cell.dataset.lost) state.textContent += " · " + cell.dataset.lost;
+        }
       }
     };
     slider.addEventListener("input", show);

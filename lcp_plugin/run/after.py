@@ -18,6 +18,7 @@ from lcp_plugin.errors import DiskError, LcpError
 from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.report import write_report
 from lcp_plugin.run.context import Context
+from lcp_plugin.run.samples import mark_grid
 from lcp_plugin.store.lock import locked
 from lcp_plugin.store.run_folder import RunStore
 
@@ -108,7 +109,8 @@ def _report_run(folder: Path) -> Made:
 
 def export_run(folder: Path, options: Options) -> Made:
     """The forms that --export names, beside the deliverable."""
-    from lcp_plugin.delivery.export import export_all, read_learned
+    from lcp_plugin.delivery.export import export_all
+    from lcp_plugin.delivery.learned import read_learned
     from lcp_plugin.registry import create_strategy
     from lcp_plugin.sdxl.load import find_base
 
@@ -121,7 +123,9 @@ def export_run(folder: Path, options: Options) -> Made:
 
 
 def score_run(folder: Path, options: Options, device: str) -> Made:
-    """The scores of every task after every task, as tools/evaluate.py prints them."""
+    """The scores of every task after every task, as tools/evaluate.py prints them; the sample grid
+    is marked by them.
+    """
     from lcp_plugin.evaluation.command import run_command
 
     arguments = [str(folder), "--metrics", *options.evaluate, "--device", device.split(":")[0]]
@@ -129,7 +133,9 @@ def score_run(folder: Path, options: Options, device: str) -> Made:
     arguments += ["--guidance", str(options.guidance_scale)]
     if options.evaluate_prompts is not None:
         arguments += ["--prompts", str(options.evaluate_prompts)]
-    return run_command(arguments).split("\n"), [folder / "evaluation" / "scores.json"]
+    lines = run_command(arguments).split("\n")
+    mark_grid(folder)
+    return lines, [folder / "evaluation" / "scores.json"]
 
 
 def _try(what: str, make: Callable[[], Made]) -> Made | None:

@@ -121,9 +121,9 @@ def _rehearsal_lines(options: Options, hours: float, tasks: int, pixels: int) ->
     from lcp_plugin.strategies.recall import Recall
 
     strategy = create_strategy(options.strategy, options.strategy_args)
-    if not isinstance(strategy, Recall) or tasks < 2:
+    if not isinstance(strategy, Recall) or (tasks < 2 and not strategy.preserve):
         return []
-    rehearsed = hours * (tasks - 1) / tasks / strategy.every
+    rehearsed = hours * (tasks - 1 + strategy.preserve) / tasks / strategy.every
     drawing = drawing_seconds(strategy, options, pixels, tasks) / 3600
     share = drawing / (hours + rehearsed) if hours else 0.0
     return [

@@ -6,22 +6,18 @@ Given by --prev_prompts, else what its header says: the trigger phrase, the clas
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.formats.header_prompts import prompts_of_metadata
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.hooks import Strategy
 from lcp_plugin.store.task_folder import Parent
-from lcp_plugin.tasks import MOST_CAPTIONS
 
 log = logging.getLogger(__name__)
-MOST_TAGS = 3  # of a folder, put together to a prompt
 
 
 def note_prompts(parent: Parent, given: Sequence[str], strategy: Strategy) -> Parent:
@@ -59,31 +55,6 @@ def note_prompts(parent: Parent, given: Sequence[str], strategy: Strategy) -> Pa
 def _prompts_of_header(parent: Parent) -> tuple[str, ...]:
     path = Path(str(parent.source))
     return prompts_of_metadata(read_header(path).metadata) if path.is_file() else ()
-
-
-def prompts_of_metadata(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Prompts by a header's own words, the most telling first; none where it has none."""
-    trigger = metadata.get("modelspec.trigger_phrase", "").strip()
-    if trigger:
-        return (trigger,)
-    folders = {**_object(metadata, "ss_dataset_dirs"), **_object(metadata, "ss_tag_frequency")}
-    classes = [m[1] for name in folders if (m := re.fullmatch(r"\d+_(.*\S.*)", str(name)))]
-    if classes:
-        return tuple(f"a photo of {name}" for name in classes[:MOST_CAPTIONS])
-    found = []
-    for tags in _object(metadata, "ss_tag_frequency").values():
-        if isinstance(tags, Mapping) and tags:
-            ordered = sorted(tags, key=lambda tag: -float(tags[tag]))
-            found.append(", ".join(str(tag).strip() for tag in ordered[:MOST_TAGS]))
-    return tuple(found[:MOST_CAPTIONS])
-
-
-def _object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    try:
-        value = json.loads(metadata.get(key, "{}"))
-    except json.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _quote(prompts: Sequence[str]) -> str:

@@ -1,5 +1,5 @@
 """Sample images at every boundary, and the grid of tasks x stages that shows at a glance what was
-forgotten.
+forgotten: by the eye at once, and once a run is scored by a cross on what no longer is recognised.
 
     samples/00_base/<task>_0.png ... samples/03_watercolor/<task>_0.png ...  samples/grid.png
 
@@ -22,6 +22,8 @@ from lcp_plugin.tasks import TaskRecord
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from lcp_plugin.evaluation.recognition import Look
 
 BASE_STAGE = "00_base"
 Sampler = Callable[[Sequence[str], int, int], "list[Image]"]  # prompts, seed, distinct latents
@@ -104,69 +106,142 @@ def sample_stage(
 
 
 def draw_grid(
-    folder: Path, records: Sequence[TaskRecord], stages: Sequence[tuple[str, str]], cell: int = 144
+    folder: Path,
+    records: Sequence[TaskRecord],
+    stages: Sequence[tuple[str, str]],
+    cell: int = 144,
+    looks: Mapping[str, Mapping[str, Look]] | None = None,
 ) -> Path | None:
     """Rows are tasks, columns are stages (folder, label); the first sample of each cell that
     exists.
 
+    Args:
+        looks: what is recognised, stage folder -> task name; what no longer is gets crossed out,
+            and a legend says so.
     Returns:
         samples/grid.png, or None where nothing was sampled.
     """
-    from PIL import Image as images
-    from PIL import ImageDraw
-
-    margin, head, gap = 150, 34, 6
-    width = margin + len(stages) * (cell + gap) + gap
-    height = head + len(records) * (cell + gap) + gap
-    grid = images.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(grid)
-    font = _font(15)
-    drawn = 0
+    grid = _Grid(len(records), len(stages), cell, legend=bool(looks))
     for column, (_, label) in enumerate(stages):
-        left = margin + column * (cell + gap)
-        draw.text((left, 9), _shorten(draw, label, cell, font), "#222222", font=font)
+        grid.head(column, label)
+    drawn = 0
     for row, record in enumerate(records):
-        top = head + row * (cell + gap)
-        draw.text(
-            (10, top + cell // 2 - 18),
-            _shorten(draw, record.name, margin - 18, font),
-            "#222222",
-            font=font,
-        )
-        draw.text(
-            (10, top + cell // 2 + 2),
-            _shorten(draw, record.concept, margin - 18, font),
-            "#888888",
-            font=font,
-        )
+        grid.name(row, record.name, record.concept)
         for column, (stage, _) in enumerate(stages):
-            left = margin + column * (cell + gap)
             path = folder / stage / f"{record.name}_0.png"
             if path.is_file():
-                picture = (
-                    images.open(path).convert("RGB").resize((cell, cell), images.Resampling.LANCZOS)
-                )
-                grid.paste(picture, (left, top))
+                grid.paste(row, column, path)
                 drawn += 1
+            look = (looks or {}).get(stage, {}).get(record.name)
             if stage.startswith(f"{record.index:02d}_"):  # where it was learned
-                box = (left - 2, top - 2, left + cell + 1, top + cell + 1)
-                draw.rectangle(box, outline="#d97706", width=2)
+                grid.frame(row, column)
+            elif path.is_file() and look is not None and not look.is_recognised:
+                grid.cross_out(row, column, look.other or "")
     if not drawn:
         return None
     with replacing(folder / "grid.png") as temporary:
-        grid.save(temporary, format="PNG")
+        grid.image.save(temporary, format="PNG")
     return folder / "grid.png"
 
 
-def _font(size: int) -> Any:
-    from PIL import ImageFont
+def mark_grid(run: Path) -> Path | None:
+    """Draws a run's grid anew with what its scores say of every concept after every task.
 
-    return ImageFont.load_default(size)
+    Returns:
+        samples/grid.png; None, and nothing is touched, where samples or scores are missing.
+    """
+    from lcp_plugin.report.material import recognised_stages
+    from lcp_plugin.report.read import find_scores, read_run, read_scores
+
+    facts, folder = read_run(run), run / "samples"
+    looks = recognised_stages(read_scores(find_scores(run)), facts)
+    if not looks or not (folder / "grid.png").is_file():
+        return None
+    records = [TaskRecord(t.index, t.name, t.kind, t.concept) for t in facts.tasks]
+    stages = [(BASE_STAGE, "base")]
+    for link in facts.lineage:
+        task = TaskRecord.from_json(link["task"])
+        stages.append((f"{task.index:02d}_{task.name}", f"after {task.name}"))
+    return draw_grid(folder, records, stages, looks=looks)
 
 
-def _shorten(draw: Any, text: str, width: int, font: Any) -> str:
-    if draw.textlength(text, font=font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font=font) > width:
-        text = text[:-1]
-    return text + "…"
+MARGIN, HEAD, GAP, FOOT = 150, 34, 6, 26  # pixels around the cells
+INK, SOFT, FRAME = "#222222", "#888888", "#d97706"
+LEGEND = "no longer recognised: its images are nearer to another concept, named below the picture"
+
+
+class _Grid:
+    """The picture, cell by cell."""
+
+    def __init__(self, rows: int, columns: int, cell: int, legend: bool) -> None:
+        from PIL import Image as images
+        from PIL import ImageDraw, ImageFont
+
+        self.cell = cell
+        width = MARGIN + columns * (cell + GAP) + GAP
+        height = HEAD + rows * (cell + GAP) + GAP + (FOOT if legend else 0)
+        self.image = images.new("RGB", (width, height), "white")
+        self.draw = ImageDraw.Draw(self.image)
+        self.font: Any = ImageFont.load_default(15)
+        if legend:
+            self._cross(10, height - FOOT, 20)
+            text = self._shorten(LEGEND, width - 48)
+            self.draw.text((38, height - FOOT + 2), text, INK, font=self.font)
+
+    def head(self, column: int, label: str) -> None:
+        """Names a stage."""
+        left, _ = self._place(0, column)
+        self.draw.text((left, 9), self._shorten(label, self.cell), INK, font=self.font)
+
+    def name(self, row: int, name: str, concept: str) -> None:
+        """Names a task."""
+        _, top = self._place(row, 0)
+        for text, below, colour in ((name, -18, INK), (concept, 2, SOFT)):
+            place = (10, top + self.cell // 2 + below)
+            self.draw.text(place, self._shorten(text, MARGIN - 18), colour, font=self.font)
+
+    def paste(self, row: int, column: int, path: Path) -> None:
+        """A sample into its cell."""
+        from PIL import Image as images
+
+        picture = images.open(path).convert("RGB")
+        size = (self.cell, self.cell)
+        self.image.paste(picture.resize(size, images.Resampling.LANCZOS), self._place(row, column))
+
+    def frame(self, row: int, column: int) -> None:
+        """Where it was learned."""
+        left, top = self._place(row, column)
+        box = (left - 2, top - 2, left + self.cell + 1, top + self.cell + 1)
+        self.draw.rectangle(box, outline=FRAME, width=2)
+
+    def cross_out(self, row: int, column: int, other: str) -> None:
+        """A concept that is no longer recognised: a cross in a corner, below it what it looks like.
+
+        Black and white, and large enough to be seen where the grid is a thumbnail.
+        """
+        left, top = self._place(row, column)
+        self._cross(left, top, self.cell // 3)
+        if other:
+            low = top + self.cell
+            self.draw.rectangle((left, low - 22, left + self.cell - 1, low - 1), fill="black")
+            text = self._shorten(f"like {other}", self.cell - 10)
+            self.draw.text((left + 6, low - 20), text, "white", font=self.font)
+
+    def _cross(self, left: int, top: int, side: int) -> None:
+        self.draw.rectangle((left, top, left + side, top + side), fill="black", outline="white")
+        near, far = side * 0.24, side * 0.76
+        width = max(2, side // 7)
+        for x, y in ((near, far), (far, near)):
+            self.draw.line((left + near, top + x, left + far, top + y), "white", width)
+
+    def _place(self, row: int, column: int) -> tuple[int, int]:
+        """Left and top of a cell."""
+        step = self.cell + GAP
+        return MARGIN + column * step, HEAD + row * step
+
+    def _shorten(self, text: str, width: int) -> str:
+        if self.draw.textlength(text, font=self.font) <= width:
+            return text
+        while text and self.draw.textlength(text + "…", font=self.font) > width:
+            text = text[:-1]
+        return text + "…"

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, LineageError
 from lcp_plugin.formats.identity import file_model_hash, hash_tensors
 from lcp_plugin.formats.lora_file import find_lora, read_lora
-from lcp_plugin.sdxl.layers import Site, layer_shape
+from lcp_plugin.sdxl.layers import layer_shape
 from lcp_plugin.sdxl.load import BaseId, identify_base
-from lcp_plugin.sdxl.rounding import add_delta, round_stochastically
+from lcp_plugin.sdxl.sites import Site, fuse_for_good
 
 
 @dataclass(frozen=True)
@@ -149,26 +149,7 @@ def add_to_base(layers: Mapping[str, nn.Module], delta: Delta, fuse: bool) -> No
         if name not in layers or entry.shape != layer_shape(layers[name]):
             raise ConfigError(f"base_weights change {name}, which this base does not have so.")
     for name, entry in delta.items():
-        layer = layers[name]
-        weight = layer.weight
-        assert isinstance(weight, nn.Parameter)
         if fuse:
-            flat = weight.data.float().reshape(entry.shape)
-            rounded = round_stochastically(add_delta(flat, entry), weight.dtype, name)
-            weight.data = rounded.view(weight.shape)
+            fuse_for_good(name, layers[name], entry)
         else:
-            site = Site(name, layer)
-            site.set_branch(entry)
-            layer.register_forward_pre_hook(_follow(site))
-
-
-def _follow(site: Site) -> Any:
-    """A hook that keeps a branch on the device of its layer's input (text encoders move)."""
-
-    def move(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        branch = site.branch
-        if branch is not None and branch.down.device != args[0].device:
-            branch.down = branch.down.to(args[0].device)
-            branch.up = None if branch.up is None else branch.up.to(args[0].device)
-
-    return move
+            Site(name, layers[name]).set_branch(entry)

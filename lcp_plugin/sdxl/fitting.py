@@ -57,36 +57,12 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def decode(vae: Any, latents: Tensor) -> Tensor:
-    """Pixels (n, 3, H, W) of unscaled latents (n, c, h, w), on the CPU in fp32."""
-    kind = ("decode", tuple(latents.shape[1:]), str(latents.dtype))
+def whole_or_tiled(vae: Any, kind: Hashable, part: Tensor, run: Callable[[], Tensor]) -> Tensor:
+    """What `run` makes of pixels (n, 3, H, W) or latents (n, c, h, w) with the VAE.
 
-    def work(start: int, stop: int) -> Tensor:
-        part = latents[start:stop]
-        return _whole_or_tiled(
-            vae, kind, stop - start, part, lambda: vae.decode(part, return_dict=False)[0]
-        )
-
-    return torch.cat([p.float().cpu() for p in in_batches(kind, len(latents), work)])
-
-
-def encode(vae: Any, pixels: Tensor) -> Tensor:
-    """The means of latents (n, c, h, w) of pixels (n, 3, H, W), on the pixels' device."""
-    kind = ("encode", tuple(pixels.shape[1:]), str(pixels.dtype))
-
-    def work(start: int, stop: int) -> Tensor:
-        part = pixels[start:stop]
-        return _whole_or_tiled(
-            vae, kind, stop - start, part, lambda: vae.encode(part).latent_dist.mode()
-        )
-
-    return torch.cat(in_batches(kind, len(pixels), work))
-
-
-def _whole_or_tiled(
-    vae: Any, kind: Hashable, count: int, part: Tensor, run: Callable[[], Tensor]
-) -> Tensor:
-    """A single image that does not fit whole goes in tiles of half its side, then of a quarter."""
+    A single image that does not fit whole goes in tiles of half its side, then of a quarter.
+    """
+    count = len(part)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     side = max(part.shape[2:]) // (factor if part.shape[1] == 3 else 1)  # in latents
     tile = _fitted.get(("tile", kind), side)

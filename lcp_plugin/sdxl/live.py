@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lcp_plugin.hooks import Conditioning, Item, Parameters, Trajectory, Weights
-from lcp_plugin.sdxl.layers import AdaptedUNet
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.sdxl.live_base import LiveBase
 from lcp_plugin.sdxl.trajectory import draw_trajectory, spread_times
 from lcp_plugin.tasks import Task, TaskRecord
@@ -153,9 +153,11 @@ class LiveModel:
     ) -> Trajectory:
         """Draws an image from each noise (n, 4, h, w) in latent space, and keeps every state."""
         size = (noise.shape[2], noise.shape[3])
+        with self.adapted.using(weights):  # text encoders have them too
+            encoded = [self.encode_prompts([text], size) for text in (prompt, "")]
         conditioning = [
-            {key: value.expand(len(noise), *value.shape[1:]) for key, value in encoded.items()}
-            for encoded in (self.encode_prompts([text], size) for text in (prompt, ""))
+            {key: value.expand(len(noise), *value.shape[1:]) for key, value in rows.items()}
+            for rows in encoded
         ]
         schedule = self.base.schedule
         times = spread_times(len(schedule.alphas), steps, generator)

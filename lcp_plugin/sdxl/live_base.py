@@ -17,11 +17,10 @@ from torch import Tensor
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.delta import Delta
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import PromptBank, encode_prompts, make_time_ids
-from lcp_plugin.sdxl.fitting import encode
-from lcp_plugin.sdxl.latents import scale_latents
-from lcp_plugin.sdxl.layers import AdaptedUNet
+from lcp_plugin.sdxl.latents import encode_pixels
 from lcp_plugin.sdxl.load import native_resolution, prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
 from lcp_plugin.sdxl.noise import NoiseSchedule, alphas_cumprod, send, zero_terminal_betas
@@ -90,10 +89,7 @@ class LiveBase:
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Scaled latents (b, 4, h/f, w/f) of pixels (b, 3, h, w) in [-1, 1]: the mean, in fp32."""
-        vae = self.pipeline.vae.to(self.device)
-        with torch.no_grad():
-            latents = encode(vae, pixels.to(self.device, vae.dtype))
-        return scale_latents(vae, latents.float())
+        return encode_pixels(self.pipeline.vae.to(self.device), pixels)
 
     def decode(self, latents: Tensor) -> list[Image]:
         """Images of scaled latents (n, 4, h, w)."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lcp_plugin.sdxl.fitting import decode, in_batches
-from lcp_plugin.sdxl.latents import unscale_latents
+from lcp_plugin.sdxl.fitting import in_batches
+from lcp_plugin.sdxl.latents import decode_pixels
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -108,7 +108,7 @@ def decode_latents(pipeline: StableDiffusionXLPipeline, latents: Tensor) -> list
     """
     vae, home = pipeline.vae, pipeline.vae.device
     vae.to(pipeline.unet.device)
-    pixels = decode(vae, unscale_latents(vae, latents.to(vae.device, vae.dtype)))
+    pixels = decode_pixels(vae, latents)
     vae.to(home)
     pictures: list[Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
     return pictures

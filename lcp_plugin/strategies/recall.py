@@ -14,12 +14,15 @@ Only strings cross a boundary beside the carry's weights: no earlier image, no e
 What crosses it otherwise, and where the next task starts, is the business of another strategy,
 `of`: with `naive`, one adapter of constant rank, however many tasks; with `merge_init`, the sum of
 updates.
+
+With `preserve` = p > 0, a share p of the batch holds drawings of the untouched base of what no task
+names: the tasks' class words ("a photo of a robot") and everyday prompts. Their teacher is eps_0,
+so that the rest of the model stays (class images of DreamBooth, arXiv 2208.12242, for a chain).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Generator, Tensor
@@ -28,7 +31,6 @@ from lcp_plugin.adapter import Adapter, AdapterSpec
 from lcp_plugin.errors import StrategyError
 from lcp_plugin.hooks import (
     Carry,
-    Conditioning,
     Model,
     Rehearsal,
     Step,
@@ -37,40 +39,9 @@ from lcp_plugin.hooks import (
     Weights,
 )
 from lcp_plugin.strategies.naive import Naive
-from lcp_plugin.tasks import Task, TaskRecord
-
-SETTINGS: Mapping[str, tuple[str, ...]] = {  # none of them is a prompt of the evaluation
-    "object": (
-        "a {concept} on the grass",
-        "a {concept} in the snow",
-        "a {concept} next to a big tree at night",
-        "a {concept} in a blue hat and a red coat",
-        "a {concept} on a wooden table",
-        "a small {concept} at the beach",
-    ),
-    "style": (
-        "{concept} image of a house",
-        "{concept} image of a tree",
-        "{concept} image of a person",
-        "{concept} image of a boat",
-        "{concept} image of a flower",
-        "{concept} image of a street",
-    ),
-}
-LARGEST_DRAWING = 4  # images drawn at once
-LATENT_CHANNELS = 4
-
-
-@dataclass(frozen=True)
-class Bank:
-    """What is rehearsed of one task at one latent size."""
-
-    prompts: tuple[str, ...]
-    conditioning: Conditioning  # a row for each prompt
-    of_prompt: Tensor  # (n,): which of them a state was drawn from
-    latents: Tensor  # (n, 4, h, w), fp16
-    timesteps: Tensor  # (n,)
-    predictions: Tensor  # (n, 4, h, w), fp16
+from lcp_plugin.strategies.recall_bank import Bank, Drawing, choose_state, draw_states
+from lcp_plugin.strategies.recall_prompts import class_prompts, everyday_prompts, prompts_of
+from lcp_plugin.tasks import Task
 
 
 class Recall(Strategy):
@@ -78,7 +49,8 @@ class Recall(Strategy):
 
     weight of the rehearsal beside the task's loss; images drawn of each earlier task, in
     sample_steps steps with guidance; rehearsed at every `every`-th step in batches of `batch` (0:
-    as large as the task's own); settings: share of the images that show the concept elsewhere.
+    as large as the task's own); settings: share of the images that show the concept elsewhere;
+    preserve: share of the batch that keeps class words and everyday prompts as the base draws them.
     """
 
     name = "recall"
@@ -93,6 +65,7 @@ class Recall(Strategy):
         every: int = 1,
         batch: int = 0,
         settings: float = 0.5,
+        preserve: float = 0.0,
     ) -> None:
         inner = of() if isinstance(of, type) else of
         if isinstance(inner, Recall):
@@ -100,10 +73,12 @@ class Recall(Strategy):
         for key, value in {"images": images, "sample_steps": sample_steps, "every": every}.items():
             if value < 1:
                 raise StrategyError(f"recall: {key} = {value}; give at least 1.")
-        if not 0 <= settings <= 1 or batch < 0 or weight < 0:
+        for key, share in {"settings": settings, "preserve": preserve}.items():
+            if not 0 <= share <= 1:
+                raise StrategyError(f"recall: {key} = {share}; give a share from 0 to 1.")
+        if batch < 0 or weight < 0:
             raise StrategyError(
-                f"recall: settings = {settings}, batch = {batch}, weight = {weight}; settings is "
-                "a share from 0 to 1, batch and weight are not negative."
+                f"recall: batch = {batch}, weight = {weight}; neither can be negative."
             )
         if inner.joins_tasks:
             raise StrategyError(
@@ -112,8 +87,10 @@ class Recall(Strategy):
         self.inner = inner
         self.starts_from_parent = self.inner.starts_from_parent
         self.weight, self.images, self.sample_steps = weight, images, sample_steps
-        self.guidance, self.every, self.batch, self.settings = guidance, every, batch, settings
+        self.guidance, self.every, self.batch = guidance, every, batch
+        self.settings, self.preserve = settings, preserve
         self.banks: list[list[Bank]] = []  # by task, then by latent size
+        self.preserved: list[list[Bank]] = []  # of the base: class words, everyday prompts
 
     # What crosses the boundary is the other strategy's.
 
@@ -147,97 +124,92 @@ class Recall(Strategy):
 
     def after_training(self, model: Model) -> None:
         """The other strategy's last look."""
-        self.banks = []
+        self.banks, self.preserved = [], []
         self.inner.after_training(model)
 
     # Drawing and rehearsing
 
     def before_training(self, model: Model) -> None:
-        """Draws what will be rehearsed, with the model as it was carried."""
+        """Draws what will be rehearsed, with the model as it was carried and with the base."""
         self.inner.before_training(model)
         sizes = list(model.sizes())[: self.images]
         share = max(1, round(self.images / len(sizes)))
-        tasks = model.progress(model.learned, "drawing what is rehearsed")
-        self.banks = [[self._bank(model, r, size, share) for size in sizes] for r in tasks]
+        known, base = self._plan_tasks(model, share), self._plan_base(model, share)
+        drawings = model.progress([*known, *base], "drawing what is rehearsed")
+        banks = [[self._bank(model, drawing, size) for size in sizes] for drawing in drawings]
+        self.banks, self.preserved = banks[: len(known)], banks[len(known) :]
 
-    def _bank(self, model: Model, record: TaskRecord, size: tuple[int, int], images: int) -> Bank:
+    def _plan_tasks(self, model: Model, images: int) -> list[Drawing]:
+        """What is drawn of each earlier task: `images` at a size."""
+        index = model.task.index
+        weights: Weights = "trained" if self.starts_from_parent else "carry"
+        return [
+            Drawing(f"{r.index:02d}", prompts_of(r, index, images, self.settings), weights)
+            for r in model.learned
+        ]
+
+    def _plan_base(self, model: Model, images: int) -> list[Drawing]:
+        """What is drawn of the base: class words of all tasks so far, and everyday prompts."""
+        if self.preserve == 0:
+            return []
+        classes = class_prompts([*model.learned, model.task]) * images_of_class(images)
+        everyday = everyday_prompts(model.task.index, images)
+        plans = {"classes": classes, "everyday": everyday}
+        return [Drawing(name, prompts, "base") for name, prompts in plans.items() if prompts]
+
+    def count_images(self, tasks: int) -> float:
+        """Images that a chain of `tasks` objects draws, those of the base included."""
+        earlier = self.images * tasks * (tasks - 1) / 2
+        classes = images_of_class(self.images) * tasks * (tasks + 1) / 2
+        return earlier + (classes + self.images * tasks if self.preserve else 0)
+
+    def _bank(self, model: Model, drawing: Drawing, size: tuple[int, int]) -> Bank:
         """The drawings of a task at a size, its prompts in turn."""
-        prompts = prompts_of(record, model.task.index, images, self.settings)
-        name = f"{record.index:02d}_{size[0]}x{size[1]}"
-        kept = model.keep(name, lambda: self._draw(model, name, prompts, size))
-        unique = tuple(dict.fromkeys(prompts))
-        return Bank(
-            unique,
-            model.encode_prompts(unique, size),
-            kept["of_prompt"],
-            kept["latents"],
-            kept["timesteps"],
-            kept["predictions"],
-        )
+        name = f"{drawing.name}_{size[0]}x{size[1]}"
+        kept = model.keep(name, lambda: self._draw(model, name, drawing, size))
+        unique = tuple(dict.fromkeys(drawing.prompts))
+        return Bank(unique, model.encode_prompts(unique, size), **kept)
 
     def _draw(
-        self, model: Model, name: str, prompts: Sequence[str], size: tuple[int, int]
+        self, model: Model, name: str, drawing: Drawing, size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """An image for each prompt, every state of it; prompts that repeat are drawn together."""
-        generator = model.generator(f"rehearsal {name}")
-        parts: dict[str, list[Tensor]] = {}
-        for number, prompt in enumerate(dict.fromkeys(prompts)):
-            count = prompts.count(prompt)
-            for begin in range(0, count, LARGEST_DRAWING):
-                rows = min(LARGEST_DRAWING, count - begin)
-                noise = torch.randn((rows, LATENT_CHANNELS, *size), generator=generator)
-                weights: Weights = "trained" if self.starts_from_parent else "carry"
-                drawn = model.draw(
-                    prompt, noise, self.sample_steps, self.guidance, generator, weights
-                )
-                found = {
-                    "latents": drawn.latents.half(),
-                    "predictions": drawn.predictions.half(),
-                    "timesteps": drawn.timesteps,
-                    "of_prompt": torch.full_like(drawn.timesteps, number),
-                }
-                for key, value in found.items():
-                    parts.setdefault(key, []).append(value)
-        return {key: torch.cat(values) for key, values in parts.items()}
+        noise = model.generator(f"rehearsal {name}")
+        return draw_states(model, drawing, size, (self.sample_steps, self.guidance), noise)
 
     def rehearse(self, step: Step) -> Rehearsal | None:
-        """A batch over all earlier tasks in equal parts, at one of the sizes."""
-        if not self.banks or step.index % self.every:
+        """A batch over all earlier tasks in equal parts, and its share of the base, at one of the
+        sizes. Where nothing was learned yet it holds that share alone, at that share of the weight.
+        """
+        every = self.banks or self.preserved
+        if not every or step.index % self.every:
             return None
-        size = int(torch.randint(len(self.banks[0]), (), generator=step.generator))
-        banks = [bank[size] for bank in self.banks]
+        size = int(torch.randint(len(every[0]), (), generator=step.generator))
+        known, base = ([bank[size] for bank in banks] for banks in (self.banks, self.preserved))
         rows = self.batch or len(step.batch["time_ids"])
-        chosen = [_choose(banks, step.generator) for _ in range(rows)]
-        prompt_rows = [(bank, int(bank.of_prompt[place])) for bank, place in chosen]
+        preserved = self._share_of_base(rows, step.generator)
+        banks = [known] * (rows - preserved if known else 0) + [base] * preserved
+        chosen = [choose_state(of, step.generator) for of in banks]
+        told = [bank.tell(place) for bank, place in chosen]
         return Rehearsal(
             latents=torch.stack([bank.latents[place] for bank, place in chosen]).float(),
             timesteps=torch.stack([bank.timesteps[place] for bank, place in chosen]),
-            conditioning={
-                key: torch.stack([bank.conditioning[key][row] for bank, row in prompt_rows])
-                for key in banks[0].conditioning
-            },
+            conditioning={key: torch.stack([c[key] for _, c in told]) for key in told[0][1]},
             target=torch.stack([bank.predictions[place] for bank, place in chosen]).float(),
-            weight=self.weight * self.every,
-            prompts=[bank.prompts[row] for bank, row in prompt_rows],
+            weight=self.weight * self.every * (1 if known else self.preserve),
+            prompts=[prompt for prompt, _ in told],
         )
 
+    def _share_of_base(self, rows: int, generator: Generator) -> int:
+        """How many rows are the base's: `preserve` of them, on the mean where it is no whole
+        number; at least one where nothing else is rehearsed.
+        """
+        if not self.preserved:
+            return 0
+        if not self.banks:
+            return max(1, round(rows * self.preserve))
+        return int(rows * self.preserve + float(torch.rand((), generator=generator)))
 
-def _choose(banks: Sequence[Bank], generator: Generator) -> tuple[Bank, int]:
-    """A state of any task: all tasks alike, all states of a task alike."""
-    bank = banks[int(torch.randint(len(banks), (), generator=generator))]
-    return bank, int(torch.randint(len(bank.timesteps), (), generator=generator))
 
-
-def prompts_of(record: TaskRecord, task_index: int, images: int, settings: float) -> list[str]:
-    """A prompt for each image that is drawn of a task: what it was trained with, and the concept in
-    settings of ours, which change from task to task.
-    """
-    known = [str(text) for text in record.facts.get("captions", ())]
-    elsewhere = [text.format(concept=record.concept) for text in SETTINGS[record.kind]]
-    own = known or [record.train_prompt or f"a photo of {record.concept}"]
-    if "{" in own[0]:  # a style's template: what its images show is not recorded
-        own = elsewhere
-    others = min(images - 1, round(images * settings))
-    chosen = [own[i % len(own)] for i in range(images - others)]
-    first = task_index * others
-    return chosen + [elsewhere[(first + i) % len(elsewhere)] for i in range(others)]
+def images_of_class(images: int) -> int:
+    """Images of each class word, where a task has `images`."""
+    return max(1, images // 4)

@@ -11,12 +11,13 @@ from typing import Any
 
 from lcp_plugin.config.load import load_config
 from lcp_plugin.evaluation.chains import CEILINGS, read_chain
-from lcp_plugin.evaluation.command import count, evaluate_chains, fill_references, read_tasks
+from lcp_plugin.evaluation.command import count, evaluate_chains
 from lcp_plugin.evaluation.conflicts import compare_boundaries, figure_two, open_boundaries
+from lcp_plugin.evaluation.inputs import fill_references, read_tasks
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.report import write_report
-from lcp_plugin.sweep.sweep import create_executor, execute_plan, plan_runs
+from lcp_plugin.sweep.running import create_executor, execute_plan, plan_runs
 
 
 def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:

@@ -12,7 +12,9 @@ from lcp_plugin.adapter import AdapterSpec
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.rates import part_rate
 from lcp_plugin.formats.lora_file import LoraFile
-from lcp_plugin.sdxl.layers import AdaptedUNet, LoraPair, layer_kernel, layer_shape
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
+from lcp_plugin.sdxl.layers import layer_kernel, layer_shape
+from lcp_plugin.sdxl.sites import LoraPair
 from lcp_plugin.sdxl.targets import (
     Target,
     TargetSettings,

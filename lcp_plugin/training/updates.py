@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
-from lcp_plugin.norms import limit_update_norm, update_norm
 from lcp_plugin.sdxl.flat_factors import JoinedGroups
-from lcp_plugin.sdxl.layers import LoraPair
 from lcp_plugin.sdxl.live import LiveStep
 from lcp_plugin.sdxl.precision import allow_half_gradients, set_mode
+from lcp_plugin.sdxl.sites import limit_norms
 from lcp_plugin.training.lesson import Classroom, Lesson
 from lcp_plugin.training.modules import make_groups
 from lcp_plugin.training.optimizers import OptimizerChoice, create_optimizer
@@ -77,21 +74,3 @@ class Updates:
             limit_norms(self._adapted.pair_of.values(), self._options.scale_weight_norms)
         with torch.no_grad():
             self._strategy.after_optimizer_step(live)
-
-
-@torch.no_grad()
-def limit_norms(pairs: Iterable[LoraPair], largest: float) -> int:
-    """scale_weight_norms: no update is larger than `largest`; how many were scaled down.
-
-    Both factors shrink alike; where one of them is frozen, the other takes all of it.
-    """
-    scaled = 0
-    for pair in pairs:
-        if pair.down.requires_grad and pair.up.requires_grad:
-            scaled += limit_update_norm(pair.down, pair.up, pair.scale, largest)[1]
-            continue
-        norm = float(update_norm(pair.down, pair.up, pair.scale))
-        if norm > largest:
-            (pair.up if pair.up.requires_grad else pair.down).mul_(largest / norm)
-            scaled += 1
-    return scaled

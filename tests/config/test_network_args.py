@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from lcp_plugin.config.network_args import NUM_BLOCKS, block_index, parse_network_args
+from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ConfigError
 
 LISTED = ",".join(str(i) for i in range(NUM_BLOCKS))
@@ -110,3 +112,10 @@ def test_lora_plus_ratios_fall_back_to_the_common_one() -> None:
 def test_broken_arguments_are_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_network_args([text])
+
+
+def test_options_read_their_network_args_once() -> None:
+    options = Options(network_args=("conv_dim=4",))
+    assert options.network is options.network
+    assert options.network.conv_dim == 4
+    assert replace(options, network_args=()).network.conv_dim is None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lora_samples import build_uneven_toy, random_adapter
 
-from lcp_plugin.delivery.export import Learned
+from lcp_plugin.delivery.learned import Learned
 from lcp_plugin.delivery.single_file import write_single_file
 from lcp_plugin.sdxl.load import hush_libraries
 

@@ -11,17 +11,9 @@ import torch
 from lora_samples import CONV, OUT, Q, factors, mixed_adapter, run_of, same_factors
 
 from lcp_plugin.adapter import Adapter
-from lcp_plugin.delivery.export import (
-    Form,
-    Learned,
-    export,
-    export_all,
-    export_diff,
-    export_lora,
-    export_peft,
-    read_learned,
-    weigh_tasks,
-)
+from lcp_plugin.delivery.export import export, export_all, export_diff, export_lora, export_peft
+from lcp_plugin.delivery.forms import Form
+from lcp_plugin.delivery.learned import Learned, read_learned, weigh_tasks
 from lcp_plugin.errors import ConfigError, FileFormatError, LineageError
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage

@@ -10,7 +10,9 @@ import torch
 from lora_samples import Q, factors, load_tool, mixed_adapter, run_of
 
 from lcp_plugin.adapter import Adapter
-from lcp_plugin.delivery.export import Learned, export_checkpoint, export_lora, read_learned
+from lcp_plugin.delivery.checkpoint import export_checkpoint
+from lcp_plugin.delivery.export import export_lora
+from lcp_plugin.delivery.learned import Learned, read_learned
 from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage

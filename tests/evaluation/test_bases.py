@@ -13,7 +13,7 @@ from quick_scores import FAST, score
 from lcp_plugin.errors import ConfigError, LineageError
 from lcp_plugin.evaluation import command
 from lcp_plugin.evaluation.chains import base_stage, read_chain
-from lcp_plugin.evaluation.generate import Sampling, Stage, Studio, plan_pictures
+from lcp_plugin.evaluation.pictures import Sampling, Stage, Studio, plan_pictures
 from lcp_plugin.sdxl.base_weights import BaseSource, check_source
 
 pytestmark = pytest.mark.usefixtures("quick_encoder")

@@ -12,7 +12,7 @@ import torch
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import DataError, LineageError
 from lcp_plugin.evaluation.chains import read_chain, require_references
-from lcp_plugin.evaluation.generate import hash_delta
+from lcp_plugin.evaluation.pictures import hash_delta
 from lcp_plugin.store.run_folder import RunStore
 
 pytestmark = pytest.mark.usefixtures("quick_encoder")

@@ -9,16 +9,17 @@ from quick_scores import photo
 from torch.nn.functional import layer_norm, multi_head_attention_forward, normalize
 
 from lcp_plugin.errors import ConfigError, FileFormatError
-from lcp_plugin.evaluation import encoders
-from lcp_plugin.evaluation.backbones import rename_openai_tower
 from lcp_plugin.evaluation.checkpoints import read_checkpoint
-from lcp_plugin.evaluation.encoders import (
+from lcp_plugin.evaluation.images import preprocess
+from lcp_plugin.evaluation.metrics import (
     METRICS,
+    NETWORKS,
     choose_metrics,
+    find_weights,
     load_encoder,
     parse_encoder_paths,
 )
-from lcp_plugin.evaluation.images import preprocess
+from lcp_plugin.evaluation.networks import rename_openai_tower
 from lcp_plugin.formats.identity import hash_file
 
 VISION = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "patch_size": 16}
@@ -210,12 +211,12 @@ def test_the_hubs_cache_is_looked_at_before_the_hub(tmp_path, monkeypatch):
         raise LocalEntryNotFoundError("not cached, no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    source = encoders.find_weights("dino", None)
+    source = find_weights("dino", None)
     assert source.weights == tmp_path / "pytorch_model.bin"
     assert all(local for _, local in asked)
     asked.clear()
     with pytest.raises(FileFormatError, match="LocalEntryNotFoundError"):
-        encoders.find_weights("clip", None)  # its vocabulary is not in the cache
+        find_weights("clip", None)  # its vocabulary is not in the cache
     assert [local for _, local in asked].count(False) == 1
 
 
@@ -236,4 +237,4 @@ def test_encoder_options_and_metric_names_are_checked():
     with pytest.raises(ConfigError, match="clip_i"):
         choose_metrics(["clipi"])
     assert [m.name for m in choose_metrics(["dino", "effnet", "dino"])] == ["dino", "effnet"]
-    assert {m.encoder for m in METRICS.values()} == set(encoders.PUBLISHED)
+    assert {m.encoder for m in METRICS.values()} == set(NETWORKS)

@@ -17,9 +17,9 @@ from quick_scores import FAST, ROOT, Thumbnail, made_in, score
 
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, DiskError
-from lcp_plugin.evaluation import command, generate
+from lcp_plugin.evaluation import command
 from lcp_plugin.evaluation.chains import base_stage, read_chain
-from lcp_plugin.evaluation.generate import (
+from lcp_plugin.evaluation.pictures import (
     Picture,
     Sampling,
     Stage,
@@ -144,7 +144,7 @@ def test_an_interrupted_evaluation_goes_on_and_makes_no_image_twice(
         saved.append(path)
         save_picture(path, image, facts)
 
-    monkeypatch.setattr(generate, "save_picture", save_or_die)
+    monkeypatch.setattr("lcp_plugin.evaluation.pictures.save_picture", save_or_die)
     with pytest.raises(KeyboardInterrupt):
         score([run], tmp_path / "cut", pictures)
 
@@ -152,7 +152,7 @@ def test_an_interrupted_evaluation_goes_on_and_makes_no_image_twice(
         saved.append(path)
         save_picture(path, image, facts)
 
-    monkeypatch.setattr(generate, "save_picture", save)
+    monkeypatch.setattr("lcp_plugin.evaluation.pictures.save_picture", save)
     cut = score([run], tmp_path / "cut", pictures)
     assert cut["runs"] == whole["runs"]
     assert len(saved) == len(set(saved)) == 10

@@ -16,7 +16,6 @@ from lcp_plugin.evaluation import extras
 from lcp_plugin.evaluation.chains import Chain, EvalTask
 from lcp_plugin.evaluation.command import add_scoring_options
 from lcp_plugin.evaluation.encoders import Metric
-from lcp_plugin.evaluation.generate import Sampling, Stage, Studio
 from lcp_plugin.evaluation.losses import (
     NOISES,
     TIMESTEPS,
@@ -26,6 +25,7 @@ from lcp_plugin.evaluation.losses import (
     measure_losses,
     self_drift,
 )
+from lcp_plugin.evaluation.pictures import Sampling, Stage, Studio
 from lcp_plugin.report.numbers import describe_extras, extra_values
 
 METRIC = Metric("colour", "colour", "Colour")

@@ -9,8 +9,8 @@ from quick_scores import photo
 
 from lcp_plugin.evaluation import encoders
 from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
-from lcp_plugin.evaluation.encoders import load_encoder
 from lcp_plugin.evaluation.images import Preprocessing, list_images
+from lcp_plugin.evaluation.metrics import load_encoder
 
 
 class ColourEncoder(encoders.Encoder, encoders.TextEncoder):

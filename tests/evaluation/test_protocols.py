@@ -8,7 +8,7 @@ from quick_scores import ROOT
 from lcp_plugin.errors import ConfigError, DataError
 from lcp_plugin.evaluation import command
 from lcp_plugin.evaluation.chains import EvalTask
-from lcp_plugin.evaluation.generate import Sampling
+from lcp_plugin.evaluation.pictures import Sampling
 from lcp_plugin.evaluation.protocols import Protocol, read_dreambooth_prompts, read_protocol
 
 pytestmark = pytest.mark.usefixtures("quick_encoder")

@@ -44,11 +44,11 @@ def test_a_cell_of_a_task_not_yet_learned_is_refused():
 )
 def test_a_matrix_of_a_wrong_form_is_refused(matrix, message):
     with pytest.raises(ValueError, match=message):
-        scores.summarise(matrix)
+        scores.score_matrix(matrix)
 
 
 def test_every_number_of_a_run_equals_the_hand_worked_example():
-    summary = scores.summarise(HAND, base=0.3)
+    summary = scores.score_matrix(HAND, base=0.3)
     assert summary.average_score == pytest.approx((0.5 + 0.6 + 0.7) / 3)
     assert summary.forgetting == pytest.approx((0.3 + 0.0 + 0.0) / 3)
     # over i < 3 with the best before the last task: (.8 - .5) and (.5 - .6)
@@ -62,13 +62,13 @@ def test_every_number_of_a_run_equals_the_hand_worked_example():
 
 def test_of_nothing_gained_no_share_is_left():
     matrix = [[0.2, 0.1], [np.nan, 0.3]]  # S .2, peak .25
-    assert scores.summarise(matrix, base=0.1).retention == pytest.approx(0.1 / 0.15)
+    assert scores.score_matrix(matrix, base=0.1).retention == pytest.approx(0.1 / 0.15)
     for base in (0.25, 0.4):
-        assert math.isnan(scores.summarise(matrix, base=base).retention)
+        assert math.isnan(scores.score_matrix(matrix, base=base).retention)
 
 
 def test_a_single_task_forgets_nothing_and_has_no_chaudhry_forgetting():
-    summary = scores.summarise([[0.4]])
+    summary = scores.score_matrix([[0.4]])
     assert summary.forgetting == 0
     assert summary.to_json()["forgetting_chaudhry"] is None
     assert summary.to_json()["retention"] is None

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lcp_plugin.errors import FileFormatError
-from lcp_plugin.evaluation.backbones import strip_prefixes
 from lcp_plugin.evaluation.checkpoints import read_checkpoint
+from lcp_plugin.evaluation.networks import strip_prefixes
 
 
 @pytest.mark.parametrize("zipped", [True, False])

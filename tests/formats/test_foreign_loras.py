@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.errors import FileFormatError, NumericError
-from lcp_plugin.formats.keys import kohya_name, write_key
+from lcp_plugin.formats.keys import kohya_name
 from lcp_plugin.formats.lora_file import lora_tensors, read_lora, write_lora
+from lcp_plugin.formats.lora_keys import write_key
 from lcp_plugin.formats.tensors import write_tensors
 
 # ---------------------------------------------------------------------------- other tools' files

@@ -14,10 +14,9 @@ from lcp_plugin.formats.keys import (
     is_module,
     kernel_of,
     kohya_name,
-    parse_key,
     to_sgm,
-    write_key,
 )
+from lcp_plugin.formats.lora_keys import parse_key, write_key
 
 BLOCK = "transformer_blocks"
 

@@ -14,9 +14,9 @@ from lcp_plugin.delivery.chain_tree import Search, failed, find_by_hash, trace
 from lcp_plugin.delivery.retraining import retraining_config
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.disk import write_json
-from lcp_plugin.formats.foreign_header import summarise
+from lcp_plugin.formats.foreign_header import read_claims
 from lcp_plugin.formats.header import kohya_header, modelspec_header, tag_frequency
-from lcp_plugin.formats.lineage import Lineage, Source, collect_blocks
+from lcp_plugin.formats.lineage import Lineage, ParentFile, collect_blocks
 from lcp_plugin.formats.lora_file import lora_tensors, write_lora
 from lcp_plugin.formats.tensors import read_header, write_tensors
 from lcp_plugin.tasks import TaskRecord
@@ -34,7 +34,7 @@ LINEAGE = Lineage(
     carry="delta",
     carry_hash="cd" * 32,
     blocks={"*": (64, 64), "unet.conv_in": (64,)},
-    parents=(Source("first", "ef" * 32),),
+    parents=(ParentFile("first", "ef" * 32),),
     seeds={"seed": 5, "order_seed": None},
     versions={"lcp_plugin": "1.0"},
     options={"network_dim": 64, "learning_rate": 1e-05, "optimizer_args": ["betas=.9,.999"]},
@@ -124,7 +124,7 @@ def test_the_model_spec_names_an_sdxl_lora_and_its_trigger_words() -> None:
 
 
 def test_a_kohya_header_is_summarised() -> None:
-    summary = summarise(KOHYA)
+    summary = read_claims(KOHYA)
     assert summary.tool == "kohya sd-scripts"
     assert summary.base == "juggernaut.safetensors"
     assert summary.triggers == ("sks dog",)
@@ -137,11 +137,11 @@ def test_a_kohya_header_is_summarised() -> None:
 
 def test_onetrainer_and_ai_toolkit_headers_are_summarised() -> None:
     config = {"lora_rank": 16, "lora_alpha": 1.0, "optimizer": {"optimizer": "PRODIGY"}}
-    one = summarise({"ot_revision": "1", "ot_config": json.dumps(config)})
+    one = read_claims({"ot_revision": "1", "ot_config": json.dumps(config)})
     assert one.tool == "OneTrainer"
     assert one.options["network_dim"] == 16
     assert one.options["optimizer_type"] == "PRODIGY"
-    other = summarise({"software": json.dumps({"name": "ai-toolkit"}), "name": "cat"})
+    other = read_claims({"software": json.dumps({"name": "ai-toolkit"}), "name": "cat"})
     assert (other.tool, other.title) == ("ai-toolkit", "cat")
 
 
@@ -149,7 +149,7 @@ def test_onetrainer_and_ai_toolkit_headers_are_summarised() -> None:
 def test_no_header_makes_the_summary_fail(text: str) -> None:
     keys = ("ss_tag_frequency", "ss_dataset_dirs", "ss_network_args", "ot_config", "software")
     keys = (*keys, "ss_lcp_format", "ss_lcp_tasks")
-    found = summarise({**KOHYA, **dict.fromkeys(keys, text)})
+    found = read_claims({**KOHYA, **dict.fromkeys(keys, text)})
     assert (found.tool, found.base) == ("lcp_plugin", "juggernaut.safetensors")
     assert found.options["network_alpha"] == 16.0  # what is whole is still read
     assert "sks dog" not in found.triggers  # what is damaged is left out
@@ -161,7 +161,7 @@ def test_no_header_makes_the_summary_fail(text: str) -> None:
 def test_a_chain_is_traced_and_verified_by_hash(tmp_path: Path) -> None:
     parent = write_lora(tmp_path / "old" / "first.safetensors", mixed_adapter(), KOHYA)
     child = Lineage(
-        tasks=TASKS, base_hash="ab", parents=(Source("first", parent["sshs_model_hash"]),)
+        tasks=TASKS, base_hash="ab", parents=(ParentFile("first", parent["sshs_model_hash"]),)
     )
     other = mixed_adapter().map_down(lambda _, a: a * 2)
     write_lora(tmp_path / "second.safetensors", other, child.to_metadata())
@@ -175,7 +175,7 @@ def test_a_chain_is_traced_and_verified_by_hash(tmp_path: Path) -> None:
 
 
 def test_a_parent_that_is_not_there_and_another_base_are_said(tmp_path: Path) -> None:
-    child = Lineage(base_hash="ab", parents=(Source("gone", "12" * 32),))
+    child = Lineage(base_hash="ab", parents=(ParentFile("gone", "12" * 32),))
     write_lora(tmp_path / "a.safetensors", mixed_adapter(), child.to_metadata())
     tree = trace(tmp_path / "a.safetensors", Search(base_hash="cd"))
     assert [c.what for c in failed(tree.all_checks())] == ["base"]
@@ -192,7 +192,7 @@ def test_tensors_that_were_changed_after_saving_are_found_out(tmp_path: Path) ->
 
 def test_a_loop_of_parents_ends(tmp_path: Path) -> None:
     header = write_lora(tmp_path / "a.safetensors", mixed_adapter())
-    own = Source("itself", header["sshs_model_hash"])
+    own = ParentFile("itself", header["sshs_model_hash"])
     write_lora(tmp_path / "a.safetensors", mixed_adapter(), Lineage(parents=(own,)).to_metadata())
     assert "already shown" in "\n".join(trace(tmp_path / "a.safetensors").render())
 
@@ -271,7 +271,7 @@ def test_unset_values_and_lists_of_a_header_are_read_as_what_they_were() -> None
         "ss_text_encoder_lr": "()",
         "ss_unet_lr": "0.0001",
     }
-    options = summarise(header).options
+    options = read_claims(header).options
     assert options == {"network_dim": 16, "unet_lr": 0.0001}
-    options = summarise({**header, "ss_text_encoder_lr": "(1e-05, 2e-05)"}).options
+    options = read_claims({**header, "ss_text_encoder_lr": "(1e-05, 2e-05)"}).options
     assert options["text_encoder_lr"] == [1e-05, 2e-05]

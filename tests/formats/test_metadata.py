@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lcp_plugin.config.metadata import strip_metadata
+from lcp_plugin.formats.header import strip_metadata
 
 
 def test_only_what_readers_need_is_left() -> None:

@@ -2,24 +2,36 @@
 
 import base64
 import hashlib
+import html
 import html.parser
+import io
+import itertools
 import json
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
 from lcp_plugin.errors import DataError
+from lcp_plugin.evaluation.recognition import Look, Recognition
 from lcp_plugin.evaluation.scores import Spread
 from lcp_plugin.report import write_report
 from lcp_plugin.report.figures import draw_losses, draw_opposition, draw_tasks_since
-from lcp_plugin.report.page import build_page, render_page
-from lcp_plugin.report.pictures import embed_picture
-from lcp_plugin.report.read import find_scores, read_run, read_scores, scores_of
+from lcp_plugin.report.inline import embed_picture
+from lcp_plugin.report.material import scores_of
+from lcp_plugin.report.numbers import describe_differences
+from lcp_plugin.report.page import build_page, render_page, say_recognised
+from lcp_plugin.report.read import find_scores, read_run, read_scores
+from lcp_plugin.run.samples import draw_grid
+from lcp_plugin.tasks import TaskRecord
 
+ROOT = Path(__file__).resolve().parents[2]
 EVIL = "<script>document.title='taken'</script>"
 CONCEPTS = ("sks robot", f"zwz {EVIL}", "olb teapot & $x_1$")
 NAMES = ("robot", "evil", "teapot")
@@ -215,7 +227,7 @@ def test_numbers_on_the_page_are_the_hand_worked_ones(page):
     # S = (.6 + .6 + .75) / 3 = .65, F = (.2 + .1 + 0) / 3 = .1, base .25, retention .4 / .5
     for text in ("<dd>.650<small>", "<dd>.100<small>", "<dd>.750<small>", "<dd>.800<small>"):
         assert text in page
-    assert "80% of what was learned" in page
+    assert "of the score gained over the base, not of the concepts" in page
 
 
 def test_strategies_stand_side_by_side(tmp_path):
@@ -263,7 +275,7 @@ def test_differences_between_strategies_are_printed_with_their_interval(tmp_path
          "difference": 0.01, "low": -0.02, "high": 0.04, "pairs": 8},
     ]  # fmt: skip
     page = build_page([read_run(run)], [scores])
-    assert page.differences == [
+    assert describe_differences([scores]) == [
         {"measure": "EffNet F", "pair": "magmax − naive", "difference": "−.050",
          "interval": "−.080 to −.010", "pairs": 8, "certain": True},
         {"measure": "EffNet S", "pair": "magmax − naive", "difference": "+.010",
@@ -293,6 +305,126 @@ def test_a_large_picture_is_shrunk_and_an_unreadable_one_left_out(tmp_path):
     assert not picture.small
     (tmp_path / "broken.png").write_bytes(b"no")
     assert embed_picture(tmp_path / "broken.png", "alt") is None
+
+
+# ------------------------------------------------------------------------------ recognition
+
+
+def looks_like(share, other=None, other_share=0.0):
+    return {"share": share, "other": other, "other_share": other_share}
+
+
+def add_recognition(folder):
+    """The robot is a teapot by the end, the second concept blurs, the teapot is there."""
+    file = folder / "evaluation" / "scores.json"
+    scores = json.loads(file.read_text("utf-8"))
+    entry = scores["runs"][0]
+    entry["tasks"] = list(NAMES)
+    entry["stages"] = [{"name": f"after {i + 1:02d}_{name}"} for i, name in enumerate(NAMES)]
+    entry["recognition"] = {
+        "metric": "effnet",
+        "images": 4,
+        "base": [looks_like(0.25, "evil", 0.75)] * 3,
+        "looks": [
+            [looks_like(1.0), looks_like(0.75, "evil", 0.25), looks_like(0.25, "teapot", 0.75)],
+            [None, looks_like(0.75, "robot", 0.25), looks_like(0.5, "robot", 0.25)],
+            [None, None, looks_like(1.0)],
+        ],
+    }
+    file.write_text(json.dumps(scores))
+    return folder
+
+
+def report_of(*arguments):
+    """tools/report.py in this process; its exit status."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import report
+
+        return report.main([str(argument) for argument in arguments])
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+
+
+def test_the_page_begins_with_what_is_still_recognised_and_what_the_rest_became(tmp_path):
+    run = add_recognition(make_run(tmp_path / "mine"))
+    assert report_of(run) == 0
+    text = (run / "report.html").read_text("utf-8")
+    lead = html.unescape(re.search(r'<p class="lead">(.*?)</p>', text)[1])
+    assert lead.startswith(
+        "One of three concepts is still recognised at the end: olb teapot & $x_1$. "
+        "sks robot became olb teapot & $x_1$; "
+    )
+    assert "blurs into sks robot. Learned one after another with merge_init." in lead
+    figures = re.findall(r"<dt>(.*?)</dt><dd>(.*?)<small>(.*?)</small>", text)
+    assert figures[0] == (
+        "still recognised", "1 of 3", "concepts, at the end; EffNet, 4 images each",
+    )  # fmt: skip
+    assert [label for label, _, _ in figures[1:3]] == ["average score S", "forgetting F"]
+    assert "more than half, are nearest to its own" in text
+    assert "✕ teapot" in text
+    outline = Outline(text)
+    assert not outline.open
+    marked = [a["data-stage"] for tag, a in outline.attributes if a.get("data-lost")]
+    assert marked == ["3", "3"]
+    assert "% of what was learned" not in text
+
+
+def test_all_or_none_recognised_is_said_as_such():
+    def lead(kept):
+        looks = tuple((Look(1.0 if name in kept else 0.0, "b", 1.0),) for name in "abc")
+        found = Recognition("effnet", 4, ("a", "b", "c"), looks, ())
+        return say_recognised(found, SimpleNamespace(tasks=()))
+
+    assert lead("abc") == "All three concepts are still recognised at the end."
+    assert lead("").startswith("None of the three concepts is still recognised at the end. a ")
+    assert lead("ab").startswith("Two of three concepts are still recognised at the end: a and b. ")
+
+
+def test_the_grid_of_a_scored_run_is_marked_where_a_concept_is_no_longer_recognised(tmp_path):
+    run = make_run(tmp_path / "mine")
+    grid = run / "samples" / "grid.png"
+    records = [TaskRecord.from_json(record(i)) for i in range(3)]
+    stages = [("00_base", "base")]
+    stages += [(f"{i + 1:02d}_{name}", f"after {name}") for i, name in enumerate(NAMES)]
+    draw_grid(run / "samples", records, stages)
+    before = grid.read_bytes()
+    assert report_of(run) == 0
+    assert grid.read_bytes() == before  # nothing is known of what is recognised
+    assert "tools/evaluate.py mine" in (run / "report.html").read_text("utf-8")
+    add_recognition(run)
+    assert report_of(run) == 0
+    assert "tools/evaluate.py mine" not in (run / "report.html").read_text("utf-8")
+    plain = np.asarray(Image.open(io.BytesIO(before)).convert("L"), dtype=float)
+    marked = np.asarray(Image.open(grid).convert("L"), dtype=float)
+    assert marked.shape[0] > plain.shape[0]  # the legend
+    assert (marked[plain.shape[0] :] < 64).any()
+    changed = np.abs(marked[: plain.shape[0]] - plain) > 96
+    step, corner = 150, 48
+    lost = {(0, 3), (1, 3)}
+    for row, column in itertools.product(range(3), range(4)):
+        top, left = 34 + row * step, 150 + column * step
+        share = changed[top : top + corner, left : left + corner].mean()
+        assert (share > 0.3) == ((row, column) in lost), (row, column, share)
+
+
+def test_a_comparison_begins_with_how_many_each_strategy_still_recognises(tmp_path):
+    one = add_recognition(make_run(tmp_path / "a", "naive"))
+    two = add_recognition(make_run(tmp_path / "b", "recall"))
+    file = two / "evaluation" / "scores.json"
+    scores = json.loads(file.read_text("utf-8"))
+    for row in scores["runs"][0]["recognition"]["looks"]:
+        row[-1] = looks_like(1.0)
+    file.write_text(json.dumps(scores))
+    assert report_of(one, two, "--output", tmp_path / "both.html") == 0
+    text = (tmp_path / "both.html").read_text("utf-8")
+    lead = re.search(r'<p class="lead">(.*?)</p>', text)[1]
+    assert lead == (
+        "Still recognised at the end, of three concepts: naive 1, recall 3. "
+        "Learned one after another, in 2 runs."
+    )
+    assert "<dt>recall</dt><dd>3 of 3<small>" in text
+    assert text.count("no longer recognised: nearest to") >= 2  # the final pictures' too
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

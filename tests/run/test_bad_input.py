@@ -1,6 +1,4 @@
-"""A user's mistakes through the command line: one clear line, a status that is not zero, no
-traceback.
-"""
+"""A user's mistakes through the command line: one clear line, a status other than zero."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ WriteConfig = Callable[..., Path]
 def complain(
     write_config: WriteConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
-    """complain(*flags, **options): the one error line of a run that must fail before a model
-    loads.
-    """
+    """complain(*flags, **options): the error line of a run that fails before a model loads."""
 
     def run(*flags: str, loads: bool = False, tasks: Any = (0, 1), **options: Any) -> str:
         from lcp_plugin.run import opening

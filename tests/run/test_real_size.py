@@ -1,8 +1,7 @@
 """Two tasks and the boundary between them at real size, each strategy, base in bf16, at 256 px.
 
-Opt-in (`pytest --run_slow tests/run/test_real_size.py`): the real UNet needs about 20 GB of memory
-for MagMax, 20 GB of disk and some minutes for each strategy. Nothing is downloaded; weights are
-random.
+Opt-in (`pytest --run_slow tests/run/test_real_size.py`): for MagMax the real UNet needs about
+20 GB of memory, and each strategy 20 GB of disk and some minutes. Weights are random.
 """
 
 from __future__ import annotations
@@ -56,8 +55,7 @@ def sdxl_base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def precision() -> dict[str, str]:
-    """A base in bf16: computed in it too where the CPU can, else in fp32 (dozens of times faster
-    there)."""
+    """A base in bf16: computed in it where the CPU can, else in fp32, there the faster by far."""
     if is_native(torch.bfloat16):
         return {"mixed_precision": "bf16"}
     return {"mixed_precision": "no", "base_dtype": "bf16"}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from torch import nn
 
-from lcp_plugin.sdxl.layers import AdaptedUNet
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ from toy_unets import (
 from toy_values import make_task, pretend_training, seeded
 
 from lcp_plugin.delta import Delta, Dense, Stacked
-from lcp_plugin.sdxl.layers import AdaptedUNet, Site
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.sdxl.rounding import add_delta, rounding_loss
+from lcp_plugin.sdxl.sites import Site
 
 CARRIES = ("fuse", "branch", "auto")
 

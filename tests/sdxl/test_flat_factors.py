@@ -108,7 +108,7 @@ def test_a_half_layer_is_as_near_to_float64_as_its_parts_are(dtype: torch.dtype)
 
 def test_autocast_takes_the_same_node_and_gives_the_input_its_gradient_back() -> None:
     from lcp_plugin.adapter import Adapter, Factors
-    from lcp_plugin.sdxl.layers import AdaptedUNet
+    from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 
     class Small(nn.Module):
         def __init__(self) -> None:

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import save_file
 
 from lcp_plugin.cli import main
+from lcp_plugin.formats.header_prompts import prompts_of_metadata
 from lcp_plugin.observers.jsonl import read_steps
-from lcp_plugin.run.parent_prompts import prompts_of_metadata
 
 SHORT = ("images=1", "sample_steps=2")
 

@@ -19,7 +19,8 @@ from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.trajectory import draw_trajectory, spread_times
 from lcp_plugin.store.run_folder import RunStore
-from lcp_plugin.strategies.recall import SETTINGS, Recall, prompts_of
+from lcp_plugin.strategies.recall import Recall
+from lcp_plugin.strategies.recall_prompts import SETTINGS, prompts_of
 from lcp_plugin.tasks import EVAL_PROMPTS, TaskRecord
 
 Train = Callable[..., Any]

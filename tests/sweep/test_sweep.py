@@ -22,14 +22,14 @@ from lcp_plugin.evaluation.aggregate import (
     tell_differences,
 )
 from lcp_plugin.evaluation.command import add_scoring_options
-from lcp_plugin.evaluation.encoders import METRICS
+from lcp_plugin.evaluation.metrics import METRICS
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.tensors import read_tensors
 from lcp_plugin.store.run_folder import RunStore
-from lcp_plugin.sweep import sweep
+from lcp_plugin.sweep import running as sweep
 from lcp_plugin.sweep.command import add_sweep_options, sample_as_configured
-from lcp_plugin.sweep.sweep import PlannedRun, adopt_tasks, execute_plan, plan_runs
+from lcp_plugin.sweep.running import PlannedRun, adopt_tasks, execute_plan, plan_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUR = ("naive", "merge_init", "merge_ortho_init", "magmax")
@@ -321,6 +321,25 @@ def test_differences_and_rank_correlations_are_told_in_a_line_each():
     assert told[-1] == "naive0: rank correlation of loss_gain with the image scores +0.50"
 
 
+def assert_every_measure_was_taken(scores):
+    """Of a run over a sequence all extras; of a ceiling what has a meaning without one."""
+    found = scores["extras"]["runs"]["naive_seed3"]
+    bleed = found["bleed"]["matrix"]
+    diagonal = scores["runs"][0]["metrics"]["effnet"]["matrix"]
+    assert bleed[0][0] == pytest.approx(diagonal[0][1])
+    assert len(found["drift"]["after"]) == 2
+    losses = found["losses"]
+    assert losses["normalised"][0][0] == pytest.approx(1)  # the first task is shared
+    assert losses["self_drift"][0][0] == 0
+    assert losses["losses"][1][0] is None
+    assert set(found["leakage"]["per_task"]) == {"disc0", "disc1"}
+    assert len(found["multi"]["pairs"]) == 1
+    shares = found["recognition"]["recognised"]
+    assert all(0 <= share <= 1 for shown in shares.values() for share in shown)
+    alone = scores["extras"]["runs"]["independent_seed3"]
+    assert set(alone) == {"recognition"}  # nothing else has a meaning without a sequence
+
+
 def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypatch, capsys):
     """Two strategies and a ceiling on the toy base, with every extra measure."""
     from quick_scores import Thumbnail
@@ -359,21 +378,7 @@ def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypat
     for words in ("| naive |", "| merge_init |", "| independent (ceiling) |", "report"):
         assert words in printed
     scores = json.loads((output / "scores.json").read_text("utf-8"))
-    found = scores["extras"]["runs"]["naive_seed3"]
-    bleed = found["bleed"]["matrix"]
-    diagonal = scores["runs"][0]["metrics"]["effnet"]["matrix"]
-    assert bleed[0][0] == pytest.approx(diagonal[0][1])
-    assert len(found["drift"]["after"]) == 2
-    losses = found["losses"]
-    assert losses["normalised"][0][0] == pytest.approx(1)  # the first task is shared
-    assert losses["self_drift"][0][0] == 0
-    assert losses["losses"][1][0] is None
-    assert set(found["leakage"]["per_task"]) == {"disc0", "disc1"}
-    assert len(found["multi"]["pairs"]) == 1
-    shares = found["recognition"]["recognised"]
-    assert all(0 <= share <= 1 for shown in shares.values() for share in shown)
-    alone = scores["extras"]["runs"]["independent_seed3"]
-    assert set(alone) == {"recognition"}  # nothing else has a meaning without a sequence
+    assert_every_measure_was_taken(scores)
     page = (output / "report.html").read_text("utf-8")
     assert "Figure 1:" in page
     assert "Figure 2:" in page

@@ -20,7 +20,8 @@ from lcp_plugin.config.estimates import ATTENTION_SHAPES
 from lcp_plugin.delta import Delta, Stacked
 from lcp_plugin.formats.precisions import PRECISIONS
 from lcp_plugin.lora import orthogonal_columns, truncate_factors
-from lcp_plugin.sdxl.layers import Site, choose_targets, find_layers, layer_shape
+from lcp_plugin.sdxl.layers import choose_targets, find_layers, layer_shape
+from lcp_plugin.sdxl.sites import Site
 from lcp_plugin.sdxl.stored import is_native
 
 RANKS = {"sdxl": 64, "topo": 64, "tiny": 16}  # such that factors are smaller than matrices

@@ -16,7 +16,7 @@ from benchmarks.measure import MB, Row, peak_mb
 from lcp_plugin.adapter import Adapter, AdapterSpec, Factors
 from lcp_plugin.hooks import Carry, Strategy, TaskStart
 from lcp_plugin.registry import create_strategy
-from lcp_plugin.sdxl.layers import AdaptedUNet
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.tasks import Task
 

@@ -11,11 +11,6 @@ from lcp_plugin.formats.lora_file import read_lora
 from lcp_plugin.formats.tensors import read_header
 
 
-def do_nothing() -> None:
-    """What a process costs that imports torch and this package's files."""
-    print_facts()
-
-
 def fuse_streamed(folder: str) -> None:
     """Streamed, one tensor at a time; what is lost by rounding is measured as well."""
     path = Path(folder)

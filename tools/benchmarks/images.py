@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Row, alternate, peak_mb, row_of
-from lcp_plugin.evaluation.generate import Sampling, Stage, Studio, plan_pictures
+from lcp_plugin.evaluation.pictures import Sampling, Stage, Studio, plan_pictures
 from lcp_plugin.sdxl.load import load_pipeline, native_resolution
 from lcp_plugin.sdxl.sample import starting_latents
 

@@ -12,7 +12,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -200,29 +199,6 @@ def alternate_children(
         for side in (0, 1) if number % 2 == 0 else (1, 0):
             found[side].append((ours, baseline)[side]())
     return found
-
-
-class AnonymousPeak:
-    """The largest resident set without mapped files, sampled while a block runs (Linux; else 0)."""
-
-    def __init__(self, every: float = 0.01) -> None:
-        self.every, self.mb = every, 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> AnonymousPeak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            self.mb = max(self.mb, read_status("RssAnon"))
-            if self._stop.wait(self.every):
-                return
 
 
 def read_status(key: str) -> float:

@@ -10,11 +10,8 @@ import importlib
 import sys
 
 PARTS = {
-    "magmax_ours": "magmax_parts:select_streamed",
-    "magmax_baseline": "magmax_parts:subtract_models",
     "checkpoint_ours": "checkpoint_parts:fuse_streamed",
     "checkpoint_baseline": "checkpoint_parts:fuse_whole",
-    "torch_alone": "checkpoint_parts:do_nothing",
     "step_ours": "steps:train_ours",
     "step_baseline": "steps:train_baseline",
     "build_base": "real_base:build_base",

@@ -2,8 +2,7 @@
 
 Mean of EfficientNet-Lite0's pooled features over 512 renders of shape scenes of the embedded base's
 world (`tiny.world`, generator seed 2410; 48 px, upsampled to 224). They are drawn by this project's
-own code and show none of the tasks. Printed and written again by
-`python -m tiny_base.effnet_mean`.
+own code and show none of the tasks. `python -m tiny_base.effnet_mean` prints and writes it again.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lcp_plugin.evaluation.backbones import EFFNET_MEAN, EffnetEncoder
 from lcp_plugin.evaluation.images import stack_images
+from lcp_plugin.evaluation.metrics import EFFNET_MEAN, EffnetEncoder
 from lcp_plugin.formats.tensors import write_tensors
 
 COUNT, SEED = 512, 2410
@@ -50,7 +49,7 @@ def main() -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
     from lcp_plugin.evaluation.checkpoints import read_checkpoint
-    from lcp_plugin.evaluation.encoders import find_weights
+    from lcp_plugin.evaluation.metrics import find_weights
 
     model = EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(read_checkpoint(find_weights("effnet", None).weights))

@@ -67,8 +67,7 @@ class MuonAdamW:
         average_decay: float,
         adamw_only: tuple[str, ...] = (),
     ) -> None:
-        """`adamw_only`: parts of names whose matrices are AdamW's too (embeddings, first and last
-        layers)."""
+        """`adamw_only`: parts of names whose matrices are AdamW's too: embeddings, outer layers."""
         self.parameters = dict(parameters)
         self.muon_lr, self.adamw_lr, self.average_decay = muon_lr, adamw_lr, average_decay
         self.steps = 0

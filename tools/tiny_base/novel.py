@@ -1,7 +1,8 @@
-"""Quickstart data: nine objects and four styles that the base has never seen, drawn from nothing.
+"""Quickstart data: nine objects and seven styles that the base has never seen, drawn from nothing.
 
     configs/quickstart/objects/<name>/0N.png            six views of each object, 192 px
     configs/quickstart/styles/<Style>/<Object>/<n>.png  UnlearnCanvas's layout (arXiv 2402.11846)
+    configs/quickstart/choosing_styles/...              two styles that no reported run learns
 
 The objects belong to classes the base knows (robot, vase, ...) and look like none it has seen.
 """
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tiny_base.pen import SUPERSAMPLING, Colour, Pen, Point, View, arc
-from tiny_base.styles import STYLE_OBJECTS, STYLES
+from tiny_base.styles import CHOOSING_STYLES, STYLE_OBJECTS, STYLES, Stylise
 
 SIDE = 192  # pixels
 VIEWS = 6
@@ -30,14 +31,19 @@ def render_quickstart(folder: Path, seed: int = 0) -> int:
         for index in range(VIEWS):
             _save(draw_object(name, index, seed), folder / "objects" / name / f"{index:02d}.png")
             count += 1
-    for style, stylise in STYLES.items():
-        for thing, draw in STYLE_OBJECTS.items():
-            for index in range(STYLE_IMAGES):
-                rng = np.random.default_rng([seed, index, *thing.encode(), *style.encode()])
-                picture = stylise(draw, rng, STYLE_SIDE)
-                _save(picture, folder / "styles" / style / thing / f"{index + 1}.png")
-                count += 1
+    styles = {folder / "styles": STYLES, folder / "choosing_styles": CHOOSING_STYLES}
+    for place, known in styles.items():
+        count += sum(_render_style(place / style, known[style], seed) for style in known)
     return count
+
+
+def _render_style(folder: Path, stylise: Stylise, seed: int) -> int:
+    """The style's pictures of every object; how many."""
+    for thing, draw in STYLE_OBJECTS.items():
+        for index in range(STYLE_IMAGES):
+            rng = np.random.default_rng([seed, index, *thing.encode(), *folder.name.encode()])
+            _save(stylise(draw, rng, STYLE_SIDE), folder / thing / f"{index + 1}.png")
+    return STYLE_IMAGES * len(STYLE_OBJECTS)
 
 
 def draw_object(name: str, index: int, seed: int = 0, side: int = SIDE) -> Image.Image:

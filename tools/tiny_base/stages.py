@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lcp_plugin.errors import DataError
+from lcp_plugin.sdxl.latents import encode_pixels
 from lcp_plugin.tiny.architecture import (
     SCALING_FACTOR,
     TINY,
@@ -228,8 +229,7 @@ def _encoded_once(vae: Any, plan: Plan) -> Tensor:
         parts = []
         with torch.no_grad(), fast_autocast():
             for start in range(0, len(pictures), 100):
-                mode = vae.encode(to_tensor(pictures[start : start + 100])).latent_dist.mode()
-                parts.append((mode.float() * SCALING_FACTOR).half())
+                parts.append(encode_pixels(vae, to_tensor(pictures[start : start + 100])).half())
         save_file({"latents": torch.cat(parts).contiguous()}, file.with_suffix(".part"))
         os.replace(file.with_suffix(".part"), file)
     latents: Tensor = load_file(file)["latents"]

@@ -1,7 +1,9 @@
-"""Four styles for the quickstart, and the simple objects they are shown on.
+"""Styles that the base has never seen, and the simple objects they are shown on.
 
 Each style redraws an object from its flat picture and outline: Blueprint (white lines on a blue
-grid), Neon (glowing lines on black), Stained_Glass (leaded cells), Risograph (two inks on cream).
+grid), Neon (glowing lines on black), Stained_Glass (leaded cells), Risograph (two inks on cream)
+and Woodcut (black ink, cut in lines, on ochre paper). Settings are chosen on two others: Thermal
+(the colours of a heat camera) and Cross_Stitch (coloured thread on linen).
 """
 
 from __future__ import annotations
@@ -145,13 +147,59 @@ def _risograph(draw: Draw, rng: np.random.Generator, side: int) -> Image.Image:
     return _to_image(picture + rng.normal(0, 3, (side, side, 1)))
 
 
+def _woodcut(draw: Draw, rng: np.random.Generator, side: int) -> Image.Image:
+    flat, cover = _flat_picture(draw, rng, side)
+    light = flat.mean(-1, keepdims=True) / 255
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32)[..., None]
+    period = side / 12
+    wave = y + 2.5 * np.sin(2 * np.pi * x / side * 2 + rng.uniform(0, 6))
+    around = np.cos(2 * np.pi * wave / period) > 0.35
+    shade = np.cos(2 * np.pi * (x + y) / (0.7 * period)) > 2.6 * light - 1.1
+    ink = np.where(cover > 0.5, shade, ~around).astype(np.float32)
+    shape = 255 * cover.repeat(3, -1)
+    rim = np.clip(_outline(shape, 5) - _outline(shape, 3), 0, 1)  # a cut around the outline
+    ink = np.maximum(ink * (1 - rim), _outline(flat * cover, 3))
+    ochre = np.asarray((226, 176, 92), np.float32) + rng.normal(0, 6, (side, 1, 1))
+    return _to_image(ochre * (1 - ink) + np.asarray((34, 26, 22)) * ink)
+
+
+def _thermal(draw: Draw, rng: np.random.Generator, side: int) -> Image.Image:
+    flat, cover = _flat_picture(draw, rng, side)
+    inside = Image.fromarray((cover[..., 0] * (1.1 - flat.mean(-1) / 400) * 230).astype(np.uint8))
+    blurred = np.asarray(inside.filter(ImageFilter.GaussianBlur(side / 26)), np.float32) / 255
+    y = np.linspace(0, 1, side, dtype=np.float32)[:, None]
+    heat = np.clip(0.14 + 0.1 * y + 1.05 * blurred, 0, 1)
+    stops = np.linspace(0, 1, 6)
+    shades = ((10, 8, 60), (80, 10, 150), (215, 30, 120), (250, 110, 20), (255, 210, 40))
+    ramp = np.asarray((*shades, (255, 255, 220)), np.float32)
+    return _to_image(np.stack([np.interp(heat, stops, ramp[:, i]) for i in range(3)], -1))
+
+
+def _cross_stitch(draw: Draw, rng: np.random.Generator, side: int) -> Image.Image:
+    flat, cover = _flat_picture(draw, rng, side)
+    pitch = 6  # pixels of a stitch
+    whole = Image.fromarray((255 * cover[..., 0]).astype(np.uint8)).filter(ImageFilter.MinFilter(3))
+    rows = slice(pitch // 2, None, pitch)
+    square = np.ones((pitch, pitch, 1), np.float32)
+    thread = np.kron((flat[rows, rows] / 48).round() * 48, square)
+    sewn = np.kron((np.asarray(whole) == 255)[rows, rows, None], square) > 0
+    y, x = (v % pitch for v in np.mgrid[0:side, 0:side])
+    cross = ((abs(x - y) <= 1) | (abs(x + y - pitch + 1) <= 1))[..., None]
+    weave = np.where(((x == 0) | (y == 0))[..., None], 0.82, 1.0)
+    linen = np.asarray((222, 208, 182), np.float32) * weave + rng.normal(0, 4, (side, 1, 1))
+    return _to_image(np.where(sewn & cross, thread * rng.uniform(0.9, 1.1, (side, 1, 1)), linen))
+
+
 def _to_image(picture: NDArray[np.floating]) -> Image.Image:
     return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 
-STYLES: dict[str, Callable[[Draw, np.random.Generator, int], Image.Image]] = {
+Stylise = Callable[[Draw, np.random.Generator, int], Image.Image]
+STYLES: dict[str, Stylise] = {
     "Blueprint": _blueprint,
     "Neon": _neon,
     "Stained_Glass": _stained_glass,
     "Risograph": _risograph,
+    "Woodcut": _woodcut,
 }
+CHOOSING_STYLES: dict[str, Stylise] = {"Thermal": _thermal, "Cross_Stitch": _cross_stitch}

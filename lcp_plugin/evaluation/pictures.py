@@ -29,8 +29,8 @@ from lcp_plugin.sdxl.base_weights import BaseSource, add_to_base, check_source, 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
+    from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
     from lcp_plugin.sdxl.conditioning import PromptBank
-    from lcp_plugin.sdxl.layers import AdaptedUNet
 
 logger = logging.getLogger(__name__)
 BASE = "base"  # stage of the untouched base model
@@ -219,8 +219,8 @@ class Studio:
     def pipeline(self) -> StableDiffusionXLPipeline:
         """The base model, loaded at the first call."""
         if self._pipeline is None:
+            from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
             from lcp_plugin.sdxl.conditioning import PromptBank
-            from lcp_plugin.sdxl.layers import AdaptedUNet
             from lcp_plugin.sdxl.load import load_pipeline
 
             check_source(self.base)
