@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.evaluation.command import choose_device, count
-from lcp_plugin.evaluation.generate import Sampling, Studio
+from lcp_plugin.evaluation.pictures import Sampling, Studio
 from lcp_plugin.evaluation.rehearsal_set import SNIPPET, Wishes, draw_set, plan_set
 from lcp_plugin.formats.precisions import PRECISIONS
 from lcp_plugin.store.lock import locked

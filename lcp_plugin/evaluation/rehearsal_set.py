@@ -19,7 +19,7 @@ from pathlib import Path
 import toml
 
 from lcp_plugin.errors import ConfigError, DataError, LineageError
-from lcp_plugin.evaluation.generate import Picture, Stage, Studio, name_weights
+from lcp_plugin.evaluation.pictures import Picture, Stage, Studio, name_weights
 from lcp_plugin.formats.disk import write_bytes
 from lcp_plugin.formats.header_prompts import prompts_of_metadata
 from lcp_plugin.formats.pictures import list_images, read_size

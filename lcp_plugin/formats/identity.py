@@ -105,6 +105,13 @@ def hash_file(path: str | Path) -> str:
     return digest
 
 
+def short_hash(path: str | Path) -> str:
+    """kohya's ss_sd_model_hash: first 8 hex digits of the sha256 of 64 KiB at 1 MiB of a file."""
+    with Path(path).open("rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
 def write_hashed(
     path: str | Path,
     layout: FileLayout,
