@@ -1,4 +1,4 @@
-"""A Trainer on the toy base, looked at and written to from outside."""
+"""A LiveBase on the toy base, looked at and written to from outside."""
 
 from __future__ import annotations
 
@@ -9,51 +9,56 @@ import torch
 from torch import Tensor, nn
 
 from lcp_plugin.adapter import Adapter, Factors
+from lcp_plugin.config.options import Options
 from lcp_plugin.formats.lora_file import write_lora
+from lcp_plugin.sdxl.live_base import LiveBase
+from lcp_plugin.tasks import Task
 
 
-def attach(trainer: Any, **overrides: Any) -> list[dict[str, Any]]:
-    """Puts a fresh adapter on and returns the optimizer's groups."""
-    from dataclasses import replace
-
-    from lcp_plugin.tasks import Task
-
-    options = replace(trainer.options, **overrides)
-    task = Task(1, "a", "object", "a", ())
-    trainer.adapted.attach(trainer.spec(task, options).gaussian())
-    groups: list[dict[str, Any]] = trainer.make_groups(options)
-    return groups
+def toy_options(**given: Any) -> Options:
+    """What `make_base` builds with."""
+    return Options(**{"network_train_unet_only": True, "learning_rate": 0.1, **given})
 
 
-def predict(trainer: Any) -> Tensor:
+def attach(base: LiveBase, **given: Any) -> list[dict[str, Any]]:
+    """Puts a fresh adapter on, as the options ask for it, and returns the optimizer's groups."""
+    from lcp_plugin.training.modules import make_groups, make_spec
+
+    options = toy_options(**given)
+    spec = make_spec(base.adapted, options, Task(1, "a", "object", "a", ()), seed=7)
+    base.adapted.attach(spec.gaussian())
+    return make_groups(base.adapted, options)
+
+
+def predict(base: LiveBase) -> Tensor:
     """The UNet's output for fixed inputs."""
     from lcp_plugin.sdxl.live import run_unet
 
-    unet = trainer.pipeline.unet
+    unet = base.pipeline.unet
     generator = torch.Generator().manual_seed(0)
     batch = {
         "encoder_hidden_states": torch.randn(
             1, 77, unet.config.cross_attention_dim, generator=generator
         ),
         "text_embeds": torch.randn(
-            1, trainer.pipeline.text_encoder_2.config.projection_dim, generator=generator
+            1, base.pipeline.text_encoder_2.config.projection_dim, generator=generator
         ),
         "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
     }
     latents = torch.randn(1, 4, 8, 8, generator=generator)
     with torch.no_grad():
-        return run_unet(trainer.adapted, latents, torch.tensor([500]), batch, trainer.dtype)
+        return run_unet(base.adapted, latents, torch.tensor([500]), batch, base.dtype)
 
 
 def first_linear(module: nn.Module) -> Any:
     return next(m for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def random_lora(trainer: Any, path: Path, size: float = 0.1) -> Path:
+def random_lora(base: LiveBase, path: Path, size: float = 0.1) -> Path:
     """A LoRA of two modules with random factors."""
     from lcp_plugin.sdxl.layers import choose_targets, layer_shape
 
-    layers, generator = trainer.adapted.layers, torch.Generator().manual_seed(1)
+    layers, generator = base.adapted.layers, torch.Generator().manual_seed(1)
     factors = {}
     for name in choose_targets(layers, "attention")[:2]:
         out, inputs = layer_shape(layers[name])
