@@ -80,9 +80,12 @@ def _own_logging() -> Iterator[None]:
     loggers[0].handlers[:] = [h for h in loggers[0].handlers if h in handlers]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LCP_CACHE", str(tmp_path_factory.getbasetemp() / "lcp_cache"))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no run that several tests share, meets the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LCP_CACHE", str(tmp_path_factory.getbasetemp() / "lcp_cache"))
+        yield
 
 
 @pytest.fixture(scope="session")

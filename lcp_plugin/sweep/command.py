@@ -17,7 +17,8 @@ from lcp_plugin.evaluation.inputs import fill_references, read_tasks
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.report import write_report
-from lcp_plugin.sweep.running import create_executor, execute_plan, plan_runs
+from lcp_plugin.sweep.plan import plan_runs
+from lcp_plugin.sweep.running import create_executor, execute_plan
 
 
 def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:

@@ -7,7 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from lcp_plugin.evaluation.recognition import cover, share_recognised
+from lcp_plugin.evaluation.evaluate import choose_eye
+from lcp_plugin.evaluation.metrics import METRICS
+from lcp_plugin.evaluation.recognition import (
+    Look,
+    Recognition,
+    cover,
+    judge,
+    read_recognition,
+    share_recognised,
+    tell_recognised,
+)
 from lcp_plugin.report.numbers import extra_values
 
 X, Y, BETWEEN = [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]
@@ -41,3 +51,43 @@ def test_the_report_shows_the_means():
         "recognised, base": ".200",
         "way covered": "–",
     }
+
+
+def test_a_concept_became_the_one_that_most_of_its_images_are_nearest_to():
+    references = {"robot": [X], "boat": [Y], "vase": [BETWEEN]}
+    look = judge([Y, Y, Y, X], references, "robot")
+    assert look == Look(0.25, "boat", 0.75)
+    assert not look.is_recognised
+    assert judge([X, X, X, Y], references, "robot").is_recognised
+    assert not judge([X, X, Y, Y], references, "robot").is_recognised  # half is not most
+    assert judge([X], references, "robot") == Look(1.0)  # and turned into nothing
+
+
+def test_what_became_of_each_concept_is_one_line_and_survives_scores_json():
+    kept, gone, blurred = Look(1.0), Look(0.0, "boat", 1.0), Look(0.5, "boat", 0.25)
+    found = Recognition(
+        "effnet",
+        4,
+        ("robot", "vase", "mushroom", "boat"),
+        (
+            (kept, kept, kept, gone),
+            (None, kept, kept, blurred),
+            (None, None, gone, gone),
+            (None, None, None, kept),
+        ),
+        (gone,) * 4,
+    )
+    assert tell_recognised(found) == (
+        "still recognised: 1 of 4; robot became boat, vase blurs into boat, "
+        "mushroom never was recognised, it looks like boat"
+    )
+    written = found.to_json()
+    assert written["recognised"] == ["boat"]
+    assert written["turned_into"] == {"robot": "boat", "vase": "boat", "mushroom": "boat"}
+    assert read_recognition({"tasks": list(found.tasks), "recognition": written}) == found
+    assert read_recognition({"tasks": ["robot"]}) is None
+
+
+def test_images_are_recognised_by_an_encoder_that_is_loaded_anyway():
+    assert choose_eye([METRICS["clip_t"]]).name == "clip_i"
+    assert choose_eye([METRICS["clip_t"], METRICS["dino"]]).name == "dino"

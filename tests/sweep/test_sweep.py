@@ -28,8 +28,10 @@ from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.tensors import read_tensors
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.sweep import running as sweep
+from lcp_plugin.sweep.adoption import adopt_tasks
 from lcp_plugin.sweep.command import add_sweep_options, sample_as_configured
-from lcp_plugin.sweep.running import PlannedRun, adopt_tasks, execute_plan, plan_runs
+from lcp_plugin.sweep.plan import PlannedRun, SweepPlan, plan_runs
+from lcp_plugin.sweep.running import execute_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUR = ("naive", "merge_init", "merge_ortho_init", "magmax")
@@ -220,7 +222,7 @@ def test_only_as_many_runs_as_asked_for_run_at_once_on_their_share_of_the_cores(
     monkeypatch.setattr(sweep, "execute_planned", execute)
     monkeypatch.setattr(sweep.os, "cpu_count", lambda: 4)
     wave = tuple(planned(tmp_path, name, "") for name in "abcd")
-    execute_plan(sweep.Plan((wave,)), parallel=2)
+    execute_plan(SweepPlan((wave,)), parallel=2)
     assert max(most) == 2
     assert threads == [2] * 4
 
@@ -248,7 +250,7 @@ def test_waves_wait_for_each_other_and_skip_what_is_finished(tmp_path, monkeypat
         (planned(tmp_path, "a", ""), planned(tmp_path, "b", "")),
         (planned(tmp_path, "c", ""),),
     )
-    execute_plan(sweep.Plan(waves))
+    execute_plan(SweepPlan(waves))
     assert order == ["a", "c"]
 
 

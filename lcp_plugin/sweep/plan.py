@@ -1,0 +1,121 @@
+"""What a sweep runs: strategies x orders x seeds, and who takes over whose first tasks.
+
+A lane is one (order, seed): the same tasks in the same order from the same seed. Its first run
+leads; the others take over the leader's first task, because a first task is trained alike under
+every strategy that starts it alike. `merge_at_end` takes over all tasks of `independent`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lcp_plugin.errors import ConfigError
+from lcp_plugin.store.run_folder import RunStore
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep."""
+
+    strategy: str
+    order_seed: int | None
+    seed: int
+    output_dir: str
+    name: str
+    arguments: tuple[str, ...]  # of the training command
+    leader: str = ""  # name of the run whose first tasks are taken over
+    shared: int = 1  # tasks to take over
+
+    @property
+    def store(self) -> RunStore:
+        """Where it is written."""
+        return RunStore(Path(self.output_dir), self.name)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether run.json says so."""
+        facts = self.store.read_run()
+        return facts is not None and facts.get("status") == "finished"
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """All runs of a sweep in waves: within a wave, none waits for another."""
+
+    waves: tuple[tuple[PlannedRun, ...], ...]
+
+    @property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """All of them, in the order of strategies within lanes."""
+        return tuple(run for wave in self.waves for run in wave)
+
+
+def plan_runs(
+    config: Path,
+    strategies: Sequence[str],
+    ceilings: Sequence[str],
+    orders: Sequence[int | None],
+    seeds: Sequence[int],
+    output: Path,
+    extra: Sequence[str] = (),
+) -> SweepPlan:
+    """Every strategy and ceiling in every lane; leaders first, then those that follow them.
+
+    Raises:
+        ConfigError: nothing to run, or a strategy twice.
+    """
+    names = [*strategies, *ceilings]
+    if not strategies or len(set(names)) != len(names) or not orders or not seeds:
+        raise ConfigError("a sweep needs strategies, each once, and at least one order and seed.")
+    waves: tuple[list[PlannedRun], ...] = ([], [], [])
+    for order in orders:
+        for seed in seeds:
+            lane = f"{'' if order is None else f'_order{order}'}_seed{seed}"
+            for strategy in names:
+                follows, shared = _leader_of(strategy, names)
+                run = PlannedRun(
+                    strategy,
+                    order,
+                    seed,
+                    output.as_posix(),
+                    f"{strategy}{lane}",
+                    _arguments(config, strategy, order, seed, output, f"{strategy}{lane}", extra),
+                    leader=f"{follows}{lane}" if follows else "",
+                    shared=shared,
+                )
+                waves[_wave(strategy, follows, names)].append(run)
+    return SweepPlan(tuple(tuple(wave) for wave in waves if wave))
+
+
+def _leader_of(strategy: str, names: Sequence[str]) -> tuple[str, int]:
+    """Whose tasks a strategy takes over, and how many."""
+    if strategy == "merge_at_end" and "independent" in names:
+        return "independent", sys.maxsize
+    if strategy in (names[0], "joint"):
+        return "", 0
+    return names[0], 1
+
+
+def _wave(strategy: str, follows: str, names: Sequence[str]) -> int:
+    if not follows:
+        return 0
+    return 2 if strategy == "merge_at_end" and follows != names[0] else 1
+
+
+def _arguments(
+    config: Path,
+    strategy: str,
+    order: int | None,
+    seed: int,
+    output: Path,
+    name: str,
+    extra: Sequence[str],
+) -> tuple[str, ...]:
+    arguments = ["--config", str(config), "--strategy", strategy, "--seed", str(seed)]
+    arguments += [] if order is None else ["--order_seed", str(order)]
+    arguments += ["--output_dir", output.as_posix(), "--output_name", name]
+    arguments += ["--evaluate"]  # nothing: the sweep scores all runs together
+    return (*arguments, *extra)
