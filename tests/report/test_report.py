@@ -21,7 +21,10 @@ from PIL import Image, PngImagePlugin
 from lcp_plugin.errors import DataError
 from lcp_plugin.evaluation.recognition import Look, Recognition
 from lcp_plugin.evaluation.scores import Spread
+from lcp_plugin.report import page as page_module
 from lcp_plugin.report import write_report
+from lcp_plugin.report.blocks import Block, Text
+from lcp_plugin.report.chapters import CHAPTERS, Chapter
 from lcp_plugin.report.figures import draw_losses, draw_opposition, draw_tasks_since
 from lcp_plugin.report.inline import embed_picture
 from lcp_plugin.report.material import scores_of
@@ -158,6 +161,20 @@ class Outline(html.parser.HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+def test_the_template_prints_every_kind_of_block_that_a_chapter_can_be_made_of():
+    template = (ROOT / "lcp_plugin" / "report" / "template.html.j2").read_text("utf-8")
+    kinds = {kind.kind for kind in Block.__subclasses__()}
+    assert set(re.findall(r'b\.kind == "(\w+)"', template)) == kinds
+
+
+def test_a_chapter_is_a_row_of_the_table(run, monkeypatch):
+    hello = Chapter("hello", "Hello", "A new chapter", lambda material: [Text("made of blocks")])
+    monkeypatch.setattr(page_module, "CHAPTERS", (*CHAPTERS, hello))
+    text = render_page(build_page([read_run(run)], []))
+    assert '<a href="#hello">Hello</a>' in text
+    assert re.search(r'<section id="hello">\s*<h2>A new chapter</h2>\s*<p.*made of blocks', text)
 
 
 def test_a_run_is_read_from_its_files(run):
