@@ -70,15 +70,17 @@ def _answer(config: RunConfig) -> bool:
 def _describe(config: RunConfig) -> str:
     """The plan of a dry run, at the base's own size where the base is on disk."""
     from lcp_plugin.run.dry_run import describe_run
-    from lcp_plugin.run.plan import check_before_run, check_optimizers, settle_init
-    from lcp_plugin.sdxl.traits import is_at_hand, read_traits, settle_zero_terminal
+    from lcp_plugin.run.plan import check_before_run, check_optimizers
+    from lcp_plugin.run.settling import settle
+    from lcp_plugin.sdxl.traits import is_at_hand, read_traits
 
     name = config.options.pretrained_model_name_or_path
     if not is_at_hand(name):
         check_optimizers(config)
         return describe_run(config)
-    check_before_run(settle_init(config))
-    return describe_run(settle_zero_terminal(config), read_traits(name).native_side)
+    config = settle(config)
+    check_before_run(config)
+    return describe_run(config, read_traits(name).native_side)
 
 
 def _train(config: RunConfig) -> int:
@@ -86,8 +88,8 @@ def _train(config: RunConfig) -> int:
     with without_collecting():
         import torch
 
-        from lcp_plugin.run.after import close_run
-        from lcp_plugin.run.runner import execute, summarise
+        from lcp_plugin.run.after import close_run, sum_up_run
+        from lcp_plugin.run.runner import execute
         from lcp_plugin.training.loop import Interrupted
 
     try:
@@ -102,11 +104,12 @@ def _train(config: RunConfig) -> int:
     except torch.OutOfMemoryError:
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
         return 1
-    run.trainer = None  # the model leaves memory before another is loaded for the scores
+    told = sum_up_run(run) if run.is_main else ""
+    folder, options, device = run.output_dir, run.options, run.device
+    del run  # the model leaves memory before another is loaded for the scores
     _leave_processes(failed=False)
-    if run.is_main:
-        closing = close_run(run.output_dir, run.options, run.device)
-        print("\n".join([summarise(run), *closing]))
+    if told:
+        print("\n".join([told, *close_run(folder, options, device)]))
     return 0
 
 

@@ -80,9 +80,12 @@ def _own_logging() -> Iterator[None]:
     loggers[0].handlers[:] = [h for h in loggers[0].handlers if h in handlers]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LCP_CACHE", str(tmp_path_factory.getbasetemp() / "lcp_cache"))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no run that several tests share, meets the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LCP_CACHE", str(tmp_path_factory.getbasetemp() / "lcp_cache"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -129,18 +132,20 @@ def train(write_config: Callable[..., Path]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def trainer(toy_base: Path) -> Callable[..., Any]:
-    """trainer(**options) -> a Trainer on the toy base, without a run."""
+def make_base(toy_base: Path) -> Callable[..., Any]:
+    """make_base(**options) -> a LiveBase on the toy base, without a run."""
 
     def make(**given: Any) -> Any:
-        from lcp_plugin.config.options import Options
+        from toy_live import toy_options
+
+        from lcp_plugin.sdxl.live_base import build_live_base
         from lcp_plugin.sdxl.load import load_pipeline
         from lcp_plugin.sdxl.precision import Precision
         from lcp_plugin.training.processes import create_accelerator
-        from lcp_plugin.training.trainer import Trainer
 
-        options = Options(**{"network_train_unet_only": True, "learning_rate": 0.1, **given})
+        options = toy_options(**given)
         pipeline = load_pipeline(str(toy_base), Precision.of(options).loaded)
-        return Trainer(options, pipeline, create_accelerator(options.mixed_precision), 7)
+        accelerator = create_accelerator(options.mixed_precision)
+        return build_live_base(options, pipeline, accelerator.device, accelerator.autocast)
 
     return make

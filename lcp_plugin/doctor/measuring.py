@@ -3,9 +3,10 @@
     python -m lcp_plugin.doctor.measuring REQUEST.json ROWS.jsonl
 
 The base has random weights, drawn on the device: nothing is downloaded. All else is a run's own
-way (`runner`, `trainer`, `task_run`): its plan, strategy, data, loop and samples. A process of its
-own for each preset, so that none inherits another's memory; a row is written as soon as a task is
-measured. The n-th task of a chain starts from what the strategy makes of n - 1 random adapters.
+way (run/runner, run/lessons, training/loop): its plan, strategy, data, loop and samples. A process
+of its own for each preset, so that none inherits another's memory; a row is written as soon as a
+task is measured. The n-th task of a chain starts from what the strategy makes of n - 1 random
+adapters.
 """
 
 from __future__ import annotations
@@ -38,14 +39,19 @@ from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import LcpError
 from lcp_plugin.hooks import Carry, Observer, RunView, StepReport
-from lcp_plugin.run.plan import settle_init
-from lcp_plugin.run.runner import Run, join_run
+from lcp_plugin.run.lessons import end_lesson, prepare_data, start_task, watch_lesson
+from lcp_plugin.run.opening import start_processes
+from lcp_plugin.run.plan import join_plan
+from lcp_plugin.run.record import Logbook
+from lcp_plugin.run.runner import Run, make_run
+from lcp_plugin.run.settling import settle
+from lcp_plugin.sdxl.live_base import build_live_base
 from lcp_plugin.sdxl.load import hush_libraries
 from lcp_plugin.sdxl.precision import Precision, peak_memory_mb
 from lcp_plugin.tasks import Task
 from lcp_plugin.tiny.architecture import SDXL, TINY, TOPO, draw_pipeline
-from lcp_plugin.training.processes import create_accelerator
-from lcp_plugin.training.trainer import Trainer
+from lcp_plugin.training.lesson import Lesson
+from lcp_plugin.training.loop import train_lesson
 
 SIZES = {"tiny": TINY, "topo": TOPO, "sdxl": SDXL}
 WARM = 3  # steps that are not timed
@@ -150,18 +156,15 @@ def limit_memory(limit: int | None) -> None:
 def prepare_run(request: Request, folder: Path) -> Run:
     """A run as `runner.execute` plans it, on a base drawn on the device."""
     hush_libraries()
-    config = settle_init(write_config(request, folder))
-    options = config.options
-    accelerator = create_accelerator(
-        options.mixed_precision,
-        some_unused=options.trains_text_encoders or bool(options.network_args),
-        options=options,
-    )
-    run = join_run(config, accelerator)
-    device = accelerator.device
-    pipeline = draw_pipeline(SIZES[request.size], device, Precision.of(options).loaded)
-    run.trainer = Trainer(options, pipeline, accelerator, run.seed)
-    run.show(run.parent.carry)
+    config = settle(write_config(request, folder))
+    accelerator = start_processes(config.options)
+    plan, device = join_plan(config, accelerator), accelerator.device
+    loaded = Precision.of(plan.options).loaded
+    pipeline = draw_pipeline(SIZES[request.size], device, loaded)
+    base = build_live_base(plan.options, pipeline, device, accelerator.autocast)
+    logbook = Logbook(plan.store, plan.facts, writes=False)
+    run = make_run(plan, base, accelerator, logbook)
+    base.show(plan.parent.carry.total)
     wait_for(device)
     return run
 
@@ -211,32 +214,37 @@ def draw_image(path: Path, side: int) -> None:
 
 def measure_task(run: Run, number: int) -> dict[str, Any]:
     """Trains the chain's `number`-th task, crosses its boundary, and samples once."""
-    assert run.trainer is not None
-    device = run.trainer.device
+    base, device = run.base, run.base.device
     carry = play_tasks(run, number - 1)
     task = replace(run.tasks[0], index=number)
+    options = options_of(run)
     times = StepTimes(device)
-    run.observers = [times]
+    run = replace(run, observers=(times,))
     reset_peak(device)
-    options, data = run.prepare_data(task)
+    data = prepare_data(run, task)
     row: dict[str, Any] = {f"encode_{key}": value for key, value in read_peak(device).items()}
     reset_peak(device)
-    start = run.begin_task(task, carry, options)
-    interim = run.plan_interim(task, options, data, None, start, carry, time.time())
-    trained = run.train(task, options, data, start, carry, interim)
+    start = start_task(run, task, carry, options)
+    lesson = Lesson(task, options, data, start, carry, began=time.time())
+    trained = train_lesson(lesson, run.room, watch_lesson(run, lesson))
     row |= {"seconds": times.median(), "loss": times.losses[-1], **read_peak(device)}
     began = time.perf_counter()
-    after = run.end_task(task, carry, options, data, trained)
-    run.show(after)
+    after = end_lesson(run, lesson, trained)
+    base.show(after.total)
     wait_for(device)
     row["boundary_seconds"] = time.perf_counter() - began
     reset_peak(device)
     began = time.perf_counter()
-    run.draw([PROMPT], seed=1)
+    run.drawing.draw([PROMPT], seed=1)
     row["sample_seconds"] = time.perf_counter() - began
     row |= {f"sample_{key}": value for key, value in read_peak(device).items()}
-    run.show(run.parent.carry)
+    base.show(run.plan.parent.carry.total)
     return row
+
+
+def options_of(run: Run) -> Options:
+    """Those of the one task that is measured."""
+    return run.plan.configs[run.tasks[0].name].options
 
 
 def play_tasks(run: Run, count: int) -> Carry:
@@ -244,10 +252,10 @@ def play_tasks(run: Run, count: int) -> Carry:
     each, without a step of training.
     """
     carry = Carry()
-    options = run.configs[run.tasks[0].name].options
+    options = options_of(run)
     for index in range(1, count + 1):
         task = replace(run.tasks[0], index=index, name=f"earlier{index}")
-        start = run.begin_task(task, carry, options)
+        start = start_task(run, task, carry, options)
         carry = run.strategy.end_task(task, carry, _learned(start.adapter, task))
     return carry
 
@@ -289,8 +297,7 @@ def read_peak(device: torch.device) -> dict[str, float]:
 
 def describe_request(request: Request, run: Run) -> dict[str, Any]:
     """What belongs to every row of the process."""
-    options = run.configs[run.tasks[0].name].options
-    assert run.trainer is not None
+    options = options_of(run)
     return {
         **describe_card(),
         "size": request.size,
@@ -300,7 +307,7 @@ def describe_request(request: Request, run: Run) -> dict[str, Any]:
         "rank": options.rank,
         "strategy": options.strategy,
         "sample_steps": request.sample_steps,
-        "parameters": sum(p.numel() for p in run.trainer.pipeline.unet.parameters()),
+        "parameters": sum(p.numel() for p in run.base.pipeline.unet.parameters()),
     }
 
 
@@ -308,7 +315,7 @@ def estimates_of(request: Request, run: Run, task: int) -> dict[str, float]:
     """What `config.estimates` says of SDXL's last task of so many; nothing at other sizes."""
     if request.size != "sdxl":
         return {}
-    options, pixels = run.configs[run.tasks[0].name].options, request.side**2
+    options, pixels = options_of(run), request.side**2
     return {
         "estimated_gb": sum(estimate_memory(options, task, pixels).values()),
         "estimated_seconds": estimate_seconds(options, pixels, task),
@@ -332,7 +339,7 @@ def cost_of(run: Run, row: dict[str, Any], first: float) -> dict[str, Any] | Non
     """The row of `config.estimates` that this one is; None but at SDXL's size on a GPU."""
     if row["size"] != "sdxl" or row["card"] == "CPU":
         return None
-    options: Options = run.configs[run.tasks[0].name].options
+    options = options_of(run)
     counted = sum(count_memory(options, row["task"]).values())
     images = images_of(options, row["side"] ** 2)
     limit = f" held to {row['limit_gb']:g} GB" if row["limit_gb"] else ""

@@ -110,6 +110,8 @@ def _as_kohya(key: str, value: Any) -> Any:
     if key == "network_args":
         pairs = value.items() if isinstance(value, Mapping) else map(_split_pair, value or ())
         return dict(pairs)
+    if key == "lr_warmup_steps" and isinstance(value, float) and value >= 1:
+        return int(value)  # a count; below 1 it is a share of the steps
     if key == "zero_terminal_snr":
         return bool(value)
     return value

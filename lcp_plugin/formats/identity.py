@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcp_plugin.errors import DiskError, FileFormatError
 from lcp_plugin.formats.disk import cache_folder, read_json, replacing, write_json, writing
+from lcp_plugin.formats.lineage import OURS, is_ours
 from lcp_plugin.formats.tensors import (
     FileLayout,
     build_header,
@@ -25,7 +26,7 @@ from lcp_plugin.formats.tensors import (
     read_header,
 )
 
-OWN_HASH = "ss_lcp_model_hash"  # sshs_model_hash as we wrote it: other tools renew theirs only
+OWN_HASH = f"{OURS}model_hash"  # sshs_model_hash as we wrote it: other tools renew theirs only
 _CHUNK = 1 << 22
 
 
@@ -129,7 +130,7 @@ def write_hashed(
     Raises:
         DiskError: as `replacing`. What `make` raises; no file is there then.
     """
-    own = (OWN_HASH,) if "ss_lcp_format" in metadata else ()
+    own = (OWN_HASH,) if is_ours(metadata) else ()
     metadata = {**metadata, **dict.fromkeys(own, "0" * 64)}
     written = {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
     whole, legacy = hashlib.sha256(), _LegacyHash(layout, metadata)

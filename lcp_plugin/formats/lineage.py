@@ -128,6 +128,11 @@ def is_ours(metadata: Mapping[str, str]) -> bool:
     return f"{OURS}format" in metadata
 
 
+def carry_hash_of(metadata: Mapping[str, str]) -> str | None:
+    """Which carry a file says that it holds, be the rest of its lineage damaged or not."""
+    return metadata.get(f"{OURS}carry_hash")
+
+
 def mixed(metadata: Mapping[str, str]) -> dict[str, str]:
     """A header of tensors that were mixed since it was written, by another tool or by us: it tells
     neither which carry this is nor the ranks of each task.

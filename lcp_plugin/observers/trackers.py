@@ -13,13 +13,15 @@ from lcp_plugin.tasks import Task
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from lcp_plugin.training.processes import Processes
+
 
 class Trackers(Observer):
     """Logs losses, validation losses, rates and samples to the accelerator's trackers."""
 
     name = "trackers"
 
-    def __init__(self, accelerator: Any = None) -> None:
+    def __init__(self, accelerator: Processes | None = None) -> None:
         self._accelerator = accelerator  # given by the runner; None logs nowhere
         self._steps = 0
 

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lcp_plugin.config.convert import parse_bytes
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import DiskError, LcpError
 from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.report import write_report
+from lcp_plugin.run.context import Context
 from lcp_plugin.run.samples import mark_grid
 from lcp_plugin.store.lock import locked
 from lcp_plugin.store.run_folder import RunStore
@@ -23,6 +25,30 @@ from lcp_plugin.store.run_folder import RunStore
 log = logging.getLogger(__name__)
 
 Made = tuple[list[str], list[Path]]  # lines for the summary, files that must be there
+
+
+def sum_up_run(run: Context) -> str:
+    """What the user wants to know at the end."""
+    folders = run.store.folders()
+    size = run.store.deliverable.stat().st_size / 1e6
+    learned = ", ".join(record.name for record in folders[-1].records)
+    grid = run.store.root / "samples" / "grid.png"
+    lines = [
+        f"learned      {learned}  ({run.strategy.name}, seed {run.seed})",
+        f"deliverable  {run.store.deliverable}  ({size:.1f} MB, one LoRA with every task)",
+        f"task folders {run.store.root}",
+    ]
+    limit = run.options.max_file_size
+    if limit and size * 1e6 > parse_bytes(limit):
+        lines.append(f"file size    above {limit}: --export lora:RANK truncates it, with its error")
+    if grid.is_file():
+        lines.append(f"sample grid  {grid}")
+    lines.append(f"chain on it  --prev {folders[-1].path}")
+    shares = [f.lineage["training"]["fused"] for f in folders]
+    if any(s["fused"] for s in shares):
+        worst = max(s["missing_share"] for s in shares)
+        lines.append(f"rounding     at most {worst:.2e} of ||D|| lost by fusing the carried delta")
+    return "\n".join(lines)
 
 
 def close_run(folder: Path, options: Options, device: str) -> list[str]:

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcp_plugin.config.options import Options
 from lcp_plugin.formats.disk import replacing
 from lcp_plugin.formats.pictures import save_picture
+from lcp_plugin.sdxl.live_base import LiveBase
+from lcp_plugin.sdxl.sample import starting_latents
 from lcp_plugin.tasks import TaskRecord
 
 if TYPE_CHECKING:
@@ -24,6 +27,37 @@ if TYPE_CHECKING:
 
 BASE_STAGE = "00_base"
 Sampler = Callable[[Sequence[str], int, int], "list[Image]"]  # prompts, seed, distinct latents
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a run draws its samples, from the live model as it is."""
+
+    base: LiveBase
+    size: tuple[int, int]  # pixels, (width, height)
+    steps: int
+    guidance: float
+    texts_change: bool  # text encoders are trained: what they said a step ago no longer holds
+
+    @classmethod
+    def of(cls, options: Options, base: LiveBase) -> Drawing:
+        """As the run's options ask for it."""
+        size = options.resolution or (base.native_side,) * 2
+        changes = options.trains_text_encoders
+        return cls(base, size, options.sample_steps, options.guidance_scale, changes)
+
+    def draw(self, prompts: Sequence[str], seed: int, distinct: int | None = None) -> list[Image]:
+        """An image per prompt.
+
+        `distinct` starting latents are drawn from the seed (one per prompt if None), used in turn.
+        """
+        if self.texts_change:
+            self.base.bank.clear()
+        width, height = self.size
+        count = distinct or len(prompts)
+        latents = starting_latents(self.base.pipeline, count, (height, width), seed)
+        latents = latents[[i % count for i in range(len(prompts))]]
+        return self.base.draw(prompts, latents, self.steps, self.guidance)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,4 @@
-"""The live model as strategies see it: predictions under four sets of weights, samples, this
-task's batches.
-"""
+"""The live model as strategies see it: predictions under four sets of weights, a task's batches."""
 
 from __future__ import annotations
 
@@ -9,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from lcp_plugin.hooks import Conditioning, Item, Parameters, Trajectory, Weights
 from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
-from lcp_plugin.sdxl.noise import add_noise, make_target
+from lcp_plugin.sdxl.live_base import LiveBase
 from lcp_plugin.sdxl.trajectory import draw_trajectory, spread_times
 from lcp_plugin.tasks import Task, TaskRecord
 
@@ -50,11 +48,6 @@ class Desk(Protocol):
     def sample(self, prompts: Sequence[str], seed: int) -> list[Image]:
         """One image per prompt from the model as it is being trained."""
 
-    def encode(
-        self, prompts: Sequence[str], size: tuple[int, int] | None = None
-    ) -> Mapping[str, Tensor]:
-        """Conditioning of prompts on the device, at a latent size."""
-
     def sizes(self) -> Sequence[tuple[int, int]]:
         """The latent sizes of the task's examples, the most frequent first."""
 
@@ -75,16 +68,20 @@ class Desk(Protocol):
 class LiveModel:
     """Implements `hooks.Model`."""
 
-    adapted: AdaptedUNet
-    dtype: torch.dtype  # of the base's weights
-    device: torch.device
-    autocast: Callable[[], Any]
-    alphas: Tensor  # cumulative products of the noise schedule, (train timesteps,)
-    prediction_type: str  # epsilon | v_prediction
+    base: LiveBase
     task: Task
     learned: tuple[TaskRecord, ...]  # what the carried model knows
     desk: Desk
-    wrapped: Any = None  # the module as prepared for several processes; trains through it
+    _trained: nn.Module | None = None  # what gradients go through, once it is prepared
+
+    def train_through(self, wrapped: nn.Module) -> None:
+        """From now on gradients go through the model as prepared for several processes."""
+        self._trained = wrapped
+
+    @property
+    def adapted(self) -> AdaptedUNet:
+        """The UNet with what is attached to it."""
+        return self.base.adapted
 
     @property
     def parameters(self) -> Parameters:
@@ -105,16 +102,15 @@ class LiveModel:
     ) -> Tensor:
         """The UNet's output (b, 4, h, w), fp32; gradients flow for "trained" only."""
         if weights == "trained":
-            unet = self.wrapped if self.wrapped is not None else self.adapted
-            with self.autocast():
-                return run_unet(unet, latents, timesteps, conditioning, self.dtype)
-        with torch.no_grad(), self.adapted.using(weights), self.autocast():
-            return run_unet(self.adapted, latents, timesteps, conditioning, self.dtype)
+            with self.base.autocast():
+                unet = self.adapted if self._trained is None else self._trained
+                return run_unet(unet, latents, timesteps, conditioning, self.base.dtype)
+        with torch.no_grad(), self.adapted.using(weights), self.base.autocast():
+            return run_unet(self.adapted, latents, timesteps, conditioning, self.base.dtype)
 
     def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Noisy latents at the timesteps (b,), and the target that the base's type asks for."""
-        noisy = add_noise(latents, noise, timesteps, self.alphas)
-        return noisy, make_target(latents, noise, timesteps, self.alphas, self.prediction_type)
+        return self.base.schedule.corrupt(latents, noise, timesteps)
 
     def sample(self, prompts: Sequence[str], seed: int) -> list[Image]:
         """One image per prompt."""
@@ -124,7 +120,7 @@ class LiveModel:
         self, prompts: Sequence[str], size: tuple[int, int] | None = None
     ) -> Conditioning:
         """Conditioning of prompts at a latent size (h, w); None: the base's own resolution."""
-        return self.desk.encode(prompts, size)
+        return self.base.condition(prompts, size)
 
     def sizes(self) -> Sequence[tuple[int, int]]:
         """The latent sizes (h, w) of this task's examples, the most frequent first."""
@@ -163,20 +159,21 @@ class LiveModel:
             {key: value.expand(len(noise), *value.shape[1:]) for key, value in rows.items()}
             for rows in encoded
         ]
-        times = spread_times(len(self.alphas), steps, generator)
+        schedule = self.base.schedule
+        times = spread_times(len(schedule.alphas), steps, generator)
 
         def predict(latents: Tensor, timesteps: Tensor, rows: Conditioning) -> Tensor:
-            with self.autocast():
-                return run_unet(self.adapted, latents, timesteps, rows, self.dtype)
+            with self.base.autocast():
+                return run_unet(self.adapted, latents, timesteps, rows, self.base.dtype)
 
         training = self.adapted.training
         self.adapted.eval()
         with torch.no_grad(), self.adapted.using(weights):
             drawn = draw_trajectory(
                 predict,
-                noise.to(self.device),
+                noise.to(self.base.device),
                 (conditioning[0], conditioning[1]),
-                (self.alphas, self.prediction_type),
+                (schedule.alphas, schedule.prediction_type),
                 times,
                 guidance,
             )
@@ -219,5 +216,5 @@ class LiveStep:
         conditioning: Conditioning,
         weights: Weights = "trained",
     ) -> Tensor:
-        """As `LiveModel.predict`."""
+        """The UNet's output (b, 4, h, w), fp32; gradients flow for "trained" only."""
         return self.model.predict(latents, timesteps, conditioning, weights)

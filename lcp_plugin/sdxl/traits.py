@@ -8,19 +8,15 @@ single file         keys without meaning but their presence: `v_pred` (v-predict
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcp_plugin.config.check import FROM_PURE_NOISE, cannot_start
-from lcp_plugin.config.load import RunConfig
-from lcp_plugin.config.prompts import read_prompts
-from lcp_plugin.errors import BaseModelError, ConfigError
+from lcp_plugin.errors import BaseModelError
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.sdxl.load import V_KEY, ZERO_SNR_KEY, find_base
 
 SDXL_SIDE = 1024  # pixels
-_SAYS_SO = "the base's own files say that its last timestep is pure noise"
 
 
 @dataclass(frozen=True)
@@ -61,40 +57,6 @@ def traits_of_keys(keys: Any) -> Traits:
 def is_at_hand(name: str | None) -> bool:
     """Whether nothing would have to be fetched: all but the form of a hub id."""
     return not name or name.count("/") != 1 or Path(name).expanduser().exists()
-
-
-def settle_zero_terminal(config: RunConfig) -> RunConfig:
-    """The config with zero_terminal_snr on where the base says so and the user says nothing.
-
-    Raises ConfigError for a sampler that cannot start from pure noise.
-    """
-    options = config.options
-    if (
-        options.zero_terminal_snr
-        or not read_traits(options.pretrained_model_name_or_path).zero_terminal_snr
-    ):
-        return config
-    if "zero_terminal_snr" in config.provenance:
-        text = f"{_SAYS_SO}, but zero_terminal_snr = false is given and holds."
-        return replace(config, notices=(*config.notices, text))
-    if options.sample_prompts and options.sample_sampler not in FROM_PURE_NOISE:
-        raise ConfigError(
-            f"sample_sampler = {options.sample_sampler!r} cannot start from pure noise, and "
-            f"{_SAYS_SO}; use one of {', '.join(FROM_PURE_NOISE)}."
-        )
-    if options.sample_prompts:
-        prompts = read_prompts(Path(options.sample_prompts))
-        if unfit := {p.sample_sampler for p in prompts if p.sample_sampler} - set(FROM_PURE_NOISE):
-            raise ConfigError(f"sample_prompts {cannot_start(unfit)}")
-
-    tasks = (replace(t, options=replace(t.options, zero_terminal_snr=True)) for t in config.tasks)
-    return replace(
-        config,
-        options=replace(options, zero_terminal_snr=True),
-        tasks=tuple(tasks),
-        provenance={**config.provenance, "zero_terminal_snr": "the base's own files"},
-        notices=(*config.notices, f"{_SAYS_SO}: zero_terminal_snr is on."),
-    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

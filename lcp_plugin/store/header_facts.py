@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lcp_plugin.formats.header import epoch_seconds, tag_frequency
 from lcp_plugin.formats.identity import hash_file, short_hash
 from lcp_plugin.store.data_facts import merge_tables
@@ -26,13 +28,24 @@ def facts_of_run(folders: Sequence[TaskFolder], options: Mapping[str, Any]) -> d
         "training_started_at": epoch_seconds(sessions[0].get("started_at")),
         "training_finished_at": epoch_seconds(sessions[-1].get("finished_at")),
         "seed": newest.get("seed"),
-        **_facts_of_base(newest.get("base", {})),
-        **_facts_of_vae(options["vae"]),
+        **facts_of_base(newest.get("base", {})),
+        **facts_of_vae(options["vae"]),
         **_counts(folders, options),
         **_facts_of_data(folders, options),
     }
     used = newest.get("training", {}).get("optimizer")  # the option's may have been replaced
-    return {**facts, "optimizer": used} if used else facts
+    return {**facts, "optimizer": _as_defined(used)} if used else facts
+
+
+def _as_defined(used: str) -> str:
+    """torch's optimizers by the module that defines them, as sd-scripts names a class; others as
+    they were asked for, since nothing that a record names is imported.
+    """
+    path, bracket, arguments = used.partition("(")
+    known = getattr(torch.optim, path.removeprefix("torch.optim."), None)
+    if path.startswith("torch.optim.") and isinstance(known, type):
+        path = f"{known.__module__}.{known.__name__}"
+    return f"{path}{bracket}{arguments}"
 
 
 def _number(session: Any) -> int | None:
@@ -114,7 +127,7 @@ def _flat(
 # ------------------------------------------------------------------------------- base and VAE
 
 
-def _facts_of_base(base: Mapping[str, Any]) -> dict[str, Any]:
+def facts_of_base(base: Mapping[str, Any]) -> dict[str, Any]:
     """Name and hashes of the base, without its path; a folder's hash is our own."""
     name = str(base.get("origin") or base.get("name") or "")
     path = Path(name).expanduser()
@@ -126,7 +139,7 @@ def _facts_of_base(base: Mapping[str, Any]) -> dict[str, Any]:
     return {"sd_model_name": shown or None, "new_sd_model_hash": whole}
 
 
-def _facts_of_vae(vae: str | None) -> dict[str, Any]:
+def facts_of_vae(vae: str | None) -> dict[str, Any]:
     """Name of a replacement VAE, and its hashes where it is one file."""
     if not vae:
         return {}

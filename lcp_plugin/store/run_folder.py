@@ -26,6 +26,7 @@ from lcp_plugin.adapter import Adapter
 from lcp_plugin.errors import FileFormatError, LcpError, LineageError
 from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.formats.identity import file_model_hash, hash_tensors
+from lcp_plugin.formats.lineage import carry_hash_of
 from lcp_plugin.formats.lora_file import write_lora
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.hooks import Carry, Strategy
@@ -250,6 +251,6 @@ class RunStore:
         if not self.deliverable.is_file():
             return None
         try:
-            return read_header(self.deliverable).metadata.get("ss_lcp_carry_hash")
+            return carry_hash_of(read_header(self.deliverable).metadata)
         except FileFormatError:
             return None

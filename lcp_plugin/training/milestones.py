@@ -7,94 +7,74 @@ the factors so far, as one LoRA. (What a strategy makes of them at the boundary 
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.config.milestones import SavePoint, list_save_points, samples_at, validates_at
-from lcp_plugin.config.options import Options
 from lcp_plugin.config.prompts import SamplePrompt, read_prompts
-from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.formats.pictures import save_picture
-from lcp_plugin.sdxl.live import run_unet
-from lcp_plugin.sdxl.load import native_resolution
-from lcp_plugin.sdxl.noise import NoiseSchedule
-from lcp_plugin.sdxl.precision import has_modes, set_mode
 from lcp_plugin.sdxl.prompt_samples import draw_prompt, sample_file_name
 from lcp_plugin.seeds import derive_seed
+from lcp_plugin.training.learner import Learner
+from lcp_plugin.training.lesson import Lesson
 from lcp_plugin.training.state import write_state
 from lcp_plugin.training.validation import measure_loss
-
-if TYPE_CHECKING:
-    from lcp_plugin.training.loop import TaskRun
-
-log = logging.getLogger(__name__)
 
 WriteFile = Callable[[Path, Adapter, int], None]  # path, factors, step
 TellValidation = Callable[[int, float], None]  # step, loss
 
 
-@dataclass
-class Interim:
-    """The milestones of one task."""
+@dataclass(frozen=True)
+class Milestones:
+    """The milestones of one lesson; implements `loop.Reader`. Only the main process has work."""
 
-    options: Options
     stem: Path  # of the task's files, without a suffix: <output_dir>/<name>
     write_file: WriteFile
     tell_validation: TellValidation
-    validation: TaskData | None = None  # the held-out images
-    prompts: tuple[SamplePrompt, ...] = ()
-    points: Mapping[int, Sequence[SavePoint]] = field(default_factory=dict)
-    steps_per_epoch: int = 1
+    observer_states: Callable[[], dict[str, Any]]
+    points: Mapping[int, Sequence[SavePoint]]  # by step
+    prompts: tuple[SamplePrompt, ...]
+    steps_per_epoch: int
 
-    def plan(self, total: int, steps_per_epoch: int) -> None:
-        """Called once the number of steps is known."""
-        points: dict[int, list[SavePoint]] = {}
-        for point in list_save_points(self.options, total, steps_per_epoch):
-            points.setdefault(point.step, []).append(point)
-        self.points, self.steps_per_epoch = points, steps_per_epoch
-        if self.options.sample_prompts:
-            self.prompts = read_prompts(Path(self.options.sample_prompts))
-
-    def visit(self, run: TaskRun) -> None:
-        """What is due at the run's step (0: before the first)."""
-        points = self.points.get(run.step, ())
-        samples = samples_at(self.options, run.step, self.steps_per_epoch)
-        validates = self._validates(run.step)
-        if not (points or samples or validates) or not run.accelerator.is_main_process:
+    def visit(self, learner: Learner) -> None:
+        """What is due at the learner's step (0: before the first)."""
+        options = learner.lesson.options
+        points = self.points.get(learner.step, ())
+        samples = samples_at(options, learner.step, self.steps_per_epoch)
+        validates = self._validates(learner)
+        if not (points or samples or validates) or not learner.is_main:
             return
         if validates:
-            self._validate(run)
+            self._validate(learner)
         for point in points:
             if point.keeps_state:
-                write_state(self._path(point.suffix, "-state"), run)
-        with showing(run):
+                self._write_state(learner, point.suffix)
+        with learner.showing():
             if samples:
-                self._sample(run)
+                self._sample(learner)
             for point in points:
-                self.write_file(
-                    self._path(point.suffix, ".safetensors"),
-                    run.trainer.adapted.trained(),
-                    run.step,
-                )
+                path = self._path(point.suffix, ".safetensors")
+                self.write_file(path, learner.model.adapted.trained(), learner.step)
         for point in points:
             self._rotate(point)
 
-    def finish(self, run: TaskRun) -> None:
+    def finish(self, learner: Learner) -> None:
         """Behind the last step: save_state_on_train_end."""
-        wanted = self.options.save_state_on_train_end or self.options.save_state
-        if wanted and run.accelerator.is_main_process:
-            write_state(self._path("", "-state"), run)
+        options = learner.lesson.options
+        if (options.save_state_on_train_end or options.save_state) and learner.is_main:
+            self._write_state(learner, "")
+
+    def _write_state(self, learner: Learner, suffix: str) -> None:
+        write_state(self._path(suffix, "-state"), learner, self.observer_states())
 
     def _path(self, suffix: str, ending: str) -> Path:
         return self.stem.with_name(f"{self.stem.name}{suffix}{ending}")
@@ -107,77 +87,85 @@ class Interim:
 
     # --------------------------------------------------------------------------- validation
 
-    def _validates(self, step: int) -> bool:
-        if self.validation is None:
+    def _validates(self, learner: Learner) -> bool:
+        if learner.lesson.held_out is None:
             return False
-        split = replace(self.options, validation_split=1.0)  # a data set may have set its own
-        return validates_at(split, step, self.steps_per_epoch)
+        split = replace(learner.lesson.options, validation_split=1.0)  # a data set may have its own
+        return validates_at(split, learner.step, self.steps_per_epoch)
 
-    def _validate(self, run: TaskRun) -> None:
-        seed = self.options.validation_seed
-        with showing(run):
+    def _validate(self, learner: Learner) -> None:
+        seed = learner.lesson.options.validation_seed
+        with learner.showing():
             loss = measure_loss(
-                lambda noisy, steps, batch: _predict(run, noisy, steps, batch),
-                self._batches(run),
-                run.noise,
-                run.loss,
-                NoiseSchedule(run.trainer.alphas, run.trainer.prediction_type),
-                run.trainer.seed if seed is None else seed,
+                learner.predict_alone,
+                _list_batches(learner),
+                learner.noise,
+                learner.loss,
+                learner.room.base.schedule,
+                learner.room.seed if seed is None else seed,
             )
-        run.validation.append([run.step, loss])
-        self.tell_validation(run.step, loss)
-
-    def _batches(self, run: TaskRun) -> Iterator[Mapping[str, Any]]:
-        data = self.validation
-        assert data is not None
-        numbers: Iterable[int] = range(data.num_batches_per_epoch)
-        for k in islice(numbers, self.options.max_validation_steps):
-            with torch.no_grad():
-                yield run.on_device(data.batch(k))
+        learner.note_validation(loss)
+        self.tell_validation(learner.step, loss)
 
     # ------------------------------------------------------------------------------ samples
 
-    def _sample(self, run: TaskRun) -> None:
+    def _sample(self, learner: Learner) -> None:
         """Every prompt of the file, as kohya names them: <output_dir>/sample/<name>_..."""
-        trainer, folder = run.trainer, self.stem.parent / "sample"
-        epochs = self.options.sample_every_n_epochs
-        epoch = run.step // self.steps_per_epoch if epochs else None
+        base, options, step = learner.room.base, learner.lesson.options, learner.step
+        folder, default = self.stem.parent / "sample", learner.room.seed
+        epoch = step // self.steps_per_epoch if options.sample_every_n_epochs else None
         stamp = time.strftime("%Y%m%d%H%M%S")
         for number, prompt in enumerate(self.prompts):
-            seed = trainer.seed if prompt.seed is None else prompt.seed
-            with own_randomness(trainer.device, seed), torch.no_grad():
+            seed = default if prompt.seed is None else prompt.seed
+            with own_randomness(base.device, seed), torch.no_grad():
                 image = draw_prompt(
-                    trainer.pipeline,
+                    base.pipeline,
                     prompt,
-                    trainer.encode_prompts,
-                    native_resolution(trainer.pipeline),
-                    self.options.sample_sampler,
-                    trainer.seed,
-                    trainer.prediction_type,
-                    self.options.zero_terminal_snr,
+                    base.encode_prompts,
+                    base.native_side,
+                    options.sample_sampler,
+                    default,
+                    base.schedule.prediction_type,
+                    options.zero_terminal_snr,
                 )
-            name = sample_file_name(self.stem.name, number, prompt.seed, run.step, epoch, stamp)
-            facts = {"prompt": prompt.prompt, "seed": str(seed), "step": str(run.step)}
+            name = sample_file_name(self.stem.name, number, prompt.seed, step, epoch, stamp)
+            facts = {"prompt": prompt.prompt, "seed": str(seed), "step": str(step)}
             save_picture(folder / name, image, facts)
 
 
-@contextmanager
-def showing(run: TaskRun) -> Iterator[None]:
-    """The model as it would be delivered, without dropout, while the block lasts.
+def plan_milestones(
+    lesson: Lesson,
+    processes: int,
+    stem: Path,
+    write_file: WriteFile,
+    tell_validation: TellValidation,
+    observer_states: Callable[[], dict[str, Any]] = dict,
+) -> Milestones:
+    """All that is due between the steps of a lesson. `processes`: how many train it together."""
+    options, per_epoch = lesson.options, lesson.data.steps_per_epoch(processes)
+    points: dict[int, list[SavePoint]] = {}
+    for point in list_save_points(options, lesson.data.total_steps(processes), per_epoch):
+        points.setdefault(point.step, []).append(point)
+    prompts = read_prompts(Path(options.sample_prompts)) if options.sample_prompts else ()
+    return Milestones(
+        stem=stem,
+        write_file=write_file,
+        tell_validation=tell_validation,
+        observer_states=observer_states,
+        points=points,
+        prompts=tuple(prompts),
+        steps_per_epoch=per_epoch,
+    )
 
-    Optimizers that exchange two sets of weights get theirs back to the last bit.
-    """
-    kept = [p.detach().clone() for p in run.parameters] if has_modes(run.optimizer) else []
-    run.trainer.adapted.eval()
-    set_mode(run.optimizer, "eval")
-    try:
-        yield
-    finally:
-        set_mode(run.optimizer, "train")
-        run.trainer.adapted.train()
+
+def _list_batches(learner: Learner) -> Iterator[Mapping[str, Any]]:
+    """The held-out images' batches, on the device."""
+    data = learner.lesson.held_out
+    assert data is not None
+    numbers: Iterable[int] = range(data.num_batches_per_epoch)
+    for k in islice(numbers, learner.lesson.options.max_validation_steps):
         with torch.no_grad():
-            for parameter, value in zip(run.parameters, kept, strict=False):
-                parameter.copy_(value)
+            yield learner.complete(data.batch(k))
 
 
 @contextmanager
@@ -186,9 +174,3 @@ def own_randomness(device: torch.device, seed: int) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "sample"))
         yield
-
-
-def _predict(run: TaskRun, noisy: Tensor, steps: Tensor, batch: Mapping[str, Any]) -> Tensor:
-    """The trained model's output, in this process alone."""
-    with run.accelerator.autocast():
-        return run_unet(run.trainer.adapted, noisy, steps, batch, run.trainer.dtype)

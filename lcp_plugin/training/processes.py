@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.delta import (
@@ -26,13 +27,60 @@ from lcp_plugin.hooks import Carry, TaskStart
 from lcp_plugin.store.carries import carry_from_tensors, carry_to_tensors
 
 
+class Processes(Protocol):
+    """What we ask of accelerate's Accelerator: one process among several, its device, its logs."""
+
+    num_processes: int
+    process_index: int
+    is_main_process: bool
+    device: torch.device
+    scaler: Any  # torch's GradScaler, or None
+    ddp_handler: Any  # accelerate's DistributedDataParallelKwargs, or None
+    trackers: list[Any]
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """Both as they take part in several processes."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The run's mixed precision."""
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Gradients stay each process's own inside."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss, scaled where fp16 needs it."""
+
+    def unscale_gradients(self, optimizer: Any) -> None:
+        """Takes the scale off again."""
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        """The mean or sum over all processes."""
+
+    def wait_for_everyone(self) -> None:
+        """All processes meet here."""
+
+    def free_memory(self) -> Any:
+        """Forgets what was prepared."""
+
+    def init_trackers(
+        self, name: str, config: dict[str, Any] | None, init_kwargs: dict[str, Any]
+    ) -> None:
+        """Starts the trackers."""
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Numbers for the trackers."""
+
+    def end_training(self) -> None:
+        """Ends the trackers."""
+
+
 def create_accelerator(
     mixed_precision: str,
-    log_with: str | None = None,
+    log_with: Sequence[str] | None = None,
     logging_dir: str | None = None,
     some_unused: bool = False,
     options: Options | None = None,
-) -> Any:
+) -> Processes:
     """accelerate's Accelerator; accumulation is ours, so that draws stay derived from indices.
 
     `some_unused`: parameters without a gradient exist (SDXL skips text encoder 1's last layer).
@@ -42,7 +90,7 @@ def create_accelerator(
 
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     no_device = not torch.accelerator.is_available()
-    return Accelerator(
+    accelerator: Processes = Accelerator(
         cpu=several and no_device,  # else it would silently start as many single processes
         mixed_precision=mixed_precision,
         log_with=log_with,
@@ -50,6 +98,7 @@ def create_accelerator(
         step_scheduler_with_optimizer=False,
         kwargs_handlers=describe_processes(options or Options(), some_unused),
     )
+    return accelerator
 
 
 def describe_processes(options: Options, some_unused: bool = False) -> list[Any]:
@@ -83,7 +132,7 @@ def end_processes(failed: bool = False) -> None:
         group.destroy_process_group()
 
 
-def meets_always(accelerator: Any) -> bool:
+def meets_always(accelerator: Processes) -> bool:
     """Whether processes must share gradients after every micro-batch: torch's static graph learns
     what is shared from the very first one. (The sum over a step is the same.)
     """
@@ -91,7 +140,9 @@ def meets_always(accelerator: Any) -> bool:
     return handler is not None and bool(handler.static_graph)
 
 
-def share_tensors(accelerator: Any, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def share_tensors(
+    accelerator: Processes, tensors: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
     """The tensors of rank 0 on every rank, on the CPU."""
     if accelerator.num_processes == 1:
         return dict(tensors or {})
@@ -114,7 +165,7 @@ def share_tensors(accelerator: Any, tensors: Mapping[str, Tensor] | None) -> dic
     return shared
 
 
-def share_start(accelerator: Any, make: Callable[[], TaskStart]) -> TaskStart:
+def share_start(accelerator: Processes, make: Callable[[], TaskStart]) -> TaskStart:
     """`make()` on rank 0, its value on all ranks; an error of rank 0 is raised on all."""
     if accelerator.num_processes == 1:
         return make()
@@ -135,8 +186,8 @@ def share_start(accelerator: Any, make: Callable[[], TaskStart]) -> TaskStart:
     )
 
 
-def share_carry(accelerator: Any, make: Callable[[], Carry]) -> Carry:
-    """As `share_start`, for a carry."""
+def share_carry(accelerator: Processes, make: Callable[[], Carry]) -> Carry:
+    """`make()` on rank 0, its value on all ranks; an error of rank 0 is raised on all."""
     if accelerator.num_processes == 1:
         return make()
     carry, failure = _attempt(accelerator, make)
@@ -146,7 +197,7 @@ def share_carry(accelerator: Any, make: Callable[[], Carry]) -> Carry:
     return carry_from_tensors(shared, records)
 
 
-def share_state(accelerator: Any, read: Callable[[], Any]) -> Any:
+def share_state(accelerator: Processes, read: Callable[[], Any]) -> Any:
     """(step, parts, facts) of `RunStore.read_state` on every rank; None where there is no state."""
     if accelerator.num_processes == 1:
         return read()
@@ -165,14 +216,14 @@ def share_state(accelerator: Any, read: Callable[[], Any]) -> Any:
     return step, grouped, facts
 
 
-def share_decision(accelerator: Any, decide: Callable[[], Any]) -> Any:
+def share_decision(accelerator: Processes, decide: Callable[[], Any]) -> Any:
     """A small value that rank 0 works out, on every rank; its error is raised on all."""
     value, failure = _attempt(accelerator, decide)
     _share_failure(accelerator, failure)
     return share_object(accelerator, value)
 
 
-def share_object(accelerator: Any, value: Any) -> Any:
+def share_object(accelerator: Processes, value: Any) -> Any:
     """A small value of rank 0 on every rank."""
     if accelerator.num_processes == 1:
         return value
@@ -183,7 +234,7 @@ def share_object(accelerator: Any, value: Any) -> Any:
     return box[0]
 
 
-def _attempt(accelerator: Any, make: Callable[[], Any]) -> tuple[Any, LcpError | None]:
+def _attempt(accelerator: Processes, make: Callable[[], Any]) -> tuple[Any, LcpError | None]:
     if not accelerator.is_main_process:
         return None, None
     try:
@@ -192,7 +243,7 @@ def _attempt(accelerator: Any, make: Callable[[], Any]) -> tuple[Any, LcpError |
         return None, error
 
 
-def _share_failure(accelerator: Any, failure: LcpError | None) -> None:
+def _share_failure(accelerator: Processes, failure: LcpError | None) -> None:
     message = share_object(accelerator, None if failure is None else str(failure))
     finished = share_object(accelerator, isinstance(failure, FinishedError))
     if message is not None:

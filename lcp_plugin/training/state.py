@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +18,9 @@ from lcp_plugin.errors import FileFormatError, ResumeError
 from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.tensors import read_tensors, write_tensors
+from lcp_plugin.training.learner import Learner
 from lcp_plugin.training.optimizer_state import flatten_state, unflatten_state
-
-if TYPE_CHECKING:
-    from lcp_plugin.training.loop import TaskRun
+from lcp_plugin.training.processes import share_state
 
 log = logging.getLogger(__name__)
 
@@ -30,89 +29,110 @@ State = tuple[int, Parts, dict[str, Any]]  # step, tensors by part, facts
 MANIFEST = "state.json"
 
 
-def collect_state(run: TaskRun) -> tuple[Parts, dict[str, Any]]:
-    """Everything that the next step depends on."""
+def collect_state(learner: Learner, observers: Mapping[str, Any]) -> tuple[Parts, dict[str, Any]]:
+    """Everything that the next step depends on. `observers`: their states."""
+    updates, scaler = learner.updates, learner.room.accelerator.scaler
     factors = {
         f"{name}.{part}": tensor.detach().cpu().clone()
-        for name, pair in run.trainer.adapted.pair_of.items()
+        for name, pair in learner.model.adapted.pair_of.items()
         for part, tensor in (("A", pair.down), ("B", pair.up))
     }
-    optimizer_tensors, optimizer_rest = flatten_state(run.optimizer.state_dict())
-    scaler = run.accelerator.scaler
+    optimizer_tensors, optimizer_rest = flatten_state(updates.optimizer.state_dict())
     parts = {"factors": factors, "optimizer": optimizer_tensors}
-    strategy = run.strategy.state_dict()
+    strategy = learner.room.strategy.state_dict()
     if strategy:
         parts["strategy"] = strategy
     facts = {
         "optimizer": optimizer_rest,
-        "optimizer_name": run.optimizer_name,
+        "optimizer_name": updates.optimizer_name,
         "scaler": None if scaler is None else scaler.state_dict(),
-        "data": run.data.fingerprint,
-        "start": run.start_hash,
-        "validation": run.validation,
-        "observers": run.observer_state(),
+        "data": learner.lesson.data.fingerprint,
+        "start": learner.start_hash,
+        "validation": learner.validation,
+        "observers": dict(observers),
     }
     return parts, facts
 
 
-def apply_state(run: TaskRun, state: State) -> None:
-    """Puts a state into a prepared task.
+def save_state(learner: Learner, observers: Mapping[str, Any]) -> None:
+    """The run's own state of the task, so that the next step can be the same after a kill."""
+    parts, facts = collect_state(learner, observers)
+    learner.room.store.save_state(learner.lesson.task, learner.step, parts, facts)
+
+
+def resume(learner: Learner) -> None:
+    """Goes on from the newest state of the task, where there is one.
 
     Raises:
         ResumeError: it was made from other images, with another optimizer or on another start.
     """
+    task, store = learner.lesson.task, learner.room.store
+    found: State | None = share_state(
+        learner.room.accelerator,
+        lambda: newest_state(
+            lambda: store.read_state(task), learner.lesson.options.resume, task.index
+        ),
+    )
+    if found is not None:
+        apply_state(learner, found)
+
+
+def apply_state(learner: Learner, state: State) -> None:
+    """Puts a state into a lesson whose optimizer is ready. Raises ResumeError as `resume`."""
     step, parts, facts = state
-    _check_fits(run, step, parts, facts)
-    run.step, run.validation = step, [list(row) for row in facts.get("validation", [])]
+    _check_fits(learner, step, parts, facts)
     with torch.no_grad():
-        for name, pair in run.trainer.adapted.pair_of.items():
+        for name, pair in learner.model.adapted.pair_of.items():
             pair.down.copy_(parts["factors"][f"{name}.A"])
             pair.up.copy_(parts["factors"][f"{name}.B"])
-    run.optimizer.load_state_dict(unflatten_state(parts["optimizer"], facts["optimizer"]))
-    if facts["scaler"] is not None and run.accelerator.scaler is not None:
-        run.accelerator.scaler.load_state_dict(facts["scaler"])
+    optimizer, scaler = learner.updates.optimizer, learner.room.accelerator.scaler
+    optimizer.load_state_dict(unflatten_state(parts["optimizer"], facts["optimizer"]))
+    if facts["scaler"] is not None and scaler is not None:
+        scaler.load_state_dict(facts["scaler"])
     if "strategy" in parts:
-        run.strategy.load_state_dict(parts["strategy"])
-    log.info("task %s goes on at step %d of %d.", run.task.name, run.step, run.total)
+        learner.room.strategy.load_state_dict(parts["strategy"])
+    learner.go_on_from(step, [list(row) for row in facts.get("validation", [])])
+    name = learner.lesson.task.name
+    log.info("task %s goes on at step %d of %d.", name, step, learner.total)
 
 
-def _check_fits(run: TaskRun, step: int, parts: Parts, facts: Mapping[str, Any]) -> None:
-    name = run.task.name
-    if facts["data"] != run.data.fingerprint:
+def _check_fits(learner: Learner, step: int, parts: Parts, facts: Mapping[str, Any]) -> None:
+    name, pairs = learner.lesson.task.name, learner.model.adapted.pair_of
+    if facts["data"] != learner.lesson.data.fingerprint:
         raise ResumeError(
             f"the images or captions of task {name} have changed since it was "
             "interrupted; restore them, or delete its state/ folder to start the task again."
         )
-    if facts["optimizer_name"] != run.optimizer_name:
+    if facts["optimizer_name"] != learner.updates.optimizer_name:
         raise ResumeError(
             f"task {name} was interrupted with {facts['optimizer_name']}, now there is "
-            f"{run.optimizer_name}; install the same, or delete its state/ folder."
+            f"{learner.updates.optimizer_name}; install the same, or delete its state/ folder."
         )
-    wanted = {f"{n}.A": tuple(p.down.shape) for n, p in run.trainer.adapted.pair_of.items()}
+    wanted = {f"{n}.A": tuple(p.down.shape) for n, p in pairs.items()}
     found = {k: tuple(t.shape) for k, t in parts["factors"].items() if k.endswith(".A")}
-    starts = {facts.get("start"), run.start_hash} - {"", None}  # unset: nobody asked for states
+    starts = {facts.get("start"), learner.start_hash} - {"", None}  # unset: nobody asked for states
     if len(starts) > 1 or wanted != found:
         raise ResumeError(
             f"the state was made from another start of task {name} (base, earlier tasks, rank or "
             "modules differ); resume it with the settings that it was made with."
         )
-    if step > run.total:
+    if step > learner.total:
         raise ResumeError(
-            f"the state of task {name} is at step {step}, beyond the {run.total} steps of this "
-            "run; raise max_train_steps."
+            f"the state of task {name} is at step {step}, beyond the {learner.total} steps of "
+            "this run; raise max_train_steps."
         )
 
 
-def write_state(folder: Path, run: TaskRun) -> None:
+def write_state(folder: Path, learner: Learner, observers: Mapping[str, Any]) -> None:
     """A state in a folder of its own; state.json last."""
-    parts, facts = collect_state(run)
+    parts, facts = collect_state(learner, observers)
     for name, tensors in parts.items():
         write_tensors(folder / f"{name}.safetensors", tensors, None)
     hashes = {name: file_model_hash(folder / f"{name}.safetensors") for name in parts}
     manifest = {
-        "task_index": run.task.index,
-        "task": run.task.name,
-        "step": run.step,
+        "task_index": learner.lesson.task.index,
+        "task": learner.lesson.task.name,
+        "step": learner.step,
         "hashes": hashes,
         "facts": facts,
     }

@@ -108,9 +108,9 @@ def test_every_file_that_the_run_will_read_is_decoded_before_a_model_loads(
     part: str,
     flags: tuple[str, ...],
 ) -> None:
-    from lcp_plugin.run import runner
+    from lcp_plugin.run import opening
 
-    monkeypatch.setattr(runner, "load_pipeline", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(opening, "load_pipeline", lambda *a, **k: pytest.fail("a model was loaded"))
     more: dict[str, object] = {"validation_split": 0.3}
     broken = sorted((pictures / "disc0").iterdir())
     if part == "mask":

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from toy_live import attach
 from toy_runs import first_adapter
-from toy_trainer import attach
 
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.formats.identity import file_model_hash
@@ -33,22 +33,23 @@ def test_conv_dim_adapts_residual_blocks_at_ranks_of_their_own(train: Train) -> 
     assert any(bool(f.up.any()) for f in wide.values())
 
 
-def test_block_dims_and_alphas_hold_block_by_block(trainer: Callable[..., Any]) -> None:
+def test_block_dims_and_alphas_hold_block_by_block(make_base: Callable[..., Any]) -> None:
     from lcp_plugin.config.network_args import block_index
     from lcp_plugin.formats.keys import to_sgm
 
     dims, alphas = [*range(1, 24)], [0.5 * i for i in range(1, 24)]
     args = (f"block_dims={','.join(map(str, dims))}", f"block_alphas={','.join(map(str, alphas))}")
-    held = trainer(network_args=args)
-    attach(held)
+    held = make_base(network_args=args)
+    attach(held, network_args=args)
     for name, factors in held.adapted.trained().items():
         block = block_index(to_sgm(name.removeprefix("unet.")))
         assert (factors.rank, factors.alpha) == (dims[block], alphas[block]), name
 
 
-def test_blocks_without_a_rate_are_not_adapted(trainer: Callable[..., Any]) -> None:
-    held = trainer(network_args=("mid_lr_weight=0,0,0", "up_lr_weight=.5,.5,.5,.5,.5,.5,.5,.5,.5"))
-    groups = attach(held)
+def test_blocks_without_a_rate_are_not_adapted(make_base: Callable[..., Any]) -> None:
+    args = ("mid_lr_weight=0,0,0", "up_lr_weight=.5,.5,.5,.5,.5,.5,.5,.5,.5")
+    held = make_base(network_args=args)
+    groups = attach(held, network_args=args)
     names = set(held.adapted.pair_of)
     assert names
     assert not any(name.startswith("unet.mid_block") for name in names)
@@ -56,22 +57,24 @@ def test_blocks_without_a_rate_are_not_adapted(trainer: Callable[..., Any]) -> N
     assert 0.05 in {group["lr"] for group in groups}
 
 
-def test_lora_plus_trains_b_faster(trainer: Callable[..., Any]) -> None:
-    held = trainer(network_args=("loraplus_lr_ratio=4",))
-    groups = {group["lr"]: group["params"] for group in attach(held)}
+def test_lora_plus_trains_b_faster(make_base: Callable[..., Any]) -> None:
+    args = ("loraplus_lr_ratio=4",)
+    held = make_base(network_args=args)
+    groups = {group["lr"]: group["params"] for group in attach(held, network_args=args)}
     assert set(groups) == {0.1, 0.4}
     ups = {id(pair.up) for pair in held.adapted.pair_of.values()}
     assert {id(p) for p in groups[0.4]} == ups
 
 
 def test_parts_have_rates_of_their_own_and_none_means_untrained(
-    trainer: Callable[..., Any],
+    make_base: Callable[..., Any],
 ) -> None:
     given = {"network_train_unet_only": False, "unet_lr": 0.3}
-    held = trainer(**given, text_encoder_lr=(0.1, 0.2))
-    assert {group["lr"] for group in attach(held)} == {0.1, 0.2, 0.3}
-    held = trainer(**given, text_encoder_lr=(0.1, 0.0))
-    attach(held)
+    held = make_base(**given, text_encoder_lr=(0.1, 0.2))
+    groups = attach(held, **given, text_encoder_lr=(0.1, 0.2))
+    assert {group["lr"] for group in groups} == {0.1, 0.2, 0.3}
+    held = make_base(**given, text_encoder_lr=(0.1, 0.0))
+    attach(held, **given, text_encoder_lr=(0.1, 0.0))
     assert {n.split(".")[0] for n in held.adapted.pair_of} == {"unet", "text_encoder"}
 
 

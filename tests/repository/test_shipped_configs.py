@@ -102,6 +102,36 @@ def test_the_quickstart_needs_nothing_but_itself(
     assert run.notices == ()
 
 
+@pytest.mark.parametrize("name", ["five_styles", "mixed", "choosing_styles"])
+def test_drawn_sequences_need_nothing_but_themselves(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = load_config(["--config", name])
+    assert run.notices == ()
+    for task in run.tasks:
+        captions = {s.class_tokens for d in task.datasets for s in d.subsets}
+        shown = {f"{task.concept} image of House", f"a photo of {task.concept}"}
+        assert captions & shown, captions
+
+
+def test_styles_are_learned_by_what_was_chosen_on_other_styles() -> None:
+    five, mixed, chosen = (
+        load_config(["--config", n]) for n in ("five_styles", "mixed", "choosing_styles")
+    )
+    assert not {t.name for t in chosen.tasks} & {t.name for t in (*five.tasks, *mixed.tasks)}
+    assert len(five.tasks) == 5
+    kinds = [task.kind for task in mixed.tasks]
+    assert kinds == ["object", "style"] * 3  # by turns
+    for run in (five, mixed):
+        for task in run.tasks:
+            reference = chosen if task.kind == "style" else load_config(["--config", "choosing"])
+            wanted, ours = reference.tasks[0].options, task.options
+            assert ours.max_train_steps == wanted.max_train_steps
+            assert ours.learning_rate == wanted.learning_rate
+            assert ours.network_args == wanted.network_args
+
+
 @pytest.mark.parametrize("name", ["8gb", "12gb", "24gb", "paper"])
 def test_presets_load_over_a_task_and_say_what_they_trade(name: str, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")

@@ -22,11 +22,11 @@ def complain(
     """complain(*flags, **options): the error line of a run that fails before a model loads."""
 
     def run(*flags: str, loads: bool = False, tasks: Any = (0, 1), **options: Any) -> str:
-        from lcp_plugin.run import runner
+        from lcp_plugin.run import opening
 
         if not loads:
             monkeypatch.setattr(
-                runner, "load_pipeline", lambda *a, **k: pytest.fail("a model was loaded")
+                opening, "load_pipeline", lambda *a, **k: pytest.fail("a model was loaded")
             )
         config = write_config("run", tasks=tasks, **options)
         capsys.readouterr()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_trainer import predict, random_lora
+from toy_live import predict, random_lora
 
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.lora_file import read_lora
@@ -17,12 +17,12 @@ Train = Callable[..., Any]
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_base_weights_belong_to_the_base_with_their_multiplier(
-    trainer: Callable[..., Any], tmp_path: Path, precision: str
+    make_base: Callable[..., Any], tmp_path: Path, precision: str
 ) -> None:
-    plain = trainer(mixed_precision=precision)
+    plain = make_base(mixed_precision=precision)
     path = random_lora(plain, tmp_path / "style.safetensors")
     given = {"base_weights": (str(path),), "base_weights_multiplier": (0.5,)}
-    moved = predict(trainer(mixed_precision=precision, **given))
+    moved = predict(make_base(mixed_precision=precision, **given))
     before = predict(plain)
     plain.adapted.set_base(read_lora(path).total.weighted(0.5), "branch")
     expected = predict(plain)
@@ -31,13 +31,13 @@ def test_base_weights_belong_to_the_base_with_their_multiplier(
 
 
 def test_base_weights_are_hashed_into_the_base_and_never_delivered(
-    train: Train, trainer: Callable[..., Any], tmp_path: Path
+    train: Train, make_base: Callable[..., Any], tmp_path: Path
 ) -> None:
-    path = random_lora(trainer(), tmp_path / "style.safetensors")
+    path = random_lora(make_base(), tmp_path / "style.safetensors")
     plain = train("plain", tasks=(0,))
     run = train("run", tasks=(0,), base_weights=[str(path)], learning_rate=1e-12)
-    assert run.base.hash != plain.base.hash
-    assert "style.safetensors" in run.base.name
+    assert run.plan.base_id.hash != plain.plan.base_id.hash
+    assert "style.safetensors" in run.plan.base_id.name
     delivered = read_lora(run.store.deliverable).total
     assert max(float(entry.dense().abs().max()) for entry in delivered.values()) < 1e-6
     with pytest.raises(LineageError, match="Chain runs on one base"):

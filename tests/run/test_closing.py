@@ -33,7 +33,7 @@ def test_a_report_that_a_kill_left_out_is_made_by_the_same_command(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lcp_plugin.run import runner
+    from lcp_plugin.run import opening
 
     config = write_config("run", tasks=(0,), export=["lora:1"])
     with monkeypatch.context() as patched:
@@ -46,7 +46,7 @@ def test_a_report_that_a_kill_left_out_is_made_by_the_same_command(
     assert not report.exists()
     capsys.readouterr()
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "load_pipeline", lambda *a, **k: pytest.fail("a model was loaded"))
+        patched.setattr(opening, "load_pipeline", lambda *a, **k: pytest.fail("a model was loaded"))
         assert main(["--config", str(config)]) == 0
         printed = capsys.readouterr().out
         assert str(report) in printed

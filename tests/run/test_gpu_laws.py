@@ -126,14 +126,14 @@ def test_the_deliverable_is_the_model(train: Train, precision: str) -> None:
     from lcp_plugin.tiny import model_dir
 
     run = train_on(DEVICE, train, "run", (0, 1), strategy="merge_init", mixed_precision=precision)
-    adapted, dtype = run.trainer.adapted.eval(), run.trainer.dtype
+    adapted, dtype = run.base.adapted.eval(), run.base.dtype
     fresh = StableDiffusionXLPipeline.from_pretrained(model_dir(), torch_dtype=dtype).to(DEVICE)
     fresh.load_lora_weights(str(run.store.deliverable))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad(), training_on(DEVICE):
         conditioning = {
             key: value.to(DEVICE)
-            for key, value in run.trainer.encode_prompts(["a photo of sks0 disc"]).items()
+            for key, value in run.base.encode_prompts(["a photo of sks0 disc"]).items()
         }
         conditioning["time_ids"] = torch.tensor([[48, 48, 0, 0, 48, 48.0]], device=DEVICE)
         latents = torch.randn(1, 4, 12, 12, generator=generator).to(DEVICE)

@@ -82,7 +82,7 @@ def test_xformers_and_plain_attention_give_what_sdpa_gives(train: Train) -> None
     pytest.importorskip("xformers.ops", exc_type=ImportError)
     sdpa = train_on(DEVICE, train, "sdpa", mixed_precision="bf16", sdpa=True)
     other = train_on(DEVICE, train, "other", mixed_precision="bf16", xformers=True)
-    kinds = {type(p).__name__ for p in other.trainer.pipeline.unet.attn_processors.values()}
+    kinds = {type(p).__name__ for p in other.base.pipeline.unet.attn_processors.values()}
     state_fact("attention with xformers", sorted(kinds))
     assert_close_losses(other, sdpa, 2e-2, "xformers against SDPA, bf16")
 

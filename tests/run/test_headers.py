@@ -43,7 +43,7 @@ def test_the_header_says_what_kohyas_does_and_more(train: Train) -> None:
     assert header["modelspec.prediction_type"] == "epsilon"
     assert json.loads(header["ss_bucket_info"])["buckets"]["0"]["count"] == 3
     assert [t["name"] for t in json.loads(header["ss_lcp_tasks"])] == ["disc0", "disc1"]
-    assert header["ss_lcp_base_hash"] == run.base.hash
+    assert header["ss_lcp_base_hash"] == run.plan.base_id.hash
     assert "secret" not in json.dumps(header)
     assert "secret" not in (run.store.root / "run.json").read_text()
 
@@ -104,7 +104,7 @@ def test_save_precision_is_the_deliverables(
 
 
 def test_a_large_deliverable_is_pointed_out(train: Train) -> None:
-    from lcp_plugin.run.runner import summarise
+    from lcp_plugin.run.after import sum_up_run
 
     run = train("run", tasks=(0,), max_file_size="1KB")
-    assert "lora:RANK" in summarise(run)
+    assert "lora:RANK" in sum_up_run(run)

@@ -84,7 +84,7 @@ def test_a_tracker_gets_options_losses_and_the_validation_loss(
 ) -> None:
     from accelerate.tracking import GeneralTracker
 
-    from lcp_plugin.run import runner
+    from lcp_plugin.run import opening, trackers
 
     rows: list[tuple[dict[str, Any], int | None]] = []
     told: dict[str, Any] = {}
@@ -110,7 +110,8 @@ def test_a_tracker_gets_options_losses_and_the_validation_loss(
             rows.append((values, step))
 
     fake = Fake()
-    monkeypatch.setattr(runner, "usable_trackers", lambda settings: [fake] if settings else [])
+    for module in (opening, trackers):
+        monkeypatch.setattr(module, "usable_trackers", lambda given: [fake] if given else [])
     train(
         "run",
         tasks=(0,),
@@ -133,12 +134,12 @@ def test_a_tracker_gets_options_losses_and_the_validation_loss(
 def test_running_out_of_memory_names_the_flags_that_help(
     write_config: WriteConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lcp_plugin.run import runner
+    from lcp_plugin.run import opening
 
     def full(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(runner, "load_pipeline", full)
+    monkeypatch.setattr(opening, "load_pipeline", full)
     assert main(["--config", str(write_config("run", tasks=(0,)))]) == 1
     text = capsys.readouterr().err
     assert "--gradient_checkpointing" in text

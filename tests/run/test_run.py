@@ -45,18 +45,16 @@ def test_the_deliverable_in_diffusers_does_what_the_model_after_the_boundary_doe
     from diffusers import StableDiffusionXLPipeline
 
     run = train("run", tasks=(0, 1), strategy=strategy, max_train_steps=8, network_alpha=1)
-    trainer = run.trainer
-    run.show(run.store.folders()[-1].read_carry())
+    base = run.base
+    base.show(run.store.folders()[-1].read_carry().total)
     batch = {
-        "encoder_hidden_states": torch.randn(
-            1, 77, trainer.pipeline.unet.config.cross_attention_dim
-        ),
-        "text_embeds": torch.randn(1, trainer.pipeline.text_encoder_2.config.projection_dim),
+        "encoder_hidden_states": torch.randn(1, 77, base.pipeline.unet.config.cross_attention_dim),
+        "text_embeds": torch.randn(1, base.pipeline.text_encoder_2.config.projection_dim),
         "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
     }
     latents, timesteps = torch.randn(1, 4, 8, 8), torch.tensor([500])
     with torch.no_grad():
-        ours = run_unet(trainer.adapted, latents, timesteps, batch, torch.float32)
+        ours = run_unet(base.adapted, latents, timesteps, batch, torch.float32)
     fresh = StableDiffusionXLPipeline.from_pretrained(toy_base)
     with torch.no_grad():
         before = run_unet(fresh.unet, latents, timesteps, batch, torch.float32)

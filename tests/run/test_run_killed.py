@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from kills import LAW_2, run_and_kill
-from toy_runs import FOUR, assert_equal_tensors, read_all
+from toy_runs import FOUR, assert_equal_tensors, draw_two, read_all, write_run
 
 from lcp_plugin.cli import main
 from lcp_plugin.errors import DiskError, LineageError
@@ -47,18 +48,30 @@ def test_a_run_killed_five_times_ends_as_if_it_had_not_been(
     assert read_lineages(RunStore(out, "run")) == whole
 
 
+@pytest.fixture(scope="module")
+def undisturbed(
+    toy_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, dict[str, torch.Tensor]]:
+    """The events of a run that nothing kills, and its tensors."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = write_run(folder, toy_base, draw_two(folder / "data"), "run", **LAW_2)
+    status, events = run_and_kill(config, None)
+    assert status == 0
+    return events, read_all(RunStore(folder / "out", "run"))
+
+
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.97])
 def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
-    write_config: Callable[..., Path], tmp_path: Path, share: float
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    undisturbed: tuple[int, dict[str, torch.Tensor]],
+    share: float,
 ) -> None:
-    out = tmp_path / "out"
     config = write_config("run", **LAW_2)
-    _, events = run_and_kill(config, None)
-    tensors = read_all(RunStore(out, "run"))
-    shutil.rmtree(out)
+    events, tensors = undisturbed
     assert run_and_kill(config, max(1, int(share * events)))[0] == -signal.SIGKILL
     assert run_and_kill(config, None)[0] == 0
-    assert_equal_tensors(tensors, read_all(RunStore(out, "run")))
+    assert_equal_tensors(tensors, read_all(RunStore(tmp_path / "out", "run")))
 
 
 def test_sigterm_saves_first_and_the_same_command_goes_on(

@@ -14,10 +14,11 @@ from PIL import Image
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
+from lcp_plugin.errors import LcpError
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.run import after as closing
-from lcp_plugin.run import runner
+from lcp_plugin.sdxl import live_base
 from lcp_plugin.sdxl.precision import Precision
 
 Train = Callable[..., Any]
@@ -116,7 +117,7 @@ def test_settings_of_samples_at_boundaries_reach_the_sampler(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, float, torch.Tensor]] = []
-    draw = runner.sample_images
+    draw = live_base.sample_images
 
     def watched(
         pipeline: Any, asked: Any, empty: Any, latents: Any, steps: int, guidance: float
@@ -124,7 +125,7 @@ def test_settings_of_samples_at_boundaries_reach_the_sampler(
         seen.append((steps, guidance, latents))
         return draw(pipeline, asked, empty, latents, 1, guidance)
 
-    monkeypatch.setattr(runner, "sample_images", watched)
+    monkeypatch.setattr(live_base, "sample_images", watched)
     common = {"tasks": (0,), "max_train_steps": 1, "samples_per_task": 2}
     first = train("one", sample_steps=3, guidance_scale=2.5, sample_seed=1, **common)
     assert len(list((first.store.root / "samples").rglob("*.png"))) >= 4  # base and task, two each
@@ -217,7 +218,7 @@ def test_what_kohya_refuses_in_a_dataset_file_is_one_line(
     tmp_path: Path, pictures: Path, text: str, message: str
 ) -> None:
     (pictures / "disc1" / "m.json").write_text('{"00": {"caption": "x"}}')
-    with pytest.raises(runner.LcpError, match=message) as caught:
+    with pytest.raises(LcpError, match=message) as caught:
         data_of(tmp_path, pictures, text)
     assert "\n" not in str(caught.value)
 

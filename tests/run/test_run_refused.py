@@ -62,7 +62,7 @@ def test_a_chain_with_another_strategy_must_be_asked_for(
 def test_a_parent_of_another_base_is_refused_before_a_model_is_loaded(
     train: Train, toy_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lcp_plugin.run import runner
+    from lcp_plugin.run import opening
 
     first = train("first", tasks=(0,))
     other = tmp_path / "other_base"
@@ -70,7 +70,7 @@ def test_a_parent_of_another_base_is_refused_before_a_model_is_loaded(
     weights = next((other / "unet").glob("*.safetensors"))
     tensors = read_tensors(weights)
     write_tensors(weights, {k: t + 1 for k, t in tensors.items()}, {"format": "pt"})
-    monkeypatch.setattr(runner, "load_pipeline", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(opening, "load_pipeline", lambda *a, **k: pytest.fail("a model was loaded"))
     with pytest.raises(LineageError, match="Chain runs on one base"):
         train(
             "second",
@@ -86,16 +86,16 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lcp_plugin.training import trainer
+    from lcp_plugin.training import passes
 
-    config, honest, steps = write_config("run", max_train_steps=6), trainer.compute_loss, []
+    config, honest, steps = write_config("run", max_train_steps=6), passes.compute_loss, []
 
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
         steps.append(1)
         loss = honest(*args, **kwargs)
         return loss * float("nan") if len(steps) == 4 else loss
 
-    monkeypatch.setattr(trainer, "compute_loss", poisoned)
+    monkeypatch.setattr(passes, "compute_loss", poisoned)
     status, text = run_for_errors(capsys, config)
     assert status == 1
     assert "step 4" in text

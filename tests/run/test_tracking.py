@@ -14,11 +14,12 @@ import pytest
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
 
+from lcp_plugin.errors import LcpError
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.hooks import Observer, RunView
 from lcp_plugin.observers.jsonl import read_steps, read_validation
 from lcp_plugin.registry import check_plugin
-from lcp_plugin.run import runner
+from lcp_plugin.run import trackers
 from lcp_plugin.tasks import Task
 
 Train = Callable[..., Any]
@@ -71,7 +72,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             monkeypatch.setitem(module.LOGGER_TYPE_TO_CLASS, "wandb", FakeTracker)
     monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: [LoggerType.WANDB])
     shim = SimpleNamespace(import_module={"wandb": Module}.__getitem__)
-    monkeypatch.setattr(runner, "importlib", shim)
+    monkeypatch.setattr(trackers, "importlib", shim)
     return keys
 
 
@@ -111,7 +112,7 @@ def test_unset_names_have_defaults_and_nothing_is_logged_in(train: Train, wandb:
 
 
 def test_a_settings_file_that_is_not_there_is_one_line(train: Train, wandb: list[str]) -> None:
-    with pytest.raises(runner.LcpError, match=r"nope\.toml"):
+    with pytest.raises(LcpError, match=r"nope\.toml"):
         train("run", tasks=(0,), log_with="wandb", log_tracker_config="nope.toml")
 
 
@@ -178,7 +179,7 @@ def test_every_observer_is_told_the_validation_loss(
 
 
 def test_an_observer_that_answers_is_refused(train: Train) -> None:
-    with pytest.raises(runner.LcpError, match="on_validation returned a value"):
+    with pytest.raises(LcpError, match="on_validation returned a value"):
         train("run", **HELD_OUT, max_train_steps=2, observer=[f"{__name__}:Answering"])
 
 
@@ -191,7 +192,7 @@ def test_a_hook_of_another_signature_is_refused_when_it_is_loaded() -> None:
         def on_validation(self, run: RunView, task: Task) -> None:  # type: ignore[override]
             """Never called."""
 
-    with pytest.raises(runner.LcpError, match="on_validation"):
+    with pytest.raises(LcpError, match="on_validation"):
         check_plugin(Observer, Wrong)
 
 

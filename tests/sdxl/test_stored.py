@@ -14,28 +14,27 @@ from torch import nn
 from lcp_plugin.config.options import Options
 from lcp_plugin.sdxl import precision as hardware
 from lcp_plugin.sdxl.live import run_unet
+from lcp_plugin.sdxl.live_base import LiveBase, build_live_base
 from lcp_plugin.sdxl.load import load_pipeline
 from lcp_plugin.sdxl.stored import StoredConv2d, StoredLinear, is_native
-from lcp_plugin.training.processes import create_accelerator
-from lcp_plugin.training.trainer import Trainer
 
 
 @pytest.fixture
-def make(toy_base: Path) -> Callable[..., Trainer]:
-    """make(**options) -> a Trainer on the toy base, without a run."""
+def make(toy_base: Path) -> Callable[..., LiveBase]:
+    """make(**options) -> a LiveBase on the toy base, without a run."""
 
-    def build(**given: Any) -> Trainer:
+    def build(**given: Any) -> LiveBase:
         options = Options(network_train_unet_only=True, **given)
         pipeline = load_pipeline(str(toy_base), hardware.Precision.of(options).loaded)
-        return Trainer(options, pipeline, create_accelerator(options.mixed_precision), 7)
+        return build_live_base(options, pipeline, torch.device("cpu"))
 
     return build
 
 
-def predict(trainer: Trainer) -> torch.Tensor:
+def predict(base: LiveBase) -> torch.Tensor:
     """The UNet's output for fixed inputs."""
     generator = torch.Generator().manual_seed(0)
-    unet, encoder = trainer.pipeline.unet, trainer.pipeline.text_encoder_2
+    unet, encoder = base.pipeline.unet, base.pipeline.text_encoder_2
     batch = {
         "encoder_hidden_states": torch.randn(
             1, 77, unet.config.cross_attention_dim, generator=generator
@@ -45,12 +44,12 @@ def predict(trainer: Trainer) -> torch.Tensor:
     }
     latents = torch.randn(1, 4, 8, 8, generator=generator)
     with torch.no_grad():
-        return run_unet(trainer.adapted, latents, torch.tensor([500]), batch, trainer.dtype)
+        return run_unet(base.adapted, latents, torch.tensor([500]), batch, base.dtype)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_a_stored_base_predicts_as_its_rounded_weights_in_fp32(
-    make: Callable[..., Trainer], name: str, dtype: torch.dtype
+    make: Callable[..., LiveBase], name: str, dtype: torch.dtype
 ) -> None:
     small = make(base_dtype=name)
     layers = [m for m in small.pipeline.unet.modules() if isinstance(m, nn.Linear | nn.Conv2d)]

@@ -19,8 +19,9 @@ from lcp_plugin.delivery.single_file import write_single_file
 from lcp_plugin.errors import BaseModelError, ConfigError
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.observers.jsonl import read_steps
+from lcp_plugin.run.settling import settle_zero_terminal
 from lcp_plugin.sdxl.load import hush_libraries, load_pipeline
-from lcp_plugin.sdxl.traits import Traits, is_at_hand, read_traits, settle_zero_terminal
+from lcp_plugin.sdxl.traits import Traits, is_at_hand, read_traits
 
 # diffusers' scheduler under numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -115,9 +116,9 @@ def test_what_the_user_says_of_zero_terminal_snr_holds(
     common = {"tasks": (0,), "pretrained_model_name_or_path": str(base), "max_train_steps": 1}
     off = train("off", zero_terminal_snr=False, **common)
     assert any("zero_terminal_snr = false is given and holds" in s for s in off.facts["said"])
-    assert float(off.trainer.alphas[-1]) > 1e-3
+    assert float(off.base.schedule.alphas[-1]) > 1e-3
     on = train("on", **common)
-    assert float(on.trainer.alphas[-1]) == pytest.approx(0, abs=1e-6)
+    assert float(on.base.schedule.alphas[-1]) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_sampler_that_the_base_forbids_is_refused_before_it_is_loaded(

@@ -33,7 +33,7 @@ def test_scaling_is_the_same_in_training_scores_and_samples(
     config = tmp_path / "vae" / "config.json"
     write_json(config, {**read_json(config), **scaling})
     run = train("run", tasks=(0,), max_train_steps=1, vae=str(tmp_path / "vae"))
-    pipeline = run.trainer.pipeline
+    pipeline = run.base.pipeline
     scored = encode_images(pipeline, sorted((pictures / "disc0").iterdir()))
     raw = scored / scaling["scaling_factor"]
     if "latents_std" in scaling:
@@ -53,7 +53,7 @@ def test_scaling_is_the_same_in_training_scores_and_samples(
     pixels = torch.rand(1, 3, side, side) * 2 - 1
     with torch.no_grad():
         latents = pipeline.vae.encode(pixels).latent_dist.mode()
-    trained = run.trainer.encode_images(pixels)
+    trained = run.base.encode_images(pixels)
     back = trained / scaling["scaling_factor"]
     if "latents_std" in scaling:
         back = back * torch.tensor(scaling["latents_std"]).view(1, -1, 1, 1)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kills import run_and_kill
 from toy_runs import assert_equal_tensors, read_all
 
 from lcp_plugin.errors import StrategyError
@@ -24,8 +22,6 @@ from lcp_plugin.strategies.recall_prompts import SETTINGS, prompts_of
 from lcp_plugin.tasks import EVAL_PROMPTS, TaskRecord
 
 Train = Callable[..., Any]
-
-
 SHORT = ("images=2", "sample_steps=2")
 
 
@@ -154,31 +150,22 @@ def test_what_was_drawn_is_gone_when_its_task_is_complete(train: Train) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize("kill", ["draw 2", "step 3"])
 def test_killed_while_drawing_or_training_it_ends_as_undisturbed_and_draws_once(
-    write_config: Callable[..., Path], tmp_path: Path, kill: str
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str
 ) -> None:
     stores = {}
     for name in ("undisturbed", "killed"):
         log = tmp_path / f"{name}.log"
+        monkeypatch.setenv("RECALL_LOG", str(log))
         options = {"strategy": "plugin_samples:Counting", "strategy_args": SHORT}
         config = write_config(name, (0, 1), resume_every_n_steps=2, max_train_steps=4, **options)
-        environment = {
-            **os.environ,
-            "RECALL_LOG": str(log),
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
-        }
-        script = Path(__file__).parents[2] / "train_continual_sdxl.py"
-        command = [sys.executable, str(script), "--config", str(config)]
         if name == "killed":
-            dying = {**environment, "RECALL_KILL": kill.replace("draw 2", "draw 1")}
-            done = subprocess.run(command, env=dying, capture_output=True, check=False)
-            assert done.returncode == -signal.SIGKILL
-        subprocess.run(command, env=environment, capture_output=True, check=True)
+            with monkeypatch.context() as dying:
+                dying.setenv("RECALL_KILL", kill.replace("draw 2", "draw 1"))
+                assert run_and_kill(config, None)[0] == -signal.SIGKILL
+        assert run_and_kill(config, None)[0] == 0
         draws = log.read_text().split().count("draw")
         assert draws == (2 if name == "killed" and kill.startswith("draw") else 1)
-        import toml
-
-        written = toml.load(config)
-        stores[name] = RunStore(Path(written["output_dir"]), written["output_name"])
+        stores[name] = RunStore(tmp_path / "out", name)
     assert_equal_tensors(read_all(stores["undisturbed"]), read_all(stores["killed"]))
 
 

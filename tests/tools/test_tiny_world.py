@@ -19,10 +19,10 @@ from tiny_base.gate import (
     write_confusion,
 )
 from tiny_base.grid import GRID_PROMPTS, draw_grid
-from tiny_base.novel import OBJECTS, draw_object
+from tiny_base.novel import OBJECTS, draw_object, render_style
 from tiny_base.render import Sprites, draw_scene, shape_mask
 from tiny_base.scenery import scene_variant
-from tiny_base.styles import STYLE_OBJECTS, STYLES
+from tiny_base.styles import CHOOSING_STYLES, STYLE_OBJECTS, STYLES
 from tiny_base.world import (
     COLOURS,
     RESERVED_WORDS,
@@ -144,6 +144,24 @@ def test_the_repositorys_quickstart_images_are_those_the_code_draws():
     assert sum(file.stat().st_size for file in [*objects, *styles]) < 1_500_000
     with Image.open(QUICKSTART / "objects" / "vase" / "02.png") as image:
         assert image.tobytes() == draw_object("vase", 2).tobytes()
+
+
+def test_styles_to_choose_settings_by_are_drawn_alike_and_reported_nowhere():
+    files = list((QUICKSTART / "choosing_styles").glob("*/*/[0-9].png"))
+    assert {file.parts[-3] for file in files} == set(CHOOSING_STYLES)
+    assert {file.parts[-2] for file in files} == set(STYLE_OBJECTS)
+    assert not set(CHOOSING_STYLES) & set(STYLES)
+    assert sum(file.stat().st_size for file in files) < 400_000
+
+
+@pytest.mark.parametrize("name", [*STYLES, *CHOOSING_STYLES])
+def test_a_style_s_picture_is_drawn_again_byte_for_byte(name, tmp_path):
+    known, place = (STYLES, "styles") if name in STYLES else (CHOOSING_STYLES, "choosing_styles")
+    render_style(tmp_path / name, known[name], seed=0)
+    for thing in ("Cup", "Fish"):
+        ours = QUICKSTART / place / name / thing / "2.png"
+        with Image.open(ours) as image, Image.open(tmp_path / name / thing / "2.png") as again:
+            assert image.tobytes() == again.tobytes()
 
 
 def test_the_grid_has_48_different_prompts_and_one_cell_for_each(tmp_path):

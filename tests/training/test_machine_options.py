@@ -47,7 +47,7 @@ def test_a_run_without_sdpa_learns_the_same_up_to_rounding(train: Train) -> None
     runs = [train(name, tasks=(0,), sdpa=sdpa) for name, sdpa in (("a", True), ("b", False))]
     losses = [[s["loss"] for s in read_steps(r.store.root / "logs" / "steps.jsonl")] for r in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    kinds = {type(p).__name__ for p in runs[1].trainer.pipeline.unet.attn_processors.values()}
+    kinds = {type(p).__name__ for p in runs[1].base.pipeline.unet.attn_processors.values()}
     assert kinds == {"AttnProcessor"}
 
 

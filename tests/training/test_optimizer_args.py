@@ -46,7 +46,7 @@ def refused(
     """refused(type, *args): what a run and its dry run say of them; no model is loaded for it."""
 
     def tell(name: str, *args: str) -> str:
-        monkeypatch.setattr("lcp_plugin.run.runner.load_model", None)
+        monkeypatch.setattr("lcp_plugin.run.runner.load_base", None)
         config = write_config("run", tasks=(0,), optimizer_type=name, learning_rate=1.0)
         told = []
         for flags in ([], ["--dry_run"]):

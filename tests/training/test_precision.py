@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from toy_live import first_linear, predict
 from toy_runs import first_adapter
-from toy_trainer import first_linear, predict
 
 Train = Callable[..., Any]
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_fp8_base_stores_a_byte_a_weight_and_predicts_alike(
-    trainer: Callable[..., Any], precision: str
+    make_base: Callable[..., Any], precision: str
 ) -> None:
     from lcp_plugin.sdxl.stored import FLOAT8
 
-    plain = trainer(mixed_precision=precision)
+    plain = make_base(mixed_precision=precision)
     before = predict(plain)
-    small = trainer(mixed_precision=precision, fp8_base_unet=True)
+    small = make_base(mixed_precision=precision, fp8_base_unet=True)
     layers = [m for m in small.pipeline.unet.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert all(m.stored.dtype is FLOAT8 for m in layers)
     assert all(m.weight.untyped_storage().nbytes() <= 8 for m in layers)
@@ -41,8 +41,8 @@ def test_fp8_base_stores_a_byte_a_weight_and_predicts_alike(
     assert torch.equal(predict(plain), after)
 
 
-def test_fp8_text_encoders_stay_small_when_they_move(trainer: Callable[..., Any]) -> None:
-    held = trainer(fp8_base=True)
+def test_fp8_text_encoders_stay_small_when_they_move(make_base: Callable[..., Any]) -> None:
+    held = make_base(fp8_base=True)
     layer = first_linear(held.pipeline.text_encoder)
     held.pipeline.text_encoder.to("cpu").to(torch.float64).to(torch.float32)
     assert layer.stored.dtype is torch.float8_e4m3fn
@@ -62,7 +62,7 @@ def test_a_chain_on_an_fp8_base_delivers_updates_in_full(train: Train) -> None:
         assert torch.allclose(total[name].dense(), summed, atol=1e-6)
 
 
-def test_full_bf16_keeps_factors_in_bf16(trainer: Callable[..., Any], train: Train) -> None:
+def test_full_bf16_keeps_factors_in_bf16(make_base: Callable[..., Any], train: Train) -> None:
     run = train("run", tasks=(0,), mixed_precision="bf16", full_bf16=True)
     plain = train("plain", tasks=(0,), mixed_precision="bf16")
     full, half = first_adapter(plain), first_adapter(run)
@@ -86,23 +86,23 @@ def test_full_fp16_lets_the_scaler_unscale_half_gradients() -> None:
     assert parameter.grad.tolist() == [2.0, 2.0]
 
 
-def test_the_vae_runs_in_fp32_whatever_the_precision(trainer: Callable[..., Any]) -> None:
+def test_the_vae_runs_in_fp32_whatever_the_precision(make_base: Callable[..., Any]) -> None:
     for given in ({}, {"no_half_vae": True}):
-        held = trainer(mixed_precision="bf16", **given)
+        held = make_base(mixed_precision="bf16", **given)
         assert held.pipeline.vae.dtype is torch.float32
         assert held.pipeline.unet.dtype is torch.bfloat16
 
 
 def test_torch_compile_goes_through_the_backend_that_is_named(
-    trainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    make_base: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._dynamo import config
 
     asked: list[str] = []
     monkeypatch.setattr(config, "skip_nnmodule_hook_guards", True)
     monkeypatch.setattr(nn.Module, "compile", lambda self, backend: asked.append(backend))
-    trainer()
+    make_base()
     assert asked == []
-    trainer(torch_compile=True, dynamo_backend="aot_eager")
+    make_base(torch_compile=True, dynamo_backend="aot_eager")
     assert asked == ["aot_eager"]
     assert not config.skip_nnmodule_hook_guards  # else adapters put on later are not seen

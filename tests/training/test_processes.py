@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from toy_runs import draw_two, write_run
 from two_processes import COMMON, ROOT, attempt, launch
 
 from lcp_plugin.store.run_folder import RunStore
 
+SGD: dict[str, Any] = {"optimizer_type": "SGD", "learning_rate": 0.1, "max_grad_norm": 0}
 WITNESS = """
 import atexit, os, pathlib, sys
 
@@ -37,13 +40,13 @@ def groups_alive(folder: Path) -> list[str]:
     return [path.read_text(encoding="utf-8") for path in sorted(folder.glob("rank*"))]
 
 
-def run_both(
-    write_config: Callable[..., Path], train: Callable[..., Any], tmp_path: Path, **options: Any
-) -> tuple[RunStore, RunStore]:
-    """(two processes, one process), each with two tasks behind it."""
-    launch(write_config("pair", gradient_accumulation_steps=1, **COMMON, **options))
-    one = train("single", gradient_accumulation_steps=2, **COMMON, **options)
-    return RunStore(tmp_path / "out", "pair"), one.store
+@pytest.fixture(scope="module")
+def pair(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunStore, Path]:
+    """A finished run of two tasks with SGD in two processes, and what its ranks told."""
+    folder = tmp_path_factory.mktemp("pair")
+    config = write_run(folder, toy_base, draw_two(folder / "data"), "pair", **COMMON, **SGD)
+    launch(config, **witness(folder / "witness"))
+    return RunStore(folder / "out", "pair"), folder / "witness"
 
 
 def assert_ran_in_two_processes(store: RunStore) -> None:
@@ -53,13 +56,11 @@ def assert_ran_in_two_processes(store: RunStore) -> None:
 
 
 def test_two_processes_with_sgd_reach_the_weights_of_one_with_twice_the_accumulation(
-    write_config: Callable[..., Path], train: Callable[..., Any], tmp_path: Path
+    pair: tuple[RunStore, Path], train: Callable[..., Any]
 ) -> None:
-    pair, single = run_both(
-        write_config, train, tmp_path, optimizer_type="SGD", learning_rate=0.1, max_grad_norm=0
-    )
-    assert_ran_in_two_processes(pair)
-    for ours, wanted in zip(pair.folders(), single.folders(), strict=True):
+    two, single = pair[0], train("single", **COMMON, **SGD, gradient_accumulation_steps=2).store
+    assert_ran_in_two_processes(two)
+    for ours, wanted in zip(two.folders(), single.folders(), strict=True):
         a, b = ours.read_adapter(), wanted.read_adapter()
         moved = False
         for name, factors in b.items():
@@ -72,22 +73,23 @@ def test_two_processes_with_sgd_reach_the_weights_of_one_with_twice_the_accumula
 def test_two_processes_with_adamw_reach_the_delta_of_one_with_twice_the_accumulation(
     write_config: Callable[..., Path], train: Callable[..., Any], tmp_path: Path
 ) -> None:
-    pair, single = run_both(write_config, train, tmp_path, optimizer_type="AdamW")
-    assert_ran_in_two_processes(pair)
-    ours, wanted = (s.folders()[-1].read_carry().total for s in (pair, single))
+    launch(write_config("pair", **COMMON, optimizer_type="AdamW"))
+    single = train("single", **COMMON, optimizer_type="AdamW", gradient_accumulation_steps=2).store
+    two = RunStore(tmp_path / "out", "pair")
+    assert_ran_in_two_processes(two)
+    ours, wanted = (s.folders()[-1].read_carry().total for s in (two, single))
     difference = ours + wanted.weighted(-1.0)
     assert wanted.norm() > 0
     assert difference.norm() / wanted.norm() < 1e-3  # a sign of a tiny gradient may turn
-    assert pair.deliverable.is_file()
+    assert two.deliverable.is_file()
 
 
 def test_a_finished_run_ends_its_process_group_before_the_interpreter(
-    write_config: Callable[..., Path], tmp_path: Path
+    pair: tuple[RunStore, Path],
 ) -> None:
-    environment = witness(tmp_path / "witness")
-    launch(write_config("pair", **COMMON), **environment)
-    assert groups_alive(tmp_path / "witness") == ["False", "False"]
-    assert_ran_in_two_processes(RunStore(tmp_path / "out", "pair"))
+    store, told = pair
+    assert groups_alive(told) == ["False", "False"]
+    assert_ran_in_two_processes(store)
 
 
 def test_an_error_ends_the_process_group_too_and_is_no_abort(

@@ -141,7 +141,7 @@ def _cross(card: Card, strategy: Strategy, spec: AdapterSpec, setting: Setting) 
 
     with tempfile.TemporaryDirectory() as folder:
         training = CardTraining(card, Path(folder), setting, strategy, carry)
-        adapted, way = training.trainer.adapted, training.trainer.carry_as
+        adapted, way = training.room.base.adapted, training.room.base.carry_as
         try:
             adapted.set_base(training.start.base, way)
             adapted.attach(training.start.adapter)

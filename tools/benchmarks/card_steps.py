@@ -22,11 +22,13 @@ from lcp_plugin.config.load import load_config
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.hooks import Carry, StepReport, Strategy
 from lcp_plugin.registry import create_strategy
+from lcp_plugin.sdxl.live_base import build_live_base
 from lcp_plugin.sdxl.load import native_resolution
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.tasks import Task
+from lcp_plugin.training.lesson import Classroom, Lesson
+from lcp_plugin.training.loop import Watch, train_lesson
 from lcp_plugin.training.processes import create_accelerator
-from lcp_plugin.training.trainer import Trainer
 
 WARM, TIMED = 3, 8  # steps
 LOSS_TOLERANCE = 0.02  # relative; both sides round to bf16, in different orders
@@ -78,15 +80,15 @@ class CardTraining:
         self.side.held = bytes_of(pipeline.unet)
         with self.side.running(counts=False):
             accelerator = create_accelerator("bf16")
-            self.trainer = Trainer(self.options, pipeline, accelerator, SEED)
+            base = build_live_base(self.options, pipeline, accelerator.device, accelerator.autocast)
+            store = RunStore(self.folder / "out", "bench")
+            self.room = Classroom(base, accelerator, self.strategy, store, SEED)
             index = len(self.carry.tasks) + 1
             self.task = Task(index, f"disc{index}", "object", "sks disc", (), CAPTION)
             native = native_resolution(pipeline)
             self.data = TaskData(config.tasks[0], SEED, index, (native, native))
-            self.data.prepare(
-                self.trainer.encode_images, self.trainer.encode_prompts, "vae", "text"
-            )
-        self.spec = self.trainer.spec(self.task, self.options)
+            self.data.prepare(base.encode_images, base.encode_prompts, "vae", "text")
+        self.spec = self.room.spec(self.task, self.options)
         self.start = self.strategy.begin_task(self.task, self.carry, self.spec)
 
     def train(self, between: Callable[[StepReport], None] = lambda report: None) -> Side:
@@ -99,18 +101,8 @@ class CardTraining:
 
         self.side.start()
         try:
-            self.trainer.train_task(
-                self.task,
-                self.options,
-                self.data,
-                self.start,
-                self.carry.total,
-                self.strategy,
-                RunStore(self.folder / "out", "bench"),
-                on_step=on_step,
-                sampler=lambda prompts, seed: [],
-                learned=self.carry.tasks,
-            )
+            lesson = Lesson(self.task, self.options, self.data, self.start, self.carry)
+            train_lesson(lesson, self.room, Watch(on_step))
         finally:
             self.side.stop(counts=False)
             self.close()
@@ -118,13 +110,13 @@ class CardTraining:
 
     def close(self) -> None:
         """The model is the bare base again."""
-        self.trainer.adapted.release()
+        self.room.base.adapted.release()
         self.card.pipeline.unet.requires_grad_(False)
 
     def batch(self) -> Mapping[str, Tensor]:
         """The task's one example on the device, for the other side."""
         found = {k: v for k, v in self.data.batch(0).items() if isinstance(v, Tensor)}
-        return {key: value.to(self.trainer.device) for key, value in found.items()}
+        return {key: value.to(self.room.base.device) for key, value in found.items()}
 
 
 def measure_step(card: Card) -> Iterator[Row]:

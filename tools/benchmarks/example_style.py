@@ -2,8 +2,8 @@
 
 peft's `add_adapter`, torch's default AdamW, and in every step the image decoded, encoded by the VAE
 and the caption by both text encoders (examples/text_to_image/train_text_to_image_lora_sdxl.py of
-huggingface/diffusers, its defaults). So that losses can be compared, the VAE's mean is taken instead
-of a sample, and noise and timesteps come from a given generator.
+huggingface/diffusers, its defaults). So that losses can be compared, the VAE's mean is taken, not a
+sample, and noise and timesteps come from a given generator.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Seconds of an optimizer step: the project's own trainer beside `example_style`, losses compared.
 
-Ours is `Trainer.train_task` as a run calls it: forward hooks, fused AdamW, cached latents and text.
+Ours is `train_lesson` as a run calls it: forward hooks, fused AdamW, cached latents and text.
 Between two of its steps the baseline takes the same step: same factors, latents, noise, timestep.
 """
 
@@ -20,16 +20,18 @@ from lcp_plugin.adapter import AdapterSpec
 from lcp_plugin.config.load import load_config
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.delta import Delta
-from lcp_plugin.hooks import StepReport, TaskStart
+from lcp_plugin.hooks import Carry, StepReport, TaskStart
 from lcp_plugin.sdxl.layers import choose_targets, find_layers, layer_shape
+from lcp_plugin.sdxl.live_base import build_live_base
 from lcp_plugin.sdxl.load import hush_libraries, load_pipeline, native_resolution
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.strategies.merge_init import MergeInit
 from lcp_plugin.tasks import Task
 from lcp_plugin.tiny.architecture import build_topo
+from lcp_plugin.training.lesson import Classroom, Lesson
+from lcp_plugin.training.loop import Watch, train_lesson
 from lcp_plugin.training.processes import create_accelerator
-from lcp_plugin.training.trainer import Trainer
 
 SEED, RATE, CAPTION = 7, 1e-4, "a photo of a sks disc"
 LOSS_TOLERANCE = 1e-5  # relative
@@ -138,12 +140,15 @@ class OurTraining:
         self.options, self.folder, self.size = config.options, folder, size
         self.side, self.rank = side, rank
         self.pipeline = load_size(size)
-        self.trainer = Trainer(self.options, self.pipeline, create_accelerator("no"), SEED)
+        accelerator = create_accelerator("no")
+        base = build_live_base(self.options, self.pipeline, accelerator.device)
+        store = RunStore(folder / "out", "bench")
+        self.room = Classroom(base, accelerator, MergeInit(), store, SEED)
         self.task = Task(1, "disc", "object", "sks disc", (), CAPTION)
         native = native_resolution(self.pipeline)
         self.data = TaskData(config.tasks[0], SEED, 1, (native, native))
-        self.data.prepare(self.trainer.encode_images, self.trainer.encode_prompts, "vae", "text")
-        adapter = self.trainer.spec(self.task, self.options).gaussian()
+        self.data.prepare(base.encode_images, base.encode_prompts, "vae", "text")
+        adapter = self.room.spec(self.task, self.options).gaussian()
         self.start = TaskStart(base=Delta(), adapter=adapter)
 
     def train(
@@ -153,17 +158,8 @@ class OurTraining:
     ) -> None:
         """All steps, `on_step` called after each."""
         before_training()
-        self.trainer.train_task(
-            self.task,
-            self.options,
-            self.data,
-            self.start,
-            Delta(),
-            MergeInit(),
-            RunStore(self.folder / "out", "bench"),
-            on_step=on_step,
-            sampler=lambda prompts, seed: [],
-        )
+        lesson = Lesson(self.task, self.options, self.data, self.start, Carry())
+        train_lesson(lesson, self.room, Watch(on_step))
 
     def baseline(self, caches_text: bool = False) -> ExampleStyle:
         """The example's way with the same start, on a model of its own."""

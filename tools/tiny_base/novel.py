@@ -33,11 +33,11 @@ def render_quickstart(folder: Path, seed: int = 0) -> int:
             count += 1
     styles = {folder / "styles": STYLES, folder / "choosing_styles": CHOOSING_STYLES}
     for place, known in styles.items():
-        count += sum(_render_style(place / style, known[style], seed) for style in known)
+        count += sum(render_style(place / style, known[style], seed) for style in known)
     return count
 
 
-def _render_style(folder: Path, stylise: Stylise, seed: int) -> int:
+def render_style(folder: Path, stylise: Stylise, seed: int) -> int:
     """The style's pictures of every object; how many."""
     for thing, draw in STYLE_OBJECTS.items():
         for index in range(STYLE_IMAGES):

@@ -2,8 +2,8 @@
 
 Each style redraws an object from its flat picture and outline: Blueprint (white lines on a blue
 grid), Neon (glowing lines on black), Stained_Glass (leaded cells), Risograph (two inks on cream)
-and Woodcut (black ink, cut in lines, on ochre paper). Settings are chosen on two others: Thermal
-(the colours of a heat camera) and Cross_Stitch (coloured thread on linen).
+and Pop_Art (four bright panels under thick lines). Settings are chosen on two others: Thermal (the
+colours of a heat camera) and Sunset (dark shapes before a banded sky).
 """
 
 from __future__ import annotations
@@ -147,20 +147,18 @@ def _risograph(draw: Draw, rng: np.random.Generator, side: int) -> Image.Image:
     return _to_image(picture + rng.normal(0, 3, (side, side, 1)))
 
 
-def _woodcut(draw: Draw, rng: np.random.Generator, side: int) -> Image.Image:
+def _pop_art(draw: Draw, rng: np.random.Generator, side: int) -> Image.Image:
     flat, cover = _flat_picture(draw, rng, side)
-    light = flat.mean(-1, keepdims=True) / 255
-    y, x = np.mgrid[0:side, 0:side].astype(np.float32)[..., None]
-    period = side / 12
-    wave = y + 2.5 * np.sin(2 * np.pi * x / side * 2 + rng.uniform(0, 6))
-    around = np.cos(2 * np.pi * wave / period) > 0.35
-    shade = np.cos(2 * np.pi * (x + y) / (0.7 * period)) > 2.6 * light - 1.1
-    ink = np.where(cover > 0.5, shade, ~around).astype(np.float32)
-    shape = 255 * cover.repeat(3, -1)
-    rim = np.clip(_outline(shape, 5) - _outline(shape, 3), 0, 1)  # a cut around the outline
-    ink = np.maximum(ink * (1 - rim), _outline(flat * cover, 3))
-    ochre = np.asarray((226, 176, 92), np.float32) + rng.normal(0, 6, (side, 1, 1))
-    return _to_image(ochre * (1 - ink) + np.asarray((34, 26, 22)) * ink)
+    y, x = np.mgrid[0:side, 0:side]
+    middle = side / 2 + rng.uniform(-side / 12, side / 12, 2)
+    panel = 2 * (y > middle[0]) + (x > middle[1])
+    papers = ((255, 214, 10), (250, 60, 140), (40, 190, 235), (150, 220, 50))
+    inks = ((240, 50, 40), (250, 235, 60), (250, 120, 20), (90, 50, 200))
+    paper, ink = (np.asarray(colours, np.float32)[panel] for colours in (papers, inks))
+    shade = 0.55 + 0.5 * flat.mean(-1, keepdims=True) / 255
+    picture = paper * (1 - cover) + np.minimum(ink * shade, 255) * cover
+    line = _outline(flat * cover, 5)
+    return _to_image(picture * (1 - line) + 12 * line)
 
 
 def _thermal(draw: Draw, rng: np.random.Generator, side: int) -> Image.Image:
@@ -175,19 +173,14 @@ def _thermal(draw: Draw, rng: np.random.Generator, side: int) -> Image.Image:
     return _to_image(np.stack([np.interp(heat, stops, ramp[:, i]) for i in range(3)], -1))
 
 
-def _cross_stitch(draw: Draw, rng: np.random.Generator, side: int) -> Image.Image:
+def _sunset(draw: Draw, rng: np.random.Generator, side: int) -> Image.Image:
     flat, cover = _flat_picture(draw, rng, side)
-    pitch = 6  # pixels of a stitch
-    whole = Image.fromarray((255 * cover[..., 0]).astype(np.uint8)).filter(ImageFilter.MinFilter(3))
-    rows = slice(pitch // 2, None, pitch)
-    square = np.ones((pitch, pitch, 1), np.float32)
-    thread = np.kron((flat[rows, rows] / 48).round() * 48, square)
-    sewn = np.kron((np.asarray(whole) == 255)[rows, rows, None], square) > 0
-    y, x = (v % pitch for v in np.mgrid[0:side, 0:side])
-    cross = ((abs(x - y) <= 1) | (abs(x + y - pitch + 1) <= 1))[..., None]
-    weave = np.where(((x == 0) | (y == 0))[..., None], 0.82, 1.0)
-    linen = np.asarray((222, 208, 182), np.float32) * weave + rng.normal(0, 4, (side, 1, 1))
-    return _to_image(np.where(sewn & cross, thread * rng.uniform(0.9, 1.1, (side, 1, 1)), linen))
+    y, x = np.mgrid[0:side, 0:side] / side
+    centre = np.asarray((0.5, 0.6)) + rng.uniform(-0.1, 0.1, 2)
+    band = np.hypot(x - centre[0], y - centre[1]) * 6
+    bands = ((255, 240, 170), (255, 190, 70), (250, 120, 50), (215, 60, 90), (130, 40, 120))
+    sky = np.asarray((*bands, (60, 25, 95)), np.float32)[np.clip(band, 0, 5).astype(int)]
+    return _to_image(sky * (1 - cover) + (np.asarray((20, 8, 30)) + 0.16 * flat) * cover)
 
 
 def _to_image(picture: NDArray[np.floating]) -> Image.Image:
@@ -200,6 +193,6 @@ STYLES: dict[str, Stylise] = {
     "Neon": _neon,
     "Stained_Glass": _stained_glass,
     "Risograph": _risograph,
-    "Woodcut": _woodcut,
+    "Pop_Art": _pop_art,
 }
-CHOOSING_STYLES: dict[str, Stylise] = {"Thermal": _thermal, "Cross_Stitch": _cross_stitch}
+CHOOSING_STYLES: dict[str, Stylise] = {"Thermal": _thermal, "Sunset": _sunset}
