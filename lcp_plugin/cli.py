@@ -1,6 +1,4 @@
-"""The command line of train_continual_sdxl.py: configuration first, heavy imports after it is
-checked.
-"""
+"""The command line of train_continual_sdxl.py: a config is checked before torch is imported."""
 
 from __future__ import annotations
 

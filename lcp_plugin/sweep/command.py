@@ -16,7 +16,7 @@ from lcp_plugin.evaluation.conflicts import compare_boundaries, figure_two, open
 from lcp_plugin.evaluation.inputs import fill_references, read_tasks
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.report import write_report
-from lcp_plugin.sweep.plan import plan_runs
+from lcp_plugin.sweep.plan import list_lanes, plan_runs
 from lcp_plugin.sweep.running import create_executor, execute_plan
 
 
@@ -67,8 +67,7 @@ def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
         args.config,
         args.strategies,
         args.ceilings,
-        args.orders,
-        args.seeds,
+        list_lanes(args.orders, args.seeds),
         args.output.resolve() / "runs",
         extra,
     )

@@ -15,6 +15,8 @@ from pathlib import Path
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.store.run_folder import RunStore
 
+UNSCORED = ("--evaluate",)  # nothing: the sweep scores all runs together
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -53,12 +55,29 @@ class SweepPlan:
         return tuple(run for wave in self.waves for run in wave)
 
 
+@dataclass(frozen=True)
+class Lane:
+    """One order of the tasks, trained from one seed."""
+
+    order_seed: int | None  # None: the config's order
+    seed: int
+
+    @property
+    def suffix(self) -> str:
+        """Of its runs' names."""
+        return f"{'' if self.order_seed is None else f'_order{self.order_seed}'}_seed{self.seed}"
+
+
+def list_lanes(orders: Sequence[int | None], seeds: Sequence[int]) -> list[Lane]:
+    """Every order with every seed."""
+    return [Lane(order, seed) for order in orders for seed in seeds]
+
+
 def plan_runs(
     config: Path,
     strategies: Sequence[str],
     ceilings: Sequence[str],
-    orders: Sequence[int | None],
-    seeds: Sequence[int],
+    lanes: Sequence[Lane],
     output: Path,
     extra: Sequence[str] = (),
 ) -> SweepPlan:
@@ -68,25 +87,25 @@ def plan_runs(
         ConfigError: nothing to run, or a strategy twice.
     """
     names = [*strategies, *ceilings]
-    if not strategies or len(set(names)) != len(names) or not orders or not seeds:
+    if not strategies or len(set(names)) != len(names) or not lanes:
         raise ConfigError("a sweep needs strategies, each once, and at least one order and seed.")
     waves: tuple[list[PlannedRun], ...] = ([], [], [])
-    for order in orders:
-        for seed in seeds:
-            lane = f"{'' if order is None else f'_order{order}'}_seed{seed}"
-            for strategy in names:
-                follows, shared = _leader_of(strategy, names)
-                run = PlannedRun(
-                    strategy,
-                    order,
-                    seed,
-                    output.as_posix(),
-                    f"{strategy}{lane}",
-                    _arguments(config, strategy, order, seed, output, f"{strategy}{lane}", extra),
-                    leader=f"{follows}{lane}" if follows else "",
-                    shared=shared,
-                )
-                waves[_wave(strategy, follows, names)].append(run)
+    for lane in lanes:
+        for strategy in names:
+            follows, shared = _leader_of(strategy, names)
+            name = f"{strategy}{lane.suffix}"
+            place = ["--output_dir", output.as_posix(), "--output_name", name]
+            run = PlannedRun(
+                strategy,
+                lane.order_seed,
+                lane.seed,
+                output.as_posix(),
+                name,
+                (*_learning(config, strategy, lane), *place, *UNSCORED, *extra),
+                leader=f"{follows}{lane.suffix}" if follows else "",
+                shared=shared,
+            )
+            waves[_wave(strategy, follows, names)].append(run)
     return SweepPlan(tuple(tuple(wave) for wave in waves if wave))
 
 
@@ -105,17 +124,8 @@ def _wave(strategy: str, follows: str, names: Sequence[str]) -> int:
     return 2 if strategy == "merge_at_end" and follows != names[0] else 1
 
 
-def _arguments(
-    config: Path,
-    strategy: str,
-    order: int | None,
-    seed: int,
-    output: Path,
-    name: str,
-    extra: Sequence[str],
-) -> tuple[str, ...]:
-    arguments = ["--config", str(config), "--strategy", strategy, "--seed", str(seed)]
-    arguments += [] if order is None else ["--order_seed", str(order)]
-    arguments += ["--output_dir", output.as_posix(), "--output_name", name]
-    arguments += ["--evaluate"]  # nothing: the sweep scores all runs together
-    return (*arguments, *extra)
+def _learning(config: Path, strategy: str, lane: Lane) -> list[str]:
+    """What of a training command decides what is learned."""
+    arguments = ["--config", str(config), "--strategy", strategy, "--seed", str(lane.seed)]
+    order = lane.order_seed
+    return arguments if order is None else [*arguments, "--order_seed", str(order)]
