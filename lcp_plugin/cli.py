@@ -1,6 +1,4 @@
-"""The command line of train_continual_sdxl.py: configuration first, heavy imports after it is
-checked.
-"""
+"""The command line of train_continual_sdxl.py: heavy imports wait for a checked configuration."""
 
 from __future__ import annotations
 

@@ -139,8 +139,8 @@ def _refuse_step_hooks(strategy: Strategy) -> None:
     used = [h for h in STEP_HOOKS if getattr(type(strategy), h) is not getattr(Strategy, h)]
     if used:
         raise StrategyError(
-            f"strategy {strategy.name} uses {used[0]}, which sd-scripts never calls; train it with "
-            "train_continual_sdxl.py."
+            f"strategy {strategy.name} uses {used[0]}, which sd-scripts never calls; "
+            "train it with train_continual_sdxl.py."
         )
 
 

@@ -156,7 +156,7 @@ class RunStore:
         return self.replay(make_strategy).carry_behind(self._position_of(index))
 
     def parent_at(self, index: int, make_strategy: StrategyMaker) -> Parent:
-        """As `carry_after`, with the strategy's state behind that task: what a chain needs."""
+        """What a chain needs of task `index`: its carry, and the strategy's state behind it."""
         return self.replay(make_strategy).parent_behind(self._position_of(index))
 
     def replay(self, make_strategy: StrategyMaker) -> Replay:

@@ -17,6 +17,33 @@ from lcp_plugin.store.run_folder import RunStore
 
 
 @dataclass(frozen=True)
+class Lane:
+    """The same tasks in the same order from the same seed."""
+
+    order: int | None  # order_seed; None: as the config's file has them
+    seed: int
+
+    def name_of(self, strategy: str) -> str:
+        """The name of a strategy's run in this lane."""
+        return f"{strategy}{'' if self.order is None else f'_order{self.order}'}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class SweepAxes:
+    """What a sweep compares."""
+
+    strategies: Sequence[str]
+    ceilings: Sequence[str] = ()
+    orders: Sequence[int | None] = (None,)
+    seeds: Sequence[int] = (0,)
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """Every order with every seed."""
+        return tuple(Lane(order, seed) for order in self.orders for seed in self.seeds)
+
+
+@dataclass(frozen=True)
 class PlannedRun:
     """One run of a sweep."""
 
@@ -53,40 +80,30 @@ class SweepPlan:
         return tuple(run for wave in self.waves for run in wave)
 
 
-def plan_runs(
-    config: Path,
-    strategies: Sequence[str],
-    ceilings: Sequence[str],
-    orders: Sequence[int | None],
-    seeds: Sequence[int],
-    output: Path,
-    extra: Sequence[str] = (),
-) -> SweepPlan:
+def plan_runs(axes: SweepAxes, config: Path, output: Path, extra: Sequence[str] = ()) -> SweepPlan:
     """Every strategy and ceiling in every lane; leaders first, then those that follow them.
 
     Raises:
         ConfigError: nothing to run, or a strategy twice.
     """
-    names = [*strategies, *ceilings]
-    if not strategies or len(set(names)) != len(names) or not orders or not seeds:
+    names = [*axes.strategies, *axes.ceilings]
+    if not axes.strategies or len(set(names)) != len(names) or not axes.lanes:
         raise ConfigError("a sweep needs strategies, each once, and at least one order and seed.")
     waves: tuple[list[PlannedRun], ...] = ([], [], [])
-    for order in orders:
-        for seed in seeds:
-            lane = f"{'' if order is None else f'_order{order}'}_seed{seed}"
-            for strategy in names:
-                follows, shared = _leader_of(strategy, names)
-                run = PlannedRun(
-                    strategy,
-                    order,
-                    seed,
-                    output.as_posix(),
-                    f"{strategy}{lane}",
-                    _arguments(config, strategy, order, seed, output, f"{strategy}{lane}", extra),
-                    leader=f"{follows}{lane}" if follows else "",
-                    shared=shared,
-                )
-                waves[_wave(strategy, follows, names)].append(run)
+    for lane in axes.lanes:
+        for strategy in names:
+            follows, shared = _leader_of(strategy, names)
+            run = PlannedRun(
+                strategy,
+                lane.order,
+                lane.seed,
+                output.as_posix(),
+                lane.name_of(strategy),
+                ("--config", str(config), *_arguments(strategy, lane, output), *extra),
+                leader=lane.name_of(follows) if follows else "",
+                shared=shared,
+            )
+            waves[_wave(strategy, follows, names)].append(run)
     return SweepPlan(tuple(tuple(wave) for wave in waves if wave))
 
 
@@ -105,17 +122,8 @@ def _wave(strategy: str, follows: str, names: Sequence[str]) -> int:
     return 2 if strategy == "merge_at_end" and follows != names[0] else 1
 
 
-def _arguments(
-    config: Path,
-    strategy: str,
-    order: int | None,
-    seed: int,
-    output: Path,
-    name: str,
-    extra: Sequence[str],
-) -> tuple[str, ...]:
-    arguments = ["--config", str(config), "--strategy", strategy, "--seed", str(seed)]
-    arguments += [] if order is None else ["--order_seed", str(order)]
-    arguments += ["--output_dir", output.as_posix(), "--output_name", name]
-    arguments += ["--evaluate"]  # nothing: the sweep scores all runs together
-    return (*arguments, *extra)
+def _arguments(strategy: str, lane: Lane, output: Path) -> list[str]:
+    arguments = ["--strategy", strategy, "--seed", str(lane.seed)]
+    arguments += [] if lane.order is None else ["--order_seed", str(lane.order)]
+    arguments += ["--output_dir", output.as_posix(), "--output_name", lane.name_of(strategy)]
+    return [*arguments, "--evaluate"]  # nothing: the sweep scores all runs together
