@@ -1,4 +1,4 @@
-"""The command line of train_continual_sdxl.py: heavy imports wait for a checked configuration."""
+"""The command line of train_continual_sdxl.py: a config is checked before torch is imported."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@
     python tools/evaluate.py --adapters 1.safetensors 2.safetensors --base BASE --tasks tasks.toml
     python tools/evaluate.py --generated A --references B --metrics effnet --output scores
 
-Images are made once: an interrupted evaluation goes on where it stopped.
+First comes what is still recognised, and what the rest became; then the tables. Images are made
+once: an interrupted evaluation goes on where it stopped.
 """
 
 from __future__ import annotations

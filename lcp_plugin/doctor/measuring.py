@@ -5,8 +5,7 @@
 The base has random weights, drawn on the device: nothing is downloaded. All else is a run's own
 way (run/runner, run/lessons, training/loop): its plan, strategy, data, loop and samples. A process
 of its own for each preset, so that none inherits another's memory; a row is written as soon as a
-task is measured. The n-th task of a chain starts from what the strategy makes of n - 1 random
-adapters.
+task is measured. The n-th task starts from what the strategy makes of n - 1 random adapters.
 """
 
 from __future__ import annotations

@@ -107,13 +107,15 @@ def show_samples(material: Material, one: ScoredRun) -> list[Block]:
         + "after every task. The noise is the same everywhere, so what changes is what the model "
         "knows. Drag, or use the arrow keys."
     )
-    how = (
-        " ✕ marks a concept that is no longer recognised, here and in samples/grid.png."
-        if one.looks
-        else f" To mark what is no longer recognised, here and in samples/grid.png, score the run: "
-        f"tools/evaluate.py {run.folder.name}, then tools/report.py {run.folder.name}; with "
-        'evaluate = ["effnet"] in its config a run does so at its end.'
-    )
+    how = ""
+    if one.looks:
+        how = " ✕ marks a concept that is no longer recognised, here and in samples/grid.png."
+    elif len(run.tasks) > 1:  # one alone cannot be mistaken for another
+        how = (
+            " To mark what is no longer recognised, here and in samples/grid.png, score the run: "
+            f"tools/evaluate.py {run.folder.name}, then tools/report.py {run.folder.name}; with "
+            'evaluate = ["effnet"] in its config a run does so at its end.'
+        )
     return [Text(about + how), Slider(one.number, stages, _sample_rows(one, per_cell))]
 
 

@@ -44,7 +44,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Part:
+class Sheet:
     """Sections of the page, or of one run on it (`label`, `number` from 0)."""
 
     sections: Sequence[Section]
@@ -61,14 +61,14 @@ class Page:
     heading: str
     lead: str
     numbers: Sequence[dict[str, str]]
-    parts: Sequence[Part]
+    sheets: Sequence[Sheet]
     runs: Sequence[str]  # labels
     footer: str = "Written from the run's own files. Opens without a network; nothing is loaded."
 
     @property
     def sections(self) -> list[tuple[str, str]]:
         """Anchors and titles of the list on top."""
-        found = [s for part in self.parts for s in part.sections]
+        found = [s for sheet in self.sheets for s in sheet.sections]
         return [(s.anchor, s.chapter.title) for s in found if s.anchor and s.chapter.title]
 
 
@@ -117,17 +117,17 @@ def build_page(runs: Sequence[RunFacts], scores: Sequence[Facts]) -> Page:
         heading=_heading(runs),
         lead=write_lead(material),
         numbers=_compared_numbers(material) if len(runs) > 1 else _key_numbers(material.runs[0]),
-        parts=_write_parts(material),
+        sheets=_write_sheets(material),
         runs=[run.label for run in runs],
     )
 
 
-def _write_parts(material: Material) -> list[Part]:
+def _write_sheets(material: Material) -> list[Sheet]:
     """The chapters in order; those that are about a run follow each other, run by run."""
     first_of_run = next(at for at, chapter in enumerate(CHAPTERS) if chapter.write_run)
     before = [c for c in CHAPTERS[:first_of_run] if c.write]
     after = [c for c in CHAPTERS[first_of_run:] if c.write]
-    parts = [Part(_write_page_chapters(before, material))]
+    sheets = [Sheet(_write_page_chapters(before, material))]
     for one in material.runs:
         written = [(c, c.write_run(material, one)) for c in CHAPTERS if c.write_run]
         sections = [
@@ -135,8 +135,8 @@ def _write_parts(material: Material) -> list[Part]:
             for chapter, blocks in written
             if blocks
         ]
-        parts.append(Part(sections, one.run.label if material.is_comparison else "", one.number))
-    return [*parts, Part(_write_page_chapters(after, material))]
+        sheets.append(Sheet(sections, one.run.label if material.is_comparison else "", one.number))
+    return [*sheets, Sheet(_write_page_chapters(after, material))]
 
 
 def _write_page_chapters(chapters: Sequence[Chapter], material: Material) -> list[Section]:

@@ -87,9 +87,7 @@ def start_task(run: Context, task: Task, carry: Carry, options: Options) -> Task
 
 
 def watch_lesson(run: Context, lesson: Lesson) -> Watch:
-    """The observers, and the task's intermediate files, samples and validation, under names of
-    its own.
-    """
+    """The observers, and the task's own intermediate files, samples and validation."""
     task, store = lesson.task, run.store
 
     def tell_step(report: StepReport) -> None:
@@ -113,9 +111,7 @@ def watch_lesson(run: Context, lesson: Lesson) -> Watch:
 
 
 def _sketch_boundary(run: Context, lesson: Lesson, trained: Trained) -> tuple[Carry, TaskFolder]:
-    """Carry and folder as if the task ended here, without the strategy: its frozen base and the
-    factors so far.
-    """
+    """Carry and folder as if the task ended here: its frozen base and the factors so far."""
     base, adapter = lesson.start.base, trained.adapter
     rank, alpha = common_shape(adapter)
     carry = lesson.carry.after(lesson.task, base, adapter)
@@ -150,8 +146,9 @@ def save_lesson(run: Context, lesson: Lesson, trained: Trained, after: Carry) ->
 
 
 def describe_lesson(run: Context, lesson: Lesson, trained: Trained) -> dict[str, Any]:
-    """The facts of lineage.json besides records and hashes; all that varies between two equal runs
-    is in "session".
+    """The facts of lineage.json besides records and hashes.
+
+    All that varies between two equal runs is in "session".
     """
     folders, plan = run.store.folders(), run.plan
     before = folders[-1].lineage["hashes"]["carry"] if folders else plan.parent.hash

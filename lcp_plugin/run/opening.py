@@ -55,8 +55,10 @@ def start_chain(plan: RunPlan, room: Classroom) -> RunPlan:
 
 
 def take_place(run: Context) -> None:
-    """The run's folder begun, and the parent's delta on the model; what does not fit or has no
-    room on the disk is told now.
+    """Begins the run's folder and puts the parent's delta on the model.
+
+    Raises:
+        LineageError: the parent does not fit the base.  DiskError: what will come has no room.
     """
     parent = run.plan.parent
     run.base.adapted.check_fits(parent.carry.total)
@@ -73,9 +75,7 @@ def take_place(run: Context) -> None:
 
 
 def estimate_disk(plan: RunPlan, room: Classroom) -> int:
-    """Bytes that a run writes at most, estimated: adapters, a dense carry, its deliverable, a
-    state.
-    """
+    """Bytes that a run writes at most: adapters, a dense carry, its deliverable, a state."""
     adapter = dense = 0
     options, adapted = plan.configs[plan.tasks[0].name].options, room.base.adapted
     for name, target in select_modules(adapted, options, room.weights).items():

@@ -1,7 +1,7 @@
 """What a run will do, decided and checked before a model is loaded.
 
-New, resumed or continued; on which base and parent; which tasks, in which order and under which
-numbers.
+New, resumed or continued; on which base and parent; which tasks, in which order, and how they are
+numbered along the chain.
 """
 
 from __future__ import annotations

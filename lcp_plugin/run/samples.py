@@ -82,9 +82,7 @@ def sample_stage(
     sampler: Sampler,
     facts: Mapping[str, str],
 ) -> dict[str, list[Image]]:
-    """Samples every record at a stage, or reads them where an earlier try left them all; by task
-    name.
-    """
+    """Samples of every record at a stage by task name, read where an earlier try left them all."""
     from PIL import Image as images
 
     paths = {
@@ -112,8 +110,7 @@ def draw_grid(
     cell: int = 144,
     looks: Mapping[str, Mapping[str, Look]] | None = None,
 ) -> Path | None:
-    """Rows are tasks, columns are stages (folder, label); the first sample of each cell that
-    exists.
+    """Rows are tasks, columns are stages (folder, label); of each cell its first sample, if any.
 
     Args:
         looks: what is recognised, stage folder -> task name; what no longer is gets crossed out,

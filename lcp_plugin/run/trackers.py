@@ -12,8 +12,9 @@ from lcp_plugin.run.context import Context
 
 
 def create_observers(run: Context) -> tuple[Observer, ...]:
-    """Built-in observers, then the user's in the order given, each with the state that run.json
-    has of it; main process only.
+    """Built-in observers, then the user's in the order given; main process only.
+
+    Each goes on from the state that run.json has of it.
     """
     if not run.is_main:
         return ()

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 def run_unet(
     unet: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, dtype: torch.dtype
 ) -> Tensor:
-    """The UNet's output in fp32 for noisy latents (b, 4, h, w), timesteps (b,) and its
-    conditioning.
+    """The UNet's output in fp32 for noisy latents (b, 4, h, w) at timesteps (b,).
 
     Args:
         conditioning: encoder_hidden_states (b, tokens, c), text_embeds (b, d), time_ids (b, 6).

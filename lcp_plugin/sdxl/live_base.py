@@ -117,7 +117,7 @@ class LiveBase:
             return {k: v.cpu() for k, v in self._encode(prompts).items()}
 
     def encode_live(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What `encode_prompts` gives, with gradients and on the device; text encoders stay there."""
+        """What `encode_prompts` gives, on the device, where text encoders stay; with gradients."""
         for encoder in (self.pipeline.text_encoder, self.pipeline.text_encoder_2):
             encoder.to(self.device)
         with self.autocast():

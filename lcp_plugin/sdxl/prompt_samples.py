@@ -7,55 +7,37 @@ every stage and no global random state is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from lcp_plugin.config.prompts import SamplePrompt
+from lcp_plugin.sdxl.live_base import LiveBase
 from lcp_plugin.sdxl.sample import sample_images, starting_latents
 from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
     from PIL.Image import Image
-
-Encode = Callable[[Sequence[str]], Mapping[str, Tensor]]
-
-
-def texts_of(prompts: Sequence[SamplePrompt]) -> tuple[str, ...]:
-    """All texts that must be encoded to draw the prompts, negative ones too."""
-    return tuple(dict.fromkeys(t for p in prompts for t in (p.prompt, p.negative_prompt)))
 
 
 def draw_prompt(
-    pipeline: StableDiffusionXLPipeline,
-    prompt: SamplePrompt,
-    encode: Encode,
-    native: int,
-    default_sampler: str = "ddim",
-    default_seed: int = 42,
-    prediction_type: str | None = None,
-    zero_terminal_snr: bool = False,
+    base: LiveBase, prompt: SamplePrompt, default_sampler: str = "ddim", default_seed: int = 42
 ) -> Image:
-    """One image of a prompt.
+    """One image of a prompt, whose texts become tokens as those of training do.
 
-    `encode` gives encoder_hidden_states and text_embeds of texts; `native` is the base's size in
-    pixels, for prompts that name none. Sides are cut to multiples of 8, as kohya does.
+    Prompts that name no size get the base's own. Sides are cut to multiples of 8, as kohya does.
     """
-    height = (prompt.height or native) // 8 * 8
-    width = (prompt.width or native) // 8 * 8
+    pipeline, schedule = base.pipeline, base.schedule
+    height = (prompt.height or base.native_side) // 8 * 8
+    width = (prompt.width or base.native_side) // 8 * 8
     seed = default_seed if prompt.seed is None else prompt.seed
     latents = starting_latents(pipeline, 1, (height, width), seed)
     own = pipeline.scheduler
-    pipeline.scheduler = create_sampler(
-        prompt.sample_sampler or default_sampler, own, prediction_type, zero_terminal_snr
-    )
+    name = prompt.sample_sampler or default_sampler
+    pipeline.scheduler = create_sampler(name, own, schedule.prediction_type, schedule.zero_terminal)
     try:
         (image,) = sample_images(
             pipeline,
-            encode([prompt.prompt]),
-            encode([prompt.negative_prompt]),
+            base.encode_prompts([prompt.prompt]),
+            base.encode_prompts([prompt.negative_prompt]),
             latents,
             steps=prompt.sample_steps,
             guidance=prompt.scale,

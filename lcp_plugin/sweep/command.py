@@ -17,7 +17,7 @@ from lcp_plugin.evaluation.inputs import fill_references, read_tasks
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.report import write_report
-from lcp_plugin.sweep.plan import SweepAxes, plan_runs
+from lcp_plugin.sweep.plan import list_lanes, plan_runs
 from lcp_plugin.sweep.running import create_executor, execute_plan
 
 
@@ -64,8 +64,14 @@ def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
     Unknown options go to every run's training command.
     """
     args, extra = parser.parse_known_args(argv)
-    axes = SweepAxes(args.strategies, args.ceilings, args.orders, args.seeds)
-    plan = plan_runs(axes, args.config, args.output.resolve() / "runs", extra)
+    plan = plan_runs(
+        args.config,
+        args.strategies,
+        args.ceilings,
+        list_lanes(args.orders, args.seeds),
+        args.output.resolve() / "runs",
+        extra,
+    )
     if args.plan:
         return "\n".join(" ".join(run.arguments) for run in plan.runs)
     tasks = {task.name: task for task in read_tasks(args.config, args.references, extra)}

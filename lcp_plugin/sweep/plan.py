@@ -15,32 +15,7 @@ from pathlib import Path
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.store.run_folder import RunStore
 
-
-@dataclass(frozen=True)
-class Lane:
-    """The same tasks in the same order from the same seed."""
-
-    order: int | None  # order_seed; None: as the config's file has them
-    seed: int
-
-    def name_of(self, strategy: str) -> str:
-        """The name of a strategy's run in this lane."""
-        return f"{strategy}{'' if self.order is None else f'_order{self.order}'}_seed{self.seed}"
-
-
-@dataclass(frozen=True)
-class SweepAxes:
-    """What a sweep compares."""
-
-    strategies: Sequence[str]
-    ceilings: Sequence[str] = ()
-    orders: Sequence[int | None] = (None,)
-    seeds: Sequence[int] = (0,)
-
-    @property
-    def lanes(self) -> tuple[Lane, ...]:
-        """Every order with every seed."""
-        return tuple(Lane(order, seed) for order in self.orders for seed in self.seeds)
+UNSCORED = ("--evaluate",)  # nothing: the sweep scores all runs together
 
 
 @dataclass(frozen=True)
@@ -80,27 +55,54 @@ class SweepPlan:
         return tuple(run for wave in self.waves for run in wave)
 
 
-def plan_runs(axes: SweepAxes, config: Path, output: Path, extra: Sequence[str] = ()) -> SweepPlan:
+@dataclass(frozen=True)
+class Lane:
+    """One order of the tasks, trained from one seed."""
+
+    order_seed: int | None  # None: the config's order
+    seed: int
+
+    @property
+    def suffix(self) -> str:
+        """Of its runs' names."""
+        return f"{'' if self.order_seed is None else f'_order{self.order_seed}'}_seed{self.seed}"
+
+
+def list_lanes(orders: Sequence[int | None], seeds: Sequence[int]) -> list[Lane]:
+    """Every order with every seed."""
+    return [Lane(order, seed) for order in orders for seed in seeds]
+
+
+def plan_runs(
+    config: Path,
+    strategies: Sequence[str],
+    ceilings: Sequence[str],
+    lanes: Sequence[Lane],
+    output: Path,
+    extra: Sequence[str] = (),
+) -> SweepPlan:
     """Every strategy and ceiling in every lane; leaders first, then those that follow them.
 
     Raises:
         ConfigError: nothing to run, or a strategy twice.
     """
-    names = [*axes.strategies, *axes.ceilings]
-    if not axes.strategies or len(set(names)) != len(names) or not axes.lanes:
+    names = [*strategies, *ceilings]
+    if not strategies or len(set(names)) != len(names) or not lanes:
         raise ConfigError("a sweep needs strategies, each once, and at least one order and seed.")
     waves: tuple[list[PlannedRun], ...] = ([], [], [])
-    for lane in axes.lanes:
+    for lane in lanes:
         for strategy in names:
             follows, shared = _leader_of(strategy, names)
+            name = f"{strategy}{lane.suffix}"
+            place = ["--output_dir", output.as_posix(), "--output_name", name]
             run = PlannedRun(
                 strategy,
-                lane.order,
+                lane.order_seed,
                 lane.seed,
                 output.as_posix(),
-                lane.name_of(strategy),
-                ("--config", str(config), *_arguments(strategy, lane, output), *extra),
-                leader=lane.name_of(follows) if follows else "",
+                name,
+                (*_learning(config, strategy, lane), *place, *UNSCORED, *extra),
+                leader=f"{follows}{lane.suffix}" if follows else "",
                 shared=shared,
             )
             waves[_wave(strategy, follows, names)].append(run)
@@ -122,8 +124,8 @@ def _wave(strategy: str, follows: str, names: Sequence[str]) -> int:
     return 2 if strategy == "merge_at_end" and follows != names[0] else 1
 
 
-def _arguments(strategy: str, lane: Lane, output: Path) -> list[str]:
-    arguments = ["--strategy", strategy, "--seed", str(lane.seed)]
-    arguments += [] if lane.order is None else ["--order_seed", str(lane.order)]
-    arguments += ["--output_dir", output.as_posix(), "--output_name", lane.name_of(strategy)]
-    return [*arguments, "--evaluate"]  # nothing: the sweep scores all runs together
+def _learning(config: Path, strategy: str, lane: Lane) -> list[str]:
+    """What of a training command decides what is learned."""
+    arguments = ["--config", str(config), "--strategy", strategy, "--seed", str(lane.seed)]
+    order = lane.order_seed
+    return arguments if order is None else [*arguments, "--order_seed", str(order)]

@@ -118,16 +118,7 @@ class Milestones:
         for number, prompt in enumerate(self.prompts):
             seed = default if prompt.seed is None else prompt.seed
             with own_randomness(base.device, seed), torch.no_grad():
-                image = draw_prompt(
-                    base.pipeline,
-                    prompt,
-                    base.encode_prompts,
-                    base.native_side,
-                    options.sample_sampler,
-                    default,
-                    base.schedule.prediction_type,
-                    options.zero_terminal_snr,
-                )
+                image = draw_prompt(base, prompt, options.sample_sampler, default)
             name = sample_file_name(self.stem.name, number, prompt.seed, step, epoch, stamp)
             facts = {"prompt": prompt.prompt, "seed": str(seed), "step": str(step)}
             save_picture(folder / name, image, facts)

@@ -29,8 +29,8 @@ Batches = Iterator[Mapping[str, Any]]
 
 
 def collect_gradients(learner: Learner, batches: Batches) -> tuple[Tensor, LiveStep]:
-    """Gradients of a step; [loss, objective, rehearsal or NaN] on the device, and the last
-    micro-batch.
+    """Gradients of a step. Returns [loss, objective, rehearsal or NaN] on the device, and the
+    last micro-batch as the strategy sees it.
     """
     accelerator, strategy = learner.room.accelerator, learner.room.strategy
     accumulation = learner.lesson.options.gradient_accumulation_steps

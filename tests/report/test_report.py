@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +14,18 @@ from report_samples import CONCEPTS, EVIL, NAMES, Outline, make_run, record
 
 from lcp_plugin.errors import DataError
 from lcp_plugin.evaluation.scores import Spread
+from lcp_plugin.report import page as page_module
 from lcp_plugin.report import write_report
+from lcp_plugin.report.blocks import Block, Text
+from lcp_plugin.report.chapters import CHAPTERS, Chapter
 from lcp_plugin.report.figures import draw_losses, draw_opposition, draw_tasks_since
 from lcp_plugin.report.inline import embed_picture
 from lcp_plugin.report.material import scores_of
 from lcp_plugin.report.numbers import describe_differences
 from lcp_plugin.report.page import build_page, render_page
 from lcp_plugin.report.read import find_scores, read_run, read_scores
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_chained_run_begins_where_its_parent_ended(tmp_path):
@@ -34,6 +40,20 @@ def test_a_chained_run_begins_where_its_parent_ended(tmp_path):
     text = write_report(folder).read_text("utf-8")
     assert "the start of this run, after task 1: sks robot" in text
     assert "the base model, before any task" not in text
+
+
+def test_the_template_prints_every_kind_of_block_that_a_chapter_can_be_made_of():
+    template = (ROOT / "lcp_plugin" / "report" / "template.html.j2").read_text("utf-8")
+    kinds = {kind.kind for kind in Block.__subclasses__()}
+    assert set(re.findall(r'b\.kind == "(\w+)"', template)) == kinds
+
+
+def test_a_chapter_is_a_row_of_the_table(run, monkeypatch):
+    hello = Chapter("hello", "Hello", "A new chapter", lambda material: [Text("made of blocks")])
+    monkeypatch.setattr(page_module, "CHAPTERS", (*CHAPTERS, hello))
+    text = render_page(build_page([read_run(run)], []))
+    assert '<a href="#hello">Hello</a>' in text
+    assert re.search(r'<section id="hello">\s*<h2>A new chapter</h2>\s*<p.*made of blocks', text)
 
 
 def test_a_run_is_read_from_its_files(run):

@@ -105,6 +105,12 @@ def test_names_settings_and_key_reach_the_tracker(
     assert wandb == ["secret"]
 
 
+def test_the_axis_of_a_run_goes_on_where_tasks_are_appended(train: Train, wandb: list[str]) -> None:
+    for tasks in ((0,), (0, 1)):
+        train("run", tasks=tasks, max_train_steps=2, log_with="wandb")
+    assert [s for values, s in FakeTracker.rows if "loss/current" in values] == [3, 4]
+
+
 def test_unset_names_have_defaults_and_nothing_is_logged_in(train: Train, wandb: list[str]) -> None:
     train("run", tasks=(0,), max_train_steps=1, log_with="wandb")
     assert FakeTracker.started == {"project": "continual_sdxl"}

@@ -30,7 +30,7 @@ from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.sweep import running as sweep
 from lcp_plugin.sweep.adoption import adopt_tasks
 from lcp_plugin.sweep.command import add_sweep_options, sample_as_configured
-from lcp_plugin.sweep.plan import PlannedRun, SweepAxes, SweepPlan, plan_runs
+from lcp_plugin.sweep.plan import PlannedRun, SweepPlan, list_lanes, plan_runs
 from lcp_plugin.sweep.running import execute_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,8 +70,9 @@ def test_a_comparison_samples_as_the_config_does(write_config, given, wanted):
 
 
 def test_a_lane_has_a_leader_and_the_others_follow_it(tmp_path):
-    axes = SweepAxes(FOUR, ("independent", "joint"), (None, 5), (0, 1))
-    plan = plan_runs(axes, Path("c.toml"), tmp_path)
+    plan = plan_runs(
+        Path("c.toml"), FOUR, ("independent", "joint"), list_lanes((None, 5), (0, 1)), tmp_path
+    )
     assert [len(wave) for wave in plan.waves] == [8, 16]  # leaders and joint; followers
     names = {run.name for run in plan.runs}
     assert {"naive_seed0", "magmax_order5_seed1", "joint_order5_seed0"} <= names
@@ -86,8 +87,8 @@ def test_a_lane_has_a_leader_and_the_others_follow_it(tmp_path):
 
 
 def test_merging_at_the_end_waits_for_the_independent_adapters():
-    axes = SweepAxes(("naive",), ("independent", "merge_at_end"))
-    plan = plan_runs(axes, Path("c.toml"), Path("o"))
+    ceilings = ("independent", "merge_at_end")
+    plan = plan_runs(Path("c.toml"), ("naive",), ceilings, list_lanes((None,), (0,)), Path("o"))
     assert [[run.strategy for run in wave] for wave in plan.waves] == [
         ["naive"],
         ["independent"],
@@ -98,7 +99,7 @@ def test_merging_at_the_end_waits_for_the_independent_adapters():
 def test_a_sweep_of_nothing_or_of_one_strategy_twice_is_refused(tmp_path):
     for strategies in ((), ("naive", "naive")):
         with pytest.raises(ConfigError, match="each once"):
-            plan_runs(SweepAxes(strategies), Path("c.toml"), tmp_path)
+            plan_runs(Path("c.toml"), strategies, (), list_lanes((None,), (0,)), tmp_path)
 
 
 # ------------------------------------------------------------------------------ sharing
