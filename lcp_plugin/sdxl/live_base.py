@@ -33,7 +33,7 @@ from lcp_plugin.sdxl.precision import (
     use_attention,
     warn_of_slow_half,
 )
-from lcp_plugin.sdxl.sample import decode_latents, sample_images
+from lcp_plugin.sdxl.sample import Guidance, decode_latents, sample_images
 from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:
@@ -164,9 +164,8 @@ class LiveBase:
             self.bank.add(self.pipeline, [*prompts, negative])
         training = self.adapted.training
         self.adapted.eval()
-        images = sample_images(
-            self.pipeline, self.bank(prompts), self.bank([negative]), latents, steps, guidance
-        )
+        texts = Guidance(self.bank(prompts), self.bank([negative]), guidance)
+        images = sample_images(self.pipeline, texts, latents, steps)
         self.adapted.train(training)
         return images
 

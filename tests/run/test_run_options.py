@@ -119,11 +119,9 @@ def test_settings_of_samples_at_boundaries_reach_the_sampler(
     seen: list[tuple[int, float, torch.Tensor]] = []
     draw = live_base.sample_images
 
-    def watched(
-        pipeline: Any, asked: Any, empty: Any, latents: Any, steps: int, guidance: float
-    ) -> Any:
-        seen.append((steps, guidance, latents))
-        return draw(pipeline, asked, empty, latents, 1, guidance)
+    def watched(pipeline: Any, guidance: Any, latents: Any, steps: int) -> Any:
+        seen.append((steps, guidance.scale, latents))
+        return draw(pipeline, guidance, latents, 1)
 
     monkeypatch.setattr(live_base, "sample_images", watched)
     common = {"tasks": (0,), "max_train_steps": 1, "samples_per_task": 2}
