@@ -204,7 +204,7 @@ class Studio:
     def _draw(
         self, batch: Sequence[Picture], bank: PromptBank, latents: torch.Tensor
     ) -> list[Image.Image]:
-        from lcp_plugin.sdxl.sample import Guidance, sample_images
+        from lcp_plugin.sdxl.drawing import Guidance, sample_images
 
         sampling = self.sampling
         toward, away = bank([p.prompt for p in batch]), bank([sampling.negative])
@@ -255,8 +255,8 @@ class Studio:
         return pipeline, self._bank
 
     def _starting_latents(self) -> torch.Tensor:
+        from lcp_plugin.sdxl.drawing import starting_latents
         from lcp_plugin.sdxl.load import native_resolution
-        from lcp_plugin.sdxl.sample import starting_latents
 
         pipeline = self.pipeline()
         side = self.sampling.size or native_resolution(pipeline)

@@ -20,6 +20,7 @@ from lcp_plugin.delta import Delta
 from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import PromptBank, encode_prompts, make_time_ids
+from lcp_plugin.sdxl.drawing import Guidance, decode_latents, sample_images
 from lcp_plugin.sdxl.latents import encode_pixels
 from lcp_plugin.sdxl.load import native_resolution, prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
@@ -33,7 +34,6 @@ from lcp_plugin.sdxl.precision import (
     use_attention,
     warn_of_slow_half,
 )
-from lcp_plugin.sdxl.sample import Guidance, decode_latents, sample_images
 from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lcp_plugin.config.prompts import SamplePrompt
+from lcp_plugin.sdxl.drawing import Guidance, sample_images, starting_latents
 from lcp_plugin.sdxl.live_base import LiveBase
-from lcp_plugin.sdxl.sample import Guidance, sample_images, starting_latents
 from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:
