@@ -1,10 +1,8 @@
 """An adapter: LoRA factors per module, with the alpha and rank that they were trained with.
 
-Module names are diffusers' own under the prefixes `unet.`, `text_encoder.` and `text_encoder_2.`,
-e.g.
-`unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`. A convolution is flattened to
-(out, in*k*k); `kernel`
-remembers how to fold it back. Values are CPU, fp32, and never changed in place.
+Module names are diffusers' own under the prefixes `unet.`, `text_encoder.` and `text_encoder_2.`:
+`unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q` is one. A convolution is flattened
+to (out, in*k*k); `kernel` remembers how to fold it back. Values are fp32 on the CPU, and stay.
 """
 
 from __future__ import annotations
@@ -120,10 +118,9 @@ class Adapter(Mapping[str, Factors]):
 class AdapterSpec:
     """What a fresh adapter of this task looks like, and where its random numbers come from.
 
-    `rank` and `alpha` hold for all modules that `ranks` and `alphas` do not name. Every module
-    draws from a generator
-    of its own, derived from (seed, name), so that begin_task may be repeated and the set of modules
-    does not matter.
+    `rank` and `alpha` hold for all modules that `ranks` and `alphas` do not name. Each module draws
+    from a generator of its own, derived from (seed, name), so that begin_task may be repeated and
+    the set of modules does not matter.
     """
 
     shapes: Mapping[str, tuple[int, int]]  # module -> (out, in), convolutions flattened
@@ -156,9 +153,7 @@ class AdapterSpec:
         )
 
     def gaussian(self) -> Adapter:
-        """`fresh("gaussian")`: A ~ N(0, (1/rank)^2), B = 0, as peft and the authors' code have
-        it.
-        """
+        """`fresh("gaussian")`, as peft and the authors' code: A ~ N(0, (1/rank)^2), B = 0."""
         return self.fresh("gaussian")
 
     def with_down(self, downs: Mapping[str, Tensor]) -> Adapter:

@@ -86,7 +86,7 @@ def _train(config: RunConfig) -> int:
     with without_collecting():
         import torch
 
-        from lcp_plugin.run.after import close_run, sum_up_run
+        from lcp_plugin.run.follow_up import close_run, sum_up_run
         from lcp_plugin.run.runner import execute
         from lcp_plugin.training.loop import Interrupted
 
@@ -114,7 +114,7 @@ def _train(config: RunConfig) -> int:
 def _close_anew(config: RunConfig) -> bool:
     """Makes what a kill has left out behind a run's last task; whether anything was missing."""
     from lcp_plugin.evaluation.command import choose_device
-    from lcp_plugin.run.after import close_run
+    from lcp_plugin.run.follow_up import close_run
 
     if os.environ.get("RANK", "0") != "0":
         return True  # the main process's business

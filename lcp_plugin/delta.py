@@ -1,11 +1,9 @@
 """A delta: the change of the base weights, module by module, in fp32.
 
-D = sum_t scale_t B_t A_t. Held as stacked factors, up = [s_1 B_1 | s_2 B_2 | ...], down = [A_1;
-A_2; ...], while that is
-smaller than the matrix itself: exact, and ranks add up. Otherwise dense. Factors are never added,
-deltas are; weights
-of a merge go into B only. Addition and MagMax's selection (arXiv 2407.06322) are all that the
-strategies need.
+D = sum_t scale_t B_t A_t. Held as stacked factors, up = [s_1 B_1 | s_2 B_2 | ...] and
+down = [A_1; A_2; ...], while that is smaller than the matrix itself: exact, and ranks add up.
+Otherwise dense. Factors are never added, deltas are; weights of a merge go into B only. Addition
+and MagMax's selection (arXiv 2407.06322) are all that the strategies need.
 """
 
 from __future__ import annotations
@@ -147,9 +145,7 @@ def entry_of(factors: Factors) -> Entry:
 
 
 class Delta(Mapping[str, Entry]):
-    """Module name -> Stacked or Dense; a read-only mapping in sorted order. Missing modules are
-    zero.
-    """
+    """Module name -> Stacked or Dense, read-only and sorted; any other module's change is 0."""
 
     def __init__(self, entries: Mapping[str, Entry] | None = None) -> None:
         self._entries = MappingProxyType(dict(sorted((entries or {}).items())))
@@ -224,11 +220,10 @@ class Delta(Mapping[str, Entry]):
                 )
 
     def truncate(self, rank: int) -> tuple[Delta, dict[str, float]]:
-        """The best delta of at most `rank` in every module, and each module's relative Frobenius
-        error.
+        """The best delta of at most `rank` in each module, and the errors ||D - D'|| / ||D||.
 
-        Entries of a lower rank stay as they are (error 0). A rank at which factors no longer pay
-        keeps the matrix.
+        Norms are Frobenius'. Entries of a lower rank stay as they are (error 0). A rank at which
+        factors no longer pay keeps the matrix.
         """
         entries: dict[str, Entry] = {}
         errors: dict[str, float] = {}
@@ -253,9 +248,7 @@ class Delta(Mapping[str, Entry]):
         return math.sqrt(lost / total) if total > 0 else 0.0
 
     def factors(self, name: str, identity: Callable[[int], Tensor] = torch.eye) -> Factors:
-        """A module as an exact LoRA of its true rank: alpha = rank; identity x D for a dense
-        one.
-        """
+        """A module as an exact LoRA of its true rank, alpha = rank; identity x D if it is dense."""
         entry = self[name]
         if isinstance(entry, Stacked):
             return Factors(entry.down, entry.up, float(entry.rank), entry.kernel)
@@ -265,17 +258,16 @@ class Delta(Mapping[str, Entry]):
         return Factors(entry.weight, identity(out), float(out), entry.kernel)
 
     def as_adapter(self) -> Adapter:
-        """Every module as an exact LoRA (`factors`): what a deliverable holds. Dense modules of one
-        size share their identity: at SDXL's sizes they would be 3 GB.
+        """Every module as an exact LoRA (`factors`): what a deliverable holds.
+
+        Dense modules of one size share their identity: at SDXL's sizes they would be 3 GB.
         """
         identity = lru_cache(maxsize=None)(torch.eye)
         return Adapter({name: self.factors(name, identity) for name in self})
 
 
 def delta_to_tensors(delta: Delta, prefix: str) -> dict[str, Tensor]:
-    """A delta as named tensors for a file: `<prefix><module>.up | .down | .blocks | .dense |
-    .kernel`.
-    """
+    """A delta as tensors for a file: `<prefix><module>.up | .down | .blocks | .dense | .kernel`."""
     tensors: dict[str, Tensor] = {}
     for name, entry in delta.items():
         key = prefix + name
@@ -290,7 +282,7 @@ def delta_to_tensors(delta: Delta, prefix: str) -> dict[str, Tensor]:
 
 
 def delta_from_tensors(tensors: Mapping[str, Tensor], prefix: str) -> Delta:
-    """The inverse of `delta_to_tensors`; keys without the prefix are ignored.
+    """The delta that `delta_to_tensors` wrote; keys without the prefix are ignored.
 
     Raises:
         FileFormatError: a part of a module is missing or does not fit.
@@ -328,7 +320,7 @@ def adapter_to_tensors(adapter: Adapter, prefix: str) -> dict[str, Tensor]:
 
 
 def adapter_from_tensors(tensors: Mapping[str, Tensor], prefix: str) -> Adapter:
-    """The inverse of `adapter_to_tensors`; keys without the prefix are ignored.
+    """The adapter that `adapter_to_tensors` wrote; keys without the prefix are ignored.
 
     Raises:
         FileFormatError: a module lacks one of its tensors.

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 
 class LcpError(Exception):
-    """Base of every error that the command lines print as one line, with `exit_code` as the
-    status.
-    """
+    """Base of every error that the command lines print as one line; they end with `exit_code`."""
 
     exit_code = 1
 
 
 class ConfigError(LcpError):
-    """An option, a TOML key or a task that does not fit; `problems` lists all that were found at
-    once.
-    """
+    """An option, a TOML key or a task that does not fit; `problems` lists all that were found."""
 
     exit_code = 2
 
@@ -36,9 +32,7 @@ class FileFormatError(LcpError):
 
 
 class LineageError(LcpError):
-    """A parent or task folder that does not belong to this run: wrong base, other strategy, broken
-    hash.
-    """
+    """A parent or task folder of another run: wrong base, other strategy, broken hash."""
 
 
 class StrategyError(LcpError):

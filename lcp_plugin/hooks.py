@@ -185,12 +185,13 @@ class Step(Protocol):
         conditioning: Conditioning,
         weights: Weights = "trained",
     ) -> Tensor:
-        """As `Model.predict`; gradients flow for "trained" only."""
+        """What the UNet of `weights` predicts (`Model.predict`); gradients for "trained" only."""
 
 
 class Strategy(ABC):
-    """Decides what crosses a boundary. Subclasses annotate `__init__` arguments; they become
-    --strategy_args.
+    """Decides what crosses a boundary.
+
+    Subclasses annotate the arguments of `__init__`, which become --strategy_args.
     """
 
     name: str = ""
@@ -205,9 +206,11 @@ class Strategy(ABC):
         """The model stands as the task starts; prepare what the step hooks need."""
 
     def rehearse(self, step: Step) -> Rehearsal | None:
-        """Examples of earlier tasks for this step, or None; asked once for each optimizer step,
-        before its first forward pass: `batch` is as loaded, prediction and target are empty.
-        Whether there are any depends on step.index alone, so that all processes agree.
+        """Examples of earlier tasks for this step, or None.
+
+        Asked once for each optimizer step, before its first forward pass: `batch` is as loaded,
+        prediction and target are empty. Whether there are any depends on step.index alone, so that
+        all processes agree.
         """
 
     def before_backward(self, step: Step, loss: Tensor) -> Tensor:
@@ -225,16 +228,14 @@ class Strategy(ABC):
 
     @abstractmethod
     def end_task(self, task: Task, carry: Carry, trained: Adapter) -> Carry:
-        """What crosses the boundary. Changes none of its inputs; may update the strategy's own
-        state.
-        """
+        """What crosses the boundary. Changes no input; may update the strategy's own state."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the strategy needs later beside the carry; saved with it."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`."""
+        """What `state_dict` gave, when a run or chain goes on with the same strategy."""
 
 
 STEP_HOOKS = (  # what a training loop calls; begin_task and end_task need none
@@ -316,4 +317,4 @@ class Observer:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """What `state_dict` gave, when the run is resumed."""

@@ -138,8 +138,8 @@ def _refuse_step_hooks(strategy: Strategy) -> None:
         )
     if used:
         raise StrategyError(
-            f"strategy {strategy.name} uses {used[0]}, which sd-scripts never calls; train it with "
-            "train_continual_sdxl.py."
+            f"strategy {strategy.name} uses {used[0]}, which sd-scripts never calls; "
+            "train it with train_continual_sdxl.py."
         )
 
 

@@ -3,18 +3,15 @@
 W = W_0 + D, D = scale * B A, scale = alpha / rank; W_0 (out, in), A (rank, in), B (out, rank).
 
 * starts of A: peft's Gaussian N(0, (1/rank)^2) (`gaussian`, the authors' code), N(0, 1) (`unit`,
-  the poster of
-  arXiv 2410.04891), kaiming_uniform(a=sqrt 5) (`kaiming`, kohya's networks.lora); B starts at 0.
+  the poster of arXiv 2410.04891), kaiming_uniform(a=sqrt 5) (`kaiming`, kohya's networks.lora);
+  B starts at 0.
 * orthogonal start, merge & orthogonal init of arXiv 2410.04891: column i of the new A is a unit
-  vector orthogonal to
-  column i of the accumulated A. Closed form of the last right singular vector of the 1 x rank
-  matrix, see
-  `orthogonal_columns`. The authors run one SVD per column; this is the same vector, sign included.
-* selection by magnitude, MagMax (arXiv 2407.06322, eq. 3): entry by entry the larger of two
-  updates.
+  vector orthogonal to column i of the accumulated A. Closed form of the last right singular vector
+  of the 1 x rank matrix, see `orthogonal_columns`. The authors run one SVD per column; this is the
+  same vector, sign included.
+* selection by magnitude, MagMax (arXiv 2407.06322, eq. 3): of two updates the larger, by entries.
 * truncation to a rank without forming the matrix: QR of both factors, SVD of the small core;
-  optimal in Frobenius norm
-  (Eckart-Young), error relative to ||D||_F.
+  optimal in Frobenius norm (Eckart-Young), error relative to ||D||_F.
 """
 
 from __future__ import annotations
@@ -57,17 +54,14 @@ def draw_down(shape: tuple[int, int], init: str, generator: torch.Generator | No
 
 
 def compute_update(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor:
-    """scale * B A in fp32 (or the factors' own double precision). up (out, rank), down (rank, in)
-    -> (out, in).
-    """
+    """scale * B A   # (out, rank) x (rank, in) -> (out, in), fp32 or the factors' own fp64."""
     if up.dtype is not torch.float64:
         up, down = up.float(), down.float()
     return (up * scale) @ down  # the scale goes into B only
 
 
 def orthogonal_columns(previous: Tensor) -> Tensor:
-    """For every column v of `previous` a unit vector orthogonal to it, as the columns of a new
-    matrix.
+    """A matrix whose column i is a unit vector orthogonal to column i of `previous`.
 
     With n = ||v||, s = -1 if v_1 carries a sign bit else +1, den = n (n + |v_1|):
     w = e_r - (v_r / den) (v + s n e_1), and w = e_r where v = 0: the last row of LAPACK's
@@ -172,7 +166,7 @@ def truncate_factors(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tenso
 
 
 def truncate_dense(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """As `truncate_factors` for a dense (out, in) matrix, by one SVD."""
+    """`truncate_factors` of a dense (out, in) matrix, by one SVD."""
     u, s, vh = torch.linalg.svd(matrix.float(), full_matrices=False)
     keep = min(rank, s.numel())
     total = float(s.double().square().sum())
@@ -182,9 +176,7 @@ def truncate_dense(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 
 
 def top_right_vectors(up: Tensor, down: Tensor, rank: int) -> Tensor:
-    """The first `rank` right singular vectors of B A as rows (rank, in); zero rows where R <
-    rank.
-    """
+    """The first `rank` right singular vectors of B A as rows   # (rank, in), zeros from R on."""
     _, a, _ = truncate_factors(up, down, rank)
     rows = torch.nn.functional.normalize(a, dim=1)
     if rows.shape[0] < rank:

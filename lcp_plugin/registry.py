@@ -1,8 +1,8 @@
 """Names to strategies and observers: built-ins, installed entry points, `package.module:Class`.
 
 Signatures of overridden hooks are compared with the base class when a plugin is loaded, and
---strategy_args are cast
-from the annotations of `__init__`, so a mistake is one line before any model is loaded.
+--strategy_args are cast from the annotations of `__init__`, so a mistake is one line before any
+model is loaded.
 """
 
 from __future__ import annotations
@@ -104,9 +104,7 @@ def _load_path(path: str, what: str) -> Any:
 
 
 def check_plugin(kind: type[Plugin], loaded: Any) -> type[Plugin]:
-    """`loaded` itself if it is a concrete subclass of `kind` whose hooks have the base's
-    parameters.
-    """
+    """`loaded` itself if it is a concrete `kind` whose hooks have the base's parameters."""
     label = f"{kind.__name__.lower()} {getattr(loaded, '__name__', loaded)!s}"
     if not (inspect.isclass(loaded) and issubclass(loaded, kind)):
         raise StrategyError(f"{label} is not a subclass of lcp_plugin.hooks.{kind.__name__}.")

@@ -1,7 +1,6 @@
 """All randomness is derived, never consumed: a seed for every (seed, purpose, indices).
 
-So a killed run that starts again, a chained run and any number of data workers draw the same
-numbers.
+So a killed run that starts again, a chained run and any number of data workers draw the same.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class TaskRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TaskRecord:
-        """The inverse of `to_json`; missing optional keys get their defaults."""
+        """A record as `to_json` wrote it; missing optional keys get their defaults."""
         return cls(
             index=int(data["index"]),
             name=str(data["name"]),

@@ -1,6 +1,4 @@
-"""What image folders hold, asked of `pictures` when it is asked: a config without one loads no
-Pillow.
-"""
+"""What image folders hold; `pictures` is imported when asked: no folder in a config, no Pillow."""
 
 from __future__ import annotations
 
@@ -8,14 +6,14 @@ from pathlib import Path
 
 
 def list_images(folder: Path) -> list[Path]:
-    """As `pictures.list_images`."""
+    """The images of a folder, or of one and all below it (`pictures.list_images`)."""
     from lcp_plugin.formats import pictures
 
     return pictures.list_images(folder)
 
 
 def describe_left_out(folder: Path) -> str:
-    """As `pictures.describe_left_out`."""
+    """Which files of a folder are no images to us (`pictures.describe_left_out`)."""
     from lcp_plugin.formats import pictures
 
     return pictures.describe_left_out(folder)

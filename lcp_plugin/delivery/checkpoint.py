@@ -63,7 +63,7 @@ def _export_folder(learned: Learned, base: Path, target: Path) -> Exported:
         missing = sorted(set(delta) - found)
         if missing:
             raise BaseModelError(
-                f"{base} lacks {few(missing)}, which the adapter changes (weights must be "
-                ".safetensors)."
+                f"{base} lacks {few(missing)}, which the adapter changes "
+                "(weights must be .safetensors)."
             )
     return Exported(target, len(found), size_of(target), rounding_share=fused.rounding_share)

@@ -70,8 +70,8 @@ def checkpoint_slots(header: Header, delta: Delta) -> dict[str, list[Place]]:
         slots.setdefault(name, []).append(Place(module, third))
     if missing:
         raise BaseModelError(
-            f"the checkpoint lacks {few(missing)}, which the adapter changes; is it an SDXL "
-            "checkpoint?"
+            f"the checkpoint lacks {few(missing)}, which the adapter changes; "
+            "is it an SDXL checkpoint?"
         )
     return slots
 

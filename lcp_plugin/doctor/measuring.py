@@ -372,7 +372,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def to_json(request: Request) -> str:
-    """As `main` reads it."""
+    """A request as the file that `main` reads."""
     return json.dumps(asdict(request))
 
 

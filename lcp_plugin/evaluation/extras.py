@@ -198,7 +198,7 @@ def measure_way(evaluation: Evaluation, chain: Chain, metric: Metric) -> dict[st
 
 @torch.no_grad()
 def _score_of_vae(evaluation: Evaluation, chain: Chain, metric: Metric, task: EvalTask) -> float:
-    from lcp_plugin.sdxl.sample import decode_latents
+    from lcp_plugin.sdxl.drawing import decode_latents
 
     pipeline = evaluation.studio(chain.base).pipeline()
     images = decode_latents(pipeline, encode_images(pipeline, task.references))

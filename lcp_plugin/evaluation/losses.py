@@ -36,7 +36,7 @@ from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.pictures import open_rgb
 from lcp_plugin.sdxl.conditioning import make_time_ids
 from lcp_plugin.sdxl.latents import encode_pixels
-from lcp_plugin.sdxl.live import run_unet
+from lcp_plugin.sdxl.live_model import run_unet
 from lcp_plugin.sdxl.load import native_resolution, prediction_type
 from lcp_plugin.seeds import derive_seed
 

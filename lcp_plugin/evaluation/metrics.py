@@ -267,7 +267,7 @@ def choose_metrics(names: Sequence[str]) -> list[Metric]:
 
 
 def title_of(metric: str) -> str:
-    """As tables and pages name it; of a metric that is not ours, its own name."""
+    """What tables and pages call a metric; one that is not ours keeps its own name."""
     return METRICS[metric].title if metric in METRICS else metric
 
 

@@ -204,16 +204,16 @@ class Studio:
     def _draw(
         self, batch: Sequence[Picture], bank: PromptBank, latents: torch.Tensor
     ) -> list[Image.Image]:
-        from lcp_plugin.sdxl.sample import sample_images
+        from lcp_plugin.sdxl.drawing import Guidance, sample_images
 
+        sampling = self.sampling
+        toward, away = bank([p.prompt for p in batch]), bank([sampling.negative])
         return sample_images(
             self.pipeline(),
-            bank([p.prompt for p in batch]),
-            bank([self.sampling.negative]),
+            Guidance(toward, away, sampling.guidance),
             latents[[p.number for p in batch]],
-            steps=self.sampling.steps,
-            guidance=self.sampling.guidance,
-            batch_size=self.batch_size,
+            sampling.steps,
+            self.batch_size,
         )
 
     def pipeline(self) -> StableDiffusionXLPipeline:
@@ -255,8 +255,8 @@ class Studio:
         return pipeline, self._bank
 
     def _starting_latents(self) -> torch.Tensor:
+        from lcp_plugin.sdxl.drawing import starting_latents
         from lcp_plugin.sdxl.load import native_resolution
-        from lcp_plugin.sdxl.sample import starting_latents
 
         pipeline = self.pipeline()
         side = self.sampling.size or native_resolution(pipeline)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from typing import Any
 
-_PRELOADED = "lcp_plugin.evaluation.warm"
+_PRELOADED = "lcp_plugin.evaluation.preloaded"
 
 
 def library_server(*also: str) -> Any:

@@ -172,8 +172,6 @@ def require_free_space(folder: str | Path, bytes_needed: int, what: str) -> None
 
 
 def cache_folder() -> Path:
-    """Where hashes and other things that can be made again are kept: $LCP_CACHE or
-    ~/.cache/lcp_plugin.
-    """
+    """Where hashes and what else can be made again are kept: $LCP_CACHE or ~/.cache/lcp_plugin."""
     chosen = os.environ.get("LCP_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "lcp_plugin"

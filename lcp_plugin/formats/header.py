@@ -1,10 +1,9 @@
-"""Header entries that others read: kohya's `ss_*`, Stability's `modelspec.*`; they are worded here
-alone, and ours (`ss_lcp_*`) in `lineage`.
+"""Header entries that others read: kohya's `ss_*` and Stability's `modelspec.*`.
 
-All of it is text. `ss_*` are those of kohya-ss/sd-scripts (train_network.py at 48d368fa): Python's
-str() of options and counts, JSON of tables, times in seconds since 1970. What is not known is left
-out where sd-scripts leaves it out, and "None" where sd-scripts says None. `modelspec.*` are those
-of Stability's model spec 1.0.1.
+They are worded here alone, and ours (`ss_lcp_*`) in `lineage`. All of it is text. `ss_*` are those
+of kohya-ss/sd-scripts (train_network.py at 48d368fa): Python's str() of options and counts, JSON of
+tables, times in seconds since 1970. What is not known is left out where sd-scripts leaves it out,
+and "None" where sd-scripts says None. `modelspec.*` are those of Stability's model spec 1.0.1.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -174,41 +174,37 @@ def tag_frequency(tasks: Iterable[TaskRecord]) -> dict[str, dict[str, int]]:
     return table
 
 
-def modelspec_header(
-    title: str,
-    resolution: int | str = "1024x1024",
-    prediction_type: str = "epsilon",
-    date: datetime | None = None,
-    triggers: Sequence[str] = (),
-    merged_from: Sequence[str] = (),
-    version: str = "",
-    extra: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """Stability's model spec 1.0.1 for an SDXL LoRA.
+@dataclass(frozen=True)
+class ModelSpec:
+    """Stability's model spec 1.0.1 of an SDXL LoRA."""
 
-    Args:
-        resolution: pixels per side, or "WxH".
-        prediction_type: epsilon or v_prediction; the spec says "v".
-        date: local time without zone, as kohya writes it; None is now.
-        version: of lcp_plugin.
-        extra: author, description, license, tags, ... without `modelspec.`.
-    """
-    when = (date or datetime.now()).replace(microsecond=0, tzinfo=None)
-    size = resolution if isinstance(resolution, str) else f"{resolution}x{resolution}"
-    values = {
-        "sai_model_spec": "1.0.1",
-        "architecture": "stable-diffusion-xl-v1-base/lora",
-        "implementation": "https://github.com/Stability-AI/generative-models",
-        "title": title,
-        "date": when.isoformat(),
-        "resolution": size,
-        "prediction_type": "v" if prediction_type.startswith("v") else "epsilon",
-        "implementation_version": f"lcp_plugin/{version}" if version else "",
-        "trigger_phrase": ", ".join(triggers),
-        "merged_from": ", ".join(merged_from),
-        **(extra or {}),
-    }
-    return {f"{MODELSPEC}{key}": value for key, value in values.items() if value}
+    title: str
+    resolution: int | str = "1024x1024"  # pixels per side, or "WxH"
+    prediction_type: str = "epsilon"  # or v_prediction; the spec says "v"
+    date: datetime | None = None  # local time without zone, as kohya writes it; None is now
+    triggers: Sequence[str] = ()
+    merged_from: Sequence[str] = ()
+    version: str = ""  # of lcp_plugin
+    extra: Mapping[str, str] = field(default_factory=dict)  # author, ... without `modelspec.`
+
+    def to_metadata(self) -> dict[str, str]:
+        """The `modelspec.*` entries; what is empty is left out."""
+        when = (self.date or datetime.now()).replace(microsecond=0, tzinfo=None)
+        side = self.resolution
+        values = {
+            "sai_model_spec": "1.0.1",
+            "architecture": "stable-diffusion-xl-v1-base/lora",
+            "implementation": "https://github.com/Stability-AI/generative-models",
+            "title": self.title,
+            "date": when.isoformat(),
+            "resolution": side if isinstance(side, str) else f"{side}x{side}",
+            "prediction_type": "v" if self.prediction_type.startswith("v") else "epsilon",
+            "implementation_version": f"lcp_plugin/{self.version}" if self.version else "",
+            "trigger_phrase": ", ".join(self.triggers),
+            "merged_from": ", ".join(self.merged_from),
+            **self.extra,
+        }
+        return {f"{MODELSPEC}{key}": value for key, value in values.items() if value}
 
 
 # ------------------------------------------------------------------- parts of a header, by meaning

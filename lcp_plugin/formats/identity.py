@@ -120,8 +120,9 @@ def write_hashed(
     make: Callable[[str], Tensor],
     metadata: Mapping[str, str],
 ) -> dict[str, str]:
-    """As `write_tensors`, with kohya's two hashes in the metadata, in one pass: a tensor is made,
-    hashed and written while the processor's cache holds it, and only one at a time.
+    """Writes a file with kohya's two hashes in its metadata, in one pass over the tensors.
+
+    Each is made, hashed and written while the processor's cache holds it, and only one at a time.
 
     Args:
         layout: every tensor's type and shape, in the file's order (`in_file_order`).

@@ -95,7 +95,7 @@ def read_lora(path: str | Path) -> LoraFile:
 def lora_from_tensors(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
 ) -> LoraFile:
-    """As `read_lora` for tensors in memory; `path` names them in messages."""
+    """What `read_lora` reads, of tensors in memory; `path` names them in messages."""
     configs = PeftConfigs.of(path, metadata)
     grouped, family = _group_keys(path, tensors, configs.only_prefix(path))
     try:
@@ -337,7 +337,7 @@ def check_lora(path: Path, adapter: Adapter, dtype: torch.dtype) -> None:
 def write_checked_lora(
     path: str | Path, adapter: Adapter, metadata: Mapping[str, str], dtype: torch.dtype
 ) -> float:
-    """As `write_lora`, but the file is read back, tensor by tensor, before it takes `path`'s place.
+    """`write_lora`, and the file is read back, tensor by tensor, before it takes `path`'s place.
 
     Returns:
         the share of a module's factors that rounding to `dtype` took, where it took most.

@@ -306,7 +306,7 @@ def write_tensors(
 
 
 def in_file_order(layout: FileLayout) -> FileLayout:
-    """As safetensors sorts: larger types first, then by name."""
+    """The order in which safetensors writes: larger types first, then by name."""
     return dict(sorted(layout.items(), key=lambda item: (-_ORDER[item[1][0]], item[0].encode())))
 
 

@@ -71,5 +71,5 @@ class Trackers(Observer):
         return {"steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The position on the axis where a killed run left it."""
         self._steps = int(state.get("steps", 0))

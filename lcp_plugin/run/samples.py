@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from lcp_plugin.config.options import Options
 from lcp_plugin.formats.disk import replacing
 from lcp_plugin.formats.pictures import save_picture
+from lcp_plugin.sdxl.drawing import starting_latents
 from lcp_plugin.sdxl.live_base import LiveBase
-from lcp_plugin.sdxl.sample import starting_latents
 from lcp_plugin.tasks import TaskRecord
 
 if TYPE_CHECKING:

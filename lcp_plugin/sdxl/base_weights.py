@@ -60,7 +60,7 @@ def identify_with(base: BaseId, options: Options) -> BaseId:
 
 
 def identify_sum(base: BaseId, parts: Sequence[tuple[Path, float]]) -> BaseId:
-    """As `identify_with`, of files and multipliers. Raises FileFormatError for no LoRA file."""
+    """The base with (file, multiplier) parts added. Raises FileFormatError for no LoRA file."""
     if not parts:
         return base
     files = [(find_lora(path), weight) for path, weight in parts]
@@ -115,7 +115,7 @@ def check_added(source: BaseSource) -> None:
 
 
 def check_source(source: BaseSource) -> None:
-    """As `check_added`, and of the base itself. Raises LineageError."""
+    """Whether the base and its base_weights are still what they were. Raises LineageError."""
     check_added(source)
     parts = [(Path(path), weight) for path, weight, _ in source.added]
     found = identify_sum(identify_base(source.model), parts).hash

@@ -1,6 +1,4 @@
-"""SDXL's conditioning: two text encoders, the pooled text, and six numbers of size and crop (arXiv
-2307.01952).
-"""
+"""SDXL's conditioning (arXiv 2307.01952): two text encoders, pooled text, size and crop."""
 
 from __future__ import annotations
 
@@ -20,8 +18,7 @@ def encode_prompts(
     """Both encoders' penultimate layers side by side and encoder 2's pooled text.
 
     Returns:
-        encoder_hidden_states (n, 77, c1 + c2) and text_embeds (n, d), on the encoders' device,
-        fp32.
+        encoder_hidden_states (n, 77, c1 + c2) and text_embeds (n, d), fp32 on the encoders' device
     """
     states, pooled = [], []
     for i in range(0, len(prompts), batch_size):

@@ -126,8 +126,9 @@ class LoraNetwork(nn.Module):
         unet_lr: float | None,
         default_lr: float | None = None,
     ) -> tuple[list[dict[str, Any]], list[str]]:
-        """As `prepare_optimizer_params`, with one rate for each text encoder. A group whose rate is
-        0 does not train; None is the default rate.
+        """Parameter groups and their names, with one rate for each text encoder.
+
+        A group whose rate is 0 does not train; None is the default rate.
         """
         text = text_encoder_lr
         given: list[float | None] = list(text) if isinstance(text, Sequence) else [text]

@@ -29,8 +29,9 @@ def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_pixels(vae: Any, latents: Tensor) -> Tensor:
-    """Pixels (n, 3, H, W) of scaled latents (n, c, h, w), on the CPU in fp32; the VAE runs as in
-    `encode_pixels`.
+    """Pixels (n, 3, H, W) of scaled latents (n, c, h, w), on the CPU in fp32.
+
+    The VAE runs where and in what it is, as in `encode_pixels`.
     """
     raw = unscale_latents(vae, latents.to(vae.device, vae.dtype))
     pixels = _run("decode", vae, raw, lambda part: vae.decode(part, return_dict=False)[0].cpu())

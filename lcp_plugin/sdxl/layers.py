@@ -31,9 +31,7 @@ def find_layers(components: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def name_layers(unet: nn.Module, text_encoders: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    """Those of sd-scripts' models: an SDXL UNet, with SGM's names or diffusers', and its text
-    encoders.
-    """
+    """The layers of sd-scripts' models; the UNet has SGM's names or diffusers'."""
     layers: dict[str, nn.Module] = {}
     for name, layer in unet.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -60,9 +58,7 @@ def choose_text_targets(layers: Mapping[str, nn.Module]) -> list[str]:
 
 
 def choose_targets(layers: Mapping[str, nn.Module], targets: str) -> list[str]:
-    """The layers that a run adapts: `attention`, the paper's 560 on SDXL; `transformer`, kohya's
-    722.
-    """
+    """The layers that a run adapts: `attention`, the paper's 560; `transformer`, kohya's 722."""
     unet = [name for name in layers if name.startswith("unet.") and ".attentions." in name]
     if targets == "transformer":
         return [name for name in unet if isinstance(layers[name], nn.Linear)]

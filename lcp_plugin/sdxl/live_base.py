@@ -20,6 +20,7 @@ from lcp_plugin.delta import Delta
 from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import PromptBank, encode_prompts, make_time_ids
+from lcp_plugin.sdxl.drawing import Guidance, decode_latents, sample_images
 from lcp_plugin.sdxl.latents import encode_pixels
 from lcp_plugin.sdxl.load import native_resolution, prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
@@ -33,7 +34,6 @@ from lcp_plugin.sdxl.precision import (
     use_attention,
     warn_of_slow_half,
 )
-from lcp_plugin.sdxl.sample import decode_latents, sample_images
 from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class LiveBase:
             return {k: v.cpu() for k, v in self._encode(prompts).items()}
 
     def encode_live(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """As `encode_prompts`, on the device, where text encoders stay; with gradients."""
+        """What `encode_prompts` gives, on the device, where text encoders stay; with gradients."""
         for encoder in (self.pipeline.text_encoder, self.pipeline.text_encoder_2):
             encoder.to(self.device)
         with self.autocast():
@@ -164,9 +164,8 @@ class LiveBase:
             self.bank.add(self.pipeline, [*prompts, negative])
         training = self.adapted.training
         self.adapted.eval()
-        images = sample_images(
-            self.pipeline, self.bank(prompts), self.bank([negative]), latents, steps, guidance
-        )
+        texts = Guidance(self.bank(prompts), self.bank([negative]), guidance)
+        images = sample_images(self.pipeline, texts, latents, steps)
         self.adapted.train(training)
         return images
 

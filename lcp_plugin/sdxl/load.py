@@ -1,9 +1,7 @@
-"""Base models: a diffusers folder, a hub id, a single-file SDXL checkpoint, or the embedded
-`tiny-sdxl`.
+"""Base models: a diffusers folder, a hub id, a single-file checkpoint, or our own `tiny-sdxl`.
 
 Everything is checked before weights are read: the class in model_index.json or the tensor names in
-the checkpoint's
-header. A pickle (.ckpt, .pt) is never opened.
+the checkpoint's header. A pickle (.ckpt, .pt) is never opened.
 """
 
 from __future__ import annotations
@@ -225,9 +223,7 @@ def _variant(folder: Path) -> str | None:
 
 
 def hush_libraries() -> None:
-    """Progress bars and advice of the libraries off (missing torchvision, kernels): errors
-    remain.
-    """
+    """Progress bars and advice of the libraries (missing torchvision, kernels) off; errors stay."""
     for name in ("bitsandbytes", "diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with _without_compiling():
@@ -257,9 +253,7 @@ def _without_compiling() -> Iterator[None]:
 
 
 def _folder_beside(path: Path) -> str | None:
-    """A diffusers folder of component configs beside a checkpoint: `<name>_config` or
-    $LCP_SDXL_CONFIG.
-    """
+    """A diffusers folder of a checkpoint's configs: `<name>_config` beside it, $LCP_SDXL_CONFIG."""
     beside = path.with_name(path.stem + "_config")
     return str(beside) if beside.is_dir() else os.environ.get("LCP_SDXL_CONFIG")
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lcp_plugin.config.prompts import SamplePrompt
+from lcp_plugin.sdxl.drawing import Guidance, sample_images, starting_latents
 from lcp_plugin.sdxl.live_base import LiveBase
-from lcp_plugin.sdxl.sample import sample_images, starting_latents
 from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:
@@ -34,14 +34,12 @@ def draw_prompt(
     name = prompt.sample_sampler or default_sampler
     pipeline.scheduler = create_sampler(name, own, schedule.prediction_type, schedule.zero_terminal)
     try:
-        (image,) = sample_images(
-            pipeline,
+        guidance = Guidance(
             base.encode_prompts([prompt.prompt]),
             base.encode_prompts([prompt.negative_prompt]),
-            latents,
-            steps=prompt.sample_steps,
-            guidance=prompt.scale,
+            prompt.scale,
         )
+        (image,) = sample_images(pipeline, guidance, latents, prompt.sample_steps)
     finally:
         pipeline.scheduler = own
     return image

@@ -108,9 +108,7 @@ class Site:
         return output if self.branch is None else output + self._branch_output(x).to(output.dtype)
 
     def _joins(self, pair: LoraPair, x: Tensor) -> bool:
-        """Whether all products are of the weight's type, by itself or by autocast, and nothing is
-        dropped.
-        """
+        """Whether nothing is dropped and all products have the weight's type, autocast or not."""
         weight, kind = self.layer.weight, x.device.type
         assert isinstance(weight, Tensor)
         cast = torch.is_autocast_enabled(kind)

@@ -40,7 +40,7 @@ class StoredLinear(nn.Linear):
     stored: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        """As nn.Linear, with the weight cast up."""
+        """The linear map of the weight, cast up."""
         return F.linear(input, self.stored.to(self.weight.dtype), self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -54,7 +54,7 @@ class StoredConv2d(nn.Conv2d):
     stored: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        """As nn.Conv2d, with the weight cast up."""
+        """The convolution with the weight, cast up."""
         weight = self.stored.to(self.weight.dtype)
         output: Tensor = self._conv_forward(input, weight, self.bias)
         return output

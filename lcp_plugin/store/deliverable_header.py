@@ -25,9 +25,9 @@ from lcp_plugin.formats.header import (
     HASHES,
     MODELSPEC,
     TRIGGERS,
+    ModelSpec,
     kohya_header,
     minimal_header,
-    modelspec_header,
     size_header,
     strip_metadata,
     tags_header,
@@ -85,7 +85,7 @@ def _modelspec(
     if least is not None or most is not None:
         given["timestep_range"] = f"{least or 0},{most or 1000}"
     used = newest.get("data", {}).get("resolution")
-    return modelspec_header(
+    spec = ModelSpec(
         options["metadata_title"] or title,
         resolution=f"{used[0]}x{used[1]}" if used else _resolution(options["resolution"]),
         prediction_type="v" if predicts_v or options["v_parameterization"] else "epsilon",
@@ -93,6 +93,7 @@ def _modelspec(
         version=lineage.versions.get("lcp_plugin", ""),
         extra=given,
     )
+    return spec.to_metadata()
 
 
 def _resolution(value: Any) -> str:
@@ -130,7 +131,7 @@ def complete_header(
     that the file really has. `inherited`: tasks of the parent, whose words are added.
     """
     title = given.get(f"{MODELSPEC}title") or given.get("ss_output_name") or "lora"
-    spec = modelspec_header(title, triggers=lineage.triggers)
+    spec = ModelSpec(title, triggers=lineage.triggers).to_metadata()
     if any(key.startswith(MODELSPEC) for key in given):
         spec = {TRIGGERS: spec.get(TRIGGERS, "")}
     try:
@@ -157,11 +158,9 @@ def merged_header(
     `extra`: entries beside these, or instead of them; "" takes one away.
     """
     version = lineage.versions.get("lcp_plugin", "")
-    spec = modelspec_header(
-        title, triggers=lineage.triggers, merged_from=merged_from, version=version
-    )
-    header = {**minimal_header(title, lineage.tasks), **spec, **lineage.to_metadata(), **extra}
-    header |= how_made(truncation)
+    spec = ModelSpec(title, triggers=lineage.triggers, merged_from=merged_from, version=version)
+    header = {**minimal_header(title, lineage.tasks), **spec.to_metadata()}
+    header |= {**lineage.to_metadata(), **extra, **how_made(truncation)}
     return {key: value for key, value in header.items() if extra.get(key, "said")}
 
 

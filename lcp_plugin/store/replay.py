@@ -44,15 +44,15 @@ class Replay:
         return folder.read_carry() if folder.carry_file.is_file() else self._rebuild(position)[0]
 
     def total_behind(self, position: int) -> Delta:
-        """What the model behind the folder at `position` adds to the base. Raises as above."""
+        """What the model behind the folder at `position` adds to the base. Raises LineageError."""
         return self.carry_behind(position).total
 
     def parent_behind(self, position: int) -> Parent:
         """The folder at `position` as the start of a run, its strategy's state included.
 
         Raises:
-            LineageError: as `carry_behind`, or the state is gone and end_task alone does not make
-                it again.
+            LineageError: an adapter before it is missing, other tensors come out, or the state is
+                gone and end_task alone does not make it again.
         """
         folder = self.folders[position]
         if folder.carry_file.is_file():

@@ -156,7 +156,7 @@ class RunStore:
         return self.replay().carry_behind(self._position_of(index))
 
     def parent_at(self, index: int) -> Parent:
-        """As `carry_after`, with the strategy's state behind that task: what a chain needs."""
+        """What a chain needs of task `index`: its carry, and the strategy's state behind it."""
         return self.replay().parent_behind(self._position_of(index))
 
     def replay(self) -> Replay:

@@ -2,11 +2,10 @@
 
 * `joint`: all tasks' images at once, one adapter, the sum of the tasks' steps: the ceiling. The
   runner joins the tasks.
-* `independent`: U_t is trained on W_0 and nothing is carried: what a task can reach alone, D_t =
-  U_t.
+* `independent`: U_t is trained on W_0, nothing is carried: what a task can reach alone. D_t = U_t.
 * `merge_at_end`: independent adapters summed, D_t = U_1 + ... + U_t with every U trained on W_0:
-  what the poster of
-  arXiv 2410.04891 calls impractical as tasks grow, since all adapters must be kept until the end.
+  what the poster of arXiv 2410.04891 calls impractical as tasks grow, since all adapters must be
+  kept until the end.
 """
 
 from __future__ import annotations
@@ -27,9 +26,7 @@ class Joint(MergeInit):
 
 
 class Independent(Strategy):
-    """One adapter per task on the untouched base, nothing carried: what each task can reach
-    alone.
-    """
+    """One adapter per task on the untouched base, none carried: what each task reaches alone."""
 
     name = "independent"
     starts_from_parent = False

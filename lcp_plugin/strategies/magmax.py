@@ -3,12 +3,11 @@
 `reference=running` (the paper): task t trains a fresh adapter on W_0 + D_{t-1}; entry by entry
     M_t = U_t where |U_t| >= |M_{t-1}|, else M_{t-1};   D_t = s M_t,   s = 1 unless given.
 `reference=original` (Marczak et al.): task t goes on from the *unselected* weights W_0 + T_{t-1},
-    T_t = T_{t-1} + U_t,   M_t = the larger of T_t and M_{t-1} entry by entry,   D_t = s M_t,   s =
-    0.5 unless given.
+    T_t = T_{t-1} + U_t;   D_t = s M_t,   s = 0.5 unless given;
+    M_t = T_t where |T_t| >= |M_{t-1}|, else M_{t-1}.
 
 Where we differ from the authors' code: the update itself is kept in fp32, theirs is the difference
-of two
-half-precision pipelines; ties go to the newest task.
+of two half-precision pipelines; ties go to the newest task.
 """
 
 from __future__ import annotations
@@ -80,6 +79,6 @@ class MagMax(Strategy):
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`."""
+        """M and T as they were saved; None where they were not."""
         self.selected = delta_from_tensors(state, "selected/") or None
         self.unselected = delta_from_tensors(state, "unselected/") or None

@@ -1,12 +1,9 @@
-"""Merge & init: add the finished update to the weights, start the next adapter afresh (arXiv
-2410.04891).
+"""Merge & init (arXiv 2410.04891): add the finished update, start the next adapter afresh.
 
-U_t = scale B_t A_t;  D_t = D_{t-1} + U_t;  task t trains a new Gaussian A and B = 0 on W_0 +
-D_{t-1}.
+U_t = scale B_t A_t;  D_t = D_{t-1} + U_t;  task t trains on W_0 + D_{t-1}: A Gaussian, B = 0.
 
 Where we differ from the authors' code: D is kept as stacked factors in fp32 and added to untouched
-weights, so no
-boundary forgets by rounding; theirs fuses into a half-precision pipeline and saves that.
+weights, so no boundary forgets by rounding; theirs saves a half-precision pipeline it fused into.
 """
 
 from __future__ import annotations

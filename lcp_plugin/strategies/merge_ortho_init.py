@@ -1,25 +1,20 @@
-"""Merge & orthogonal init (arXiv 2410.04891): as merge & init, with a start away from all earlier
-A's.
+"""Merge & orthogonal init (arXiv 2410.04891): merge & init that starts away from earlier A's.
 
 `mode=column` (the paper): column i of the new A is a unit vector orthogonal to column i of
 A_{1..t-1} = A_1 + ... + A_{t-1} (`lora.orthogonal_columns`), B = 0. That is orthogonality in rank
-space; it says nothing
-about row spaces. `mode=row_null`: A's rows are orthonormal and orthogonal to the row space of
-D_{t-1}; where no null
-space of that width is left, the directions with the least energy (one warning).
+space; it says nothing about row spaces. `mode=row_null`: A's rows are orthonormal and orthogonal to
+the row space of D_{t-1}; where no null space of that width is left, the directions with the least
+energy (one warning).
 `scale=unit` keeps unit columns, ||A||_F = sqrt(in); `scale=match_gaussian` rescales A to the
-Gaussian start's
-expected norm, sqrt(in / rank).
+Gaussian start's expected norm, sqrt(in / rank).
 `merge=exact` (default): D_t = D_{t-1} + U_t. `merge=factor_sum`, the released code:
 D_t = scale (B_1 + ... + B_t)(A_1 + ... + A_t), cross terms included; the next task then starts from
-that D_t, so what is
-delivered is not the model that was trained.
+that D_t, so what is delivered is not the model that was trained.
 
 Where we differ from the authors' code: the exact merge; the closed form instead of one SVD per
-column; the check of
-orthogonality lives in a test. Without the running sum of A's in the parent (a file of another
-strategy or tool): the
-sum of its equal-rank blocks, else the top right singular vectors of D, said in one line.
+column; the check of orthogonality lives in a test. Without the running sum of A's in the parent (a
+file of another strategy or tool): the sum of its equal-rank blocks, else the top right singular
+vectors of D, said in one line.
 """
 
 from __future__ import annotations
@@ -69,9 +64,7 @@ class MergeOrthoInit(Strategy):
         self.sum_up: dict[str, Tensor] = {}  # B_{1..t}, (out, rank) each; factor_sum only
 
     def begin_task(self, task: Task, carry: Carry, spec: AdapterSpec) -> TaskStart:
-        """W_0 + D_{t-1} and a start orthogonal to what came before; a fresh one for a first
-        task.
-        """
+        """W_0 + D_{t-1} and a start orthogonal to what came before; a first task starts afresh."""
         if self.mode == "column" and any(spec.rank_of(name) < 2 for name in spec.shapes):
             raise StrategyError(
                 "merge_ortho_init needs network_dim >= 2: rank 1 has no orthogonal column."
@@ -125,9 +118,7 @@ class MergeOrthoInit(Strategy):
     def _accumulated(
         self, names: list[str], total: Delta, like: Adapter | AdapterSpec
     ) -> dict[str, Tensor]:
-        """A_{1..t-1} of each module at its rank: the state, else equal-rank blocks, else D's own
-        directions.
-        """
+        """A_{1..t-1} of modules at their rank: the state, else equal-rank blocks, else from D."""
         sums: dict[str, Tensor] = {}
         guessed = 0
         for name in names:
@@ -179,7 +170,7 @@ class MergeOrthoInit(Strategy):
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`."""
+        """The running sums as they were saved."""
         self.sum_down = {k[9:]: v for k, v in state.items() if k.startswith("sum_down/")}
         self.sum_up = {k[7:]: v for k, v in state.items() if k.startswith("sum_up/")}
 

@@ -1,14 +1,12 @@
 """Naive continual fine-tuning: keep training the same factors (arXiv 2410.04891, the baseline).
 
 (A, B)_t starts where (A, B)_{t-1} ended, with a fresh optimizer; D_t = scale B_t A_t. Alpha and
-rank are those of the
-factors that go on, not those of the new run's options. The paper's finding: everything learned
-before drifts away.
+rank are those of the factors that go on, not those of the new run's options. The paper's finding:
+everything learned before drifts away.
 
 Where we differ from the authors' code: factors of modules that this run does not train are kept in
-the delta (theirs
-has one fixed set of modules), and factors carried by a merging strategy are left alone while fresh
-ones go on.
+the delta (theirs has one fixed set of modules), and factors carried by a merging strategy are left
+alone while fresh ones go on.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ examples as they are, so the teacher makes no pass in training.
 
 Only strings cross a boundary beside the carry's weights: no earlier image, no earlier adapter.
 What crosses it otherwise, and where the next task starts, is the business of another strategy,
-`of`: with `naive`, one adapter of constant rank, however many tasks; with `merge_init`, the sum of
-updates.
+`of`: with `naive` one adapter of constant rank, however many tasks; with `merge_init` their sum.
 
 With `preserve` = p > 0, a share p of the batch holds drawings of the untouched base of what no task
 names: the tasks' class words ("a photo of a robot") and everyday prompts. Their teacher is eps_0,
@@ -95,11 +94,11 @@ class Recall(Strategy):
     # What crosses the boundary is the other strategy's.
 
     def begin_task(self, task: Task, carry: Carry, spec: AdapterSpec) -> TaskStart:
-        """As the other strategy."""
+        """Where the other strategy starts."""
         return self.inner.begin_task(task, carry, spec)
 
     def end_task(self, task: Task, carry: Carry, trained: Adapter) -> Carry:
-        """As the other strategy."""
+        """What the other strategy carries."""
         return self.inner.end_task(task, carry, trained)
 
     def state_dict(self) -> dict[str, Tensor]:

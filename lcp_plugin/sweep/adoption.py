@@ -1,7 +1,6 @@
 """A run that begins with another's first tasks: its adapters as they are, its carries formed anew.
 
-Only where both strategies would have begun the first task alike, which is tried on a small
-specification.
+Only where both strategies would have begun the first task alike, tried on a small specification.
 """
 
 from __future__ import annotations

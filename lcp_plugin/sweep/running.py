@@ -29,7 +29,7 @@ from lcp_plugin.sweep.plan import PlannedRun, SweepPlan
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 _COMMAND = "lcp_plugin.cli"
-PRELOADED = ("lcp_plugin.run.runner", "lcp_plugin.run.after")  # what each run imports first
+PRELOADED = ("lcp_plugin.run.runner", "lcp_plugin.run.follow_up")  # what each run imports first
 _FORKING = threading.Lock()
 
 

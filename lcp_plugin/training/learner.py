@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.hooks import Carry
-from lcp_plugin.sdxl.live import LiveModel, run_unet
+from lcp_plugin.sdxl.live_model import LiveModel, run_unet
 from lcp_plugin.sdxl.loss import LossSettings
 from lcp_plugin.sdxl.noise import NoiseSettings
 from lcp_plugin.sdxl.precision import has_modes

@@ -40,7 +40,7 @@ def flatten_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str
 
 
 def unflatten_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> Any:
-    """The inverse of `flatten_state`."""
+    """The nested state that `flatten_state` took apart."""
     (kind, value), *_ = rest.items()
     if kind == "tensor":
         return tensors[value]

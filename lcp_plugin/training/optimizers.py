@@ -213,7 +213,7 @@ def _check_bitsandbytes(
     groups: Sequence[dict[str, Any]],
     learning_rate: float,
 ) -> None:
-    """As `_create_bitsandbytes` does, but for the step and the warning."""
+    """Builds what `_create_bitsandbytes` would, without its step and its warning."""
     label = known.label
     try:
         cls = _bitsandbytes_class(label)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.hooks import Rehearsal
-from lcp_plugin.sdxl.live import LiveStep
+from lcp_plugin.sdxl.live_model import LiveStep
 from lcp_plugin.sdxl.loss import LossWeights, compute_loss
 from lcp_plugin.sdxl.noise import (
     add_noise,

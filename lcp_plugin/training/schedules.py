@@ -15,8 +15,7 @@ and formulas are those of diffusers' and transformers' schedulers, which kohya's
     piecewise_constant     lr_scheduler_args with step_rules=1:10,0.1:20,0.01
 
 A class given by lr_scheduler_type (a name in torch.optim.lr_scheduler or package.mod.Class, as in
-kohya's trainer) is stepped anew on an optimizer of its own that has the same groups and trains
-nothing.
+kohya's trainer) is stepped anew on an idle optimizer of its own that has the same groups.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lcp_plugin.sdxl.flat_factors import JoinedGroups
-from lcp_plugin.sdxl.live import LiveStep
+from lcp_plugin.sdxl.live_model import LiveStep
 from lcp_plugin.sdxl.precision import allow_half_gradients, set_mode
 from lcp_plugin.sdxl.sites import limit_norms
 from lcp_plugin.training.lesson import Classroom, Lesson

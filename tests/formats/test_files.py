@@ -109,7 +109,7 @@ def test_damaged_json_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def kohya_hashes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> tuple[str, str]:
-    """As reference/kohya.md 3.2 states them, on safetensors' own serialisation."""
+    """The formulas of reference/kohya.md 3.2, on safetensors' own serialisation."""
     kept = {k: v for k, v in metadata.items() if k.startswith("ss_")}
     whole = safetensors.torch.save(tensors, kept)
     start = 8 + int.from_bytes(whole[:8], "little")

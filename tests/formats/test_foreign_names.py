@@ -161,7 +161,7 @@ def test_no_safetensors_under_a_pickles_name(
 def test_a_chain_that_another_tool_mixed_has_no_shares_any_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As resize_lora does: the singular vectors of the sum, our header kept, its hash renewed."""
+    """resize_lora writes the sum's singular vectors and keeps our header, its hash renewed."""
     tool = load_tool("export")
     save_file(lora(FLAT), tmp_path / "plain.safetensors", CHAIN)
     chain, out = tmp_path / "chain.safetensors", str(tmp_path / "o.safetensors")

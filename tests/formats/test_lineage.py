@@ -15,7 +15,7 @@ from lcp_plugin.delivery.retraining import retraining_config
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.foreign_header import read_claims
-from lcp_plugin.formats.header import kohya_header, modelspec_header, tag_frequency
+from lcp_plugin.formats.header import ModelSpec, kohya_header, tag_frequency
 from lcp_plugin.formats.lineage import Lineage, ParentFile, collect_blocks
 from lcp_plugin.formats.lora_file import lora_tensors, write_lora
 from lcp_plugin.formats.tensors import read_header, write_tensors
@@ -112,9 +112,8 @@ def test_kohyas_header_is_text_with_none_and_true_spelled_out() -> None:
 
 
 def test_the_model_spec_names_an_sdxl_lora_and_its_trigger_words() -> None:
-    header = modelspec_header(
-        "t", 512, "v_prediction", datetime(2026, 1, 2, 3, 4, 5, 6), ("a", "b"), ("x", "y"), "1.0"
-    )
+    when = datetime(2026, 1, 2, 3, 4, 5, 6)
+    header = ModelSpec("t", 512, "v_prediction", when, ("a", "b"), ("x", "y"), "1.0").to_metadata()
     assert header["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert header["modelspec.date"] == "2026-01-02T03:04:05"
     assert header["modelspec.resolution"] == "512x512"

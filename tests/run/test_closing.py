@@ -13,7 +13,7 @@ from PIL import Image
 
 from lcp_plugin.cli import main
 from lcp_plugin.evaluation.encoders import Encoder
-from lcp_plugin.run import after as closing
+from lcp_plugin.run import follow_up
 
 WriteConfig = Callable[..., Path]
 
@@ -37,7 +37,7 @@ def test_a_report_that_a_kill_left_out_is_made_by_the_same_command(
 
     config = write_config("run", tasks=(0,), export=["lora:1"])
     with monkeypatch.context() as patched:
-        patched.setattr(closing, "write_report", die)
+        patched.setattr(follow_up, "write_report", die)
         with pytest.raises(Killed):
             main(["--config", str(config)])
     report = tmp_path / "out" / "run" / "report.html"

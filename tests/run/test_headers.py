@@ -104,7 +104,7 @@ def test_save_precision_is_the_deliverables(
 
 
 def test_a_large_deliverable_is_pointed_out(train: Train) -> None:
-    from lcp_plugin.run.after import sum_up_run
+    from lcp_plugin.run.follow_up import sum_up_run
 
     run = train("run", tasks=(0,), max_file_size="1KB")
     assert "lora:RANK" in sum_up_run(run)

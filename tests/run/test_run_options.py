@@ -17,7 +17,7 @@ from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import LcpError
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.observers.jsonl import read_steps
-from lcp_plugin.run import after as closing
+from lcp_plugin.run import follow_up
 from lcp_plugin.sdxl import live_base
 from lcp_plugin.sdxl.precision import Precision
 
@@ -119,11 +119,9 @@ def test_settings_of_samples_at_boundaries_reach_the_sampler(
     seen: list[tuple[int, float, torch.Tensor]] = []
     draw = live_base.sample_images
 
-    def watched(
-        pipeline: Any, asked: Any, empty: Any, latents: Any, steps: int, guidance: float
-    ) -> Any:
-        seen.append((steps, guidance, latents))
-        return draw(pipeline, asked, empty, latents, 1, guidance)
+    def watched(pipeline: Any, guidance: Any, latents: Any, steps: int) -> Any:
+        seen.append((steps, guidance.scale, latents))
+        return draw(pipeline, guidance, latents, 1)
 
     monkeypatch.setattr(live_base, "sample_images", watched)
     common = {"tasks": (0,), "max_train_steps": 1, "samples_per_task": 2}
@@ -143,17 +141,17 @@ def test_settings_of_the_scores_reach_the_evaluation(
 
     asked: list[list[str]] = []
     monkeypatch.setattr(command, "run_command", lambda a: asked.append(list(a)) or "done")
-    monkeypatch.setattr(closing, "write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(follow_up, "write_report", lambda folder: folder / "report.html")
     options = Options(
         evaluate=("effnet", "clip_i"), evaluate_images=3, evaluate_prompts=2, guidance_scale=4.0
     )
-    closing.close_run(tmp_path, options, "cpu")
+    follow_up.close_run(tmp_path, options, "cpu")
     (arguments,) = asked
     pairs = dict(zip(arguments, arguments[1:], strict=False))
     assert arguments[1:4] == ["--metrics", "effnet", "clip_i"]
     assert (pairs["--images"], pairs["--prompts"], pairs["--guidance"]) == ("3", "2", "4.0")
     asked.clear()
-    closing.close_run(tmp_path, Options(), "cpu")
+    follow_up.close_run(tmp_path, Options(), "cpu")
     assert asked == []
 
 

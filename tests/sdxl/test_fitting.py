@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from lcp_plugin.sdxl import fitting
+from lcp_plugin.sdxl.drawing import decode_latents
 from lcp_plugin.sdxl.load import load_pipeline
-from lcp_plugin.sdxl.sample import decode_latents
 
 FULL = torch.OutOfMemoryError("CUDA out of memory.")
 

@@ -12,7 +12,7 @@ import torch
 
 from lcp_plugin.evaluation.losses import encode_images
 from lcp_plugin.formats.disk import read_json, write_json
-from lcp_plugin.sdxl.sample import decode_latents
+from lcp_plugin.sdxl.drawing import decode_latents
 
 SCALINGS = [
     {"scaling_factor": 0.2},

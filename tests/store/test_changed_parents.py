@@ -19,8 +19,9 @@ SAID = "another tool changed its tensors"
 
 
 def change(path: Path, target: Path, renew: bool) -> Path:
-    """As merge and resize scripts leave a file: other tensors, the header copied, hashes renewed
-    where `renew` (kohya's two only).
+    """A file that a merge or resize script left: other tensors under a copy of the header.
+
+    `renew`: kohya's two hashes are computed anew.
     """
     from safetensors.torch import save_file
 

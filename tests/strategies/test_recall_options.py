@@ -52,7 +52,7 @@ def test_the_loss_scaler_scales_the_rehearsal_with_the_task_s_loss(
     scales = []
 
     class Scaling(accelerate.Accelerator):  # type: ignore[misc]
-        """As for mixed_precision = fp16, in fp32."""
+        """Scales the loss in fp32 like mixed_precision = fp16."""
 
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)

@@ -18,7 +18,7 @@ from tiny_base.pretrain_unet import (
 )
 from tiny_base.pretrain_vae import to_tensor, train_vae, whiten_latents
 from tiny_base.render import draw_scene
-from tiny_base.schedule import Budget, learning_rate_share
+from tiny_base.schedule import Budget, Stage, learning_rate_share
 from tiny_base.stages import load_start
 from tiny_base.world import Scene, sample_scene
 
@@ -62,12 +62,12 @@ def _kill_at(step):
 
 def test_a_killed_autoencoder_training_ends_with_the_weights_of_an_unbroken_one(tmp_path, pictures):
     whole, broken = build_toy().vae, build_toy().vae
-    train_vae(whole, pictures, tmp_path / "whole.safetensors", Budget(steps=4), seed=1)
-    file = tmp_path / "broken.safetensors"
+    train_vae(whole, pictures, Stage(tmp_path / "whole.safetensors", Budget(steps=4), 1))
+    stage = Stage(tmp_path / "broken.safetensors", Budget(steps=4), 1, 0, _kill_at(2))
     with pytest.raises(Killed):
-        train_vae(broken, pictures, file, Budget(steps=4), seed=1, save_every=0, report=_kill_at(2))
+        train_vae(broken, pictures, stage)
     again = build_toy(seed=9).vae
-    facts = train_vae(again, pictures, file, Budget(steps=4), seed=1)
+    facts = train_vae(again, pictures, Stage(stage.checkpoint, Budget(steps=4), 1))
     assert facts["steps"] == 4
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
@@ -79,7 +79,7 @@ def test_a_killed_unet_training_ends_with_the_weights_of_an_unbroken_one(tmp_pat
 
     def train(pipeline, checkpoint, **options):
         zero_outputs(pipeline.unet)
-        train_unet(pipeline, latents, shapes, checkpoint, Budget(steps=4), 1, **options)
+        train_unet(pipeline, latents, shapes, Stage(checkpoint, Budget(steps=4), 1, **options))
         return {**pipeline.unet.state_dict(), **pipeline.text_encoder_2.state_dict()}
 
     whole = train(build_toy(), tmp_path / "whole.safetensors")

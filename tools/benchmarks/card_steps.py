@@ -50,7 +50,7 @@ class Setting:
         return "checkpointing" if self.checkpointing else "no checkpointing"
 
     def arguments(self) -> list[str]:
-        """As on the command line."""
+        """The options of the command line."""
         return [
             *("--mixed_precision", "bf16", "--optimizer_type", "AdamW8bit"),
             *("--lora_targets", self.targets),

@@ -9,6 +9,7 @@ sample, and noise and timesteps come from a given generator.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 WEIGHT_DECAY = 1e-2  # torch's default and the example's
 
 
+@dataclass(frozen=True)
+class CaptionedImage:
+    """All that is trained on."""
+
+    path: Path
+    caption: str
+    side: int  # pixels to which it is resized
+
+
 class ExampleStyle:
     """A model in training; `step` is one whole optimizer step of batch size 1."""
 
@@ -27,21 +37,18 @@ class ExampleStyle:
         self,
         pipeline: Any,
         factors: Mapping[str, tuple[Tensor, Tensor]],
-        rank: int,
         learning_rate: float,
-        image: Path,
-        caption: str,
-        pixels: int,
+        image: CaptionedImage,
         caches_text: bool = False,
     ) -> None:
-        """`factors`: module (`unet....`) -> (A, B) to start from; `pixels`: of one side."""
+        """`factors`: module (`unet....`) -> (A, B) to start from, all of one rank."""
         from accelerate import Accelerator
         from diffusers import DDPMScheduler
         from diffusers.optimization import get_scheduler
         from peft import LoraConfig
 
-        self.pipeline, self.image, self.caption, self.pixels = pipeline, image, caption, pixels
-        unet = pipeline.unet
+        self.pipeline, self.image = pipeline, image
+        unet, rank = pipeline.unet, len(next(iter(factors.values()))[0])
         for model in (unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
             model.requires_grad_(False)
         unet.add_adapter(
@@ -59,19 +66,19 @@ class ExampleStyle:
         rates = get_scheduler("constant", optimizer=optimizer)
         self.accelerator = Accelerator()
         self.unet, self.optimizer, self.rates = self.accelerator.prepare(unet, optimizer, rates)
-        self.text = self.encode_text([caption]) if caches_text else None
+        self.text = self.encode_text([image.caption]) if caches_text else None
 
     def step(self, generator: torch.Generator) -> float:
         """One step; noise and timestep are drawn from `generator`. Returns the loss."""
-        pixels = read_pixels(self.image, self.pixels)[None]
+        pixels = read_pixels(self.image.path, self.image.side)[None]
         with self.accelerator.accumulate(self.unet):
             latents = self.encode_pixels(pixels)
             noise = torch.randn(latents.shape, generator=generator)
             count = self.scheduler.config.num_train_timesteps
             timesteps = torch.randint(0, count, (len(latents),), generator=generator)
             noisy = self.scheduler.add_noise(latents, noise, timesteps)
-            states, pooled = self.text or self.encode_text([self.caption])
-            side = self.pixels
+            states, pooled = self.text or self.encode_text([self.image.caption])
+            side = self.image.side
             sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32)
             predicted = self.unet(
                 noisy,

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.measure import Row, alternate, peak_mb, row_of
 from lcp_plugin.evaluation.pictures import Sampling, Stage, Studio, plan_pictures
+from lcp_plugin.sdxl.drawing import starting_latents
 from lcp_plugin.sdxl.load import load_pipeline, native_resolution
-from lcp_plugin.sdxl.sample import starting_latents
 
 AMOUNTS = {"tiny": (8, 10), "topo": (4, 4)}  # images a prompt, steps
 PROMPTS = ("a sks robot in a jail", "a sks robot wearing a santa hat")

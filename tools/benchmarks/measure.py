@@ -60,7 +60,7 @@ class Row:
         return "met" if self.ratio <= self.bar else "missed"
 
     def to_json(self) -> dict[str, Any]:
-        """As in the file that --json writes."""
+        """The row of the file that --json writes."""
         return {
             "name": self.name,
             "ours": self.ours,
@@ -140,7 +140,7 @@ class Child:
 
     @property
     def peak_mb(self) -> float:
-        """As the process itself printed it (`print_facts`)."""
+        """What the process itself printed (`print_facts`)."""
         return float(self.facts["peak_mb"])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.example_style import ExampleStyle
+from benchmarks.example_style import CaptionedImage, ExampleStyle
 from benchmarks.measure import MB, Clock, Row, Timing, median, print_facts, row_of, run_part
 from lcp_plugin.adapter import AdapterSpec
 from lcp_plugin.config.load import load_config
@@ -104,7 +104,7 @@ def compare_steps(
 
 
 def noise_generator(step: int) -> torch.Generator:
-    """As the trainer seeds it for a micro-batch of task 1."""
+    """The generator that the trainer makes for a micro-batch of task 1."""
     return torch.Generator().manual_seed(derive_seed(SEED, "noise", 1, step))
 
 
@@ -124,7 +124,8 @@ def train_baseline(size: str, side: str, rank: str) -> None:
         shapes = {n: layer_shape(layers[n]) for n in choose_targets(layers, "attention")}
         start = AdapterSpec(shapes, int(rank), float(rank), SEED).gaussian()
         factors = {name: (f.down, f.up) for name, f in start.items()}
-        theirs = ExampleStyle(pipeline, factors, int(rank), RATE, image, CAPTION, int(side))
+        example = CaptionedImage(image, CAPTION, int(side))
+        theirs = ExampleStyle(pipeline, factors, RATE, example)
         for step in range(3):
             theirs.step(noise_generator(step))
     print_facts()
@@ -165,9 +166,8 @@ class OurTraining:
         """The example's way with the same start, on a model of its own."""
         pipeline = load_size(self.size)
         factors = {name: (f.down, f.up) for name, f in self.start.adapter.items()}
-        return ExampleStyle(
-            pipeline, factors, self.rank, RATE, self.image, CAPTION, self.side, caches_text
-        )
+        image = CaptionedImage(self.image, CAPTION, self.side)
+        return ExampleStyle(pipeline, factors, RATE, image, caches_text)
 
 
 def load_size(size: str) -> Any:

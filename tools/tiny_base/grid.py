@@ -75,13 +75,13 @@ def sample_pictures(
     pipeline: Any,
     prompts: Sequence[str],
     seed: int,
-    steps: int = STEPS,
-    guidance: float = GUIDANCE,
     batch: int = 24,
     half: bool = False,
 ) -> NDArray[np.uint8]:
-    """One picture a prompt, (n, side, side, 3); picture i starts from seed + i. `half` computes in
-    bfloat16 where the CPU has it: twice as fast."""
+    """One picture a prompt, (n, side, side, 3); picture i starts from seed + i.
+
+    `half` computes in bfloat16 where the CPU has it: twice as fast.
+    """
     pipeline.set_progress_bar_config(disable=True)
     parts = []
     for start in range(0, len(prompts), batch):
@@ -90,8 +90,8 @@ def sample_pictures(
         with fast_autocast(half):
             output = pipeline(
                 prompt=some,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE,
                 generator=noise,
                 output_type="np",
             )

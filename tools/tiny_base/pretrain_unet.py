@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +28,7 @@ from torch import Tensor
 
 from tiny_base.muon import MuonAdamW
 from tiny_base.precision import fast_autocast
-from tiny_base.schedule import (
-    Budget,
-    learning_rate_share,
-    load_checkpoint,
-    save_checkpoint,
-)
+from tiny_base.schedule import Stage, learning_rate_share
 from tiny_base.world import EMOJI, SETS, Scene, describe_scene, random_word
 
 LEARNING_RATES = (5e-3, 2e-3)  # Muon, AdamW
@@ -88,54 +82,41 @@ def train_unet(
     pipeline: Any,
     latents: Tensor,
     scenes: Sequence[Scene],
-    checkpoint: Path,
-    budget: Budget,
-    seed: int,
-    save_every: float = 300.0,  # seconds
+    stage: Stage,
     young: bool = True,
-    report: Callable[[MuonAdamW, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train in place on `latents` (n, 4, h, w) of `scenes`; ends with the averaged weights.
 
-    Continues from `checkpoint` if that exists. `young`: the weights start from nothing, so all
-    scenes and timesteps come alike at first. `report` is called after every checkpoint, with the
-    optimiser (its `average` holds the weights to show). Returns facts: steps, seconds, loss.
+    `young`: the weights start from nothing, so all scenes and timesteps come alike at first.
+    Returns facts: steps, seconds, loss.
     """
-    parameters = trained_parameters(pipeline)
+    parameters, budget = trained_parameters(pipeline), stage.budget
     optimiser = MuonAdamW(parameters, *LEARNING_RATES, AVERAGE_DECAY, adamw_only=ADAMW_ONLY)
-    smooth = 1.0
-    if checkpoint.exists():
-        tensors, facts = load_checkpoint(checkpoint)
-        optimiser.load_state_dict(tensors, facts["steps"])
-        budget.spent, smooth = facts["seconds"], facts["loss"]
-        logger.info("continuing the UNet from step %d", optimiser.steps)
+    smooth = stage.go_on(optimiser, "UNet", loss=1.0)
     for part in TRAINED:
         getattr(pipeline, part).train()
     saved = time.monotonic()
     while (progress := budget.progress(optimiser.steps)) < 1:
         step = optimiser.steps
         focused = not young or progress >= FOCUS_FROM
-        batch = draw_batch(latents, scenes, seed, step, focused)
+        batch = draw_batch(latents, scenes, stage.seed, step, focused)
         loss = prediction_loss(pipeline, batch)
-        words = word_loss(pipeline, np.random.default_rng([seed, step, 4]))
+        words = word_loss(pipeline, np.random.default_rng([stage.seed, step, 4]))
         (loss + words).backward()  # type: ignore[no-untyped-call]
         decay_from = DECAY_FROM if young else DECAY_FROM_TRAINED
         optimiser.step(learning_rate_share(progress, step, WARMUP, decay_from))
         smooth = 0.99 * smooth + 0.01 * float(loss.detach())
         if step % 50 == 0:
             logger.info("unet step %d %.0f s loss %.4f", step, budget.seconds, smooth)
-        if time.monotonic() - saved > save_every or budget.progress(optimiser.steps) >= 1:
-            facts = {"steps": optimiser.steps, "seconds": budget.seconds, "loss": smooth}
-            save_checkpoint(checkpoint, optimiser.state_dict(), facts)
-            if report is not None:
-                report(optimiser, facts)
+        if time.monotonic() - saved > stage.save_every or budget.progress(optimiser.steps) >= 1:
+            stage.save(optimiser, smooth)
             saved = time.monotonic()
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(optimiser.average[name])
     for part in TRAINED:
         getattr(pipeline, part).eval()
-    return {"steps": optimiser.steps, "seconds": budget.seconds, "loss": smooth}
+    return stage.facts(optimiser, smooth)
 
 
 def draw_batch(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,7 @@ from torch import Tensor
 
 from tiny_base.muon import MuonAdamW
 from tiny_base.precision import fast_autocast
-from tiny_base.schedule import (
-    Budget,
-    learning_rate_share,
-    load_checkpoint,
-    save_checkpoint,
-)
+from tiny_base.schedule import Stage, learning_rate_share
 
 LATENT_NOISE = 0.06  # of a latent channel's standard deviation
 LEARNING_RATES = (5e-3, 2e-3)  # Muon, AdamW
@@ -43,49 +37,34 @@ def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def train_vae(
-    vae: Any,
-    pool: NDArray[np.uint8],
-    checkpoint: Path,
-    budget: Budget,
-    seed: int,
-    save_every: float = 300.0,  # seconds
-    report: Callable[[int, dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
+def train_vae(vae: Any, pool: NDArray[np.uint8], stage: Stage) -> dict[str, Any]:
     """Train `vae` in place on `pool` (n, side, side, 3); ends with the averaged weights in it.
 
-    Continues from `checkpoint` if that exists. Returns facts: steps, seconds, loss.
+    Returns facts: steps, seconds, loss.
     """
     vae.train()
+    budget = stage.budget
     optimiser = MuonAdamW(
         dict(vae.named_parameters()), *LEARNING_RATES, AVERAGE_DECAY, adamw_only=ADAMW_ONLY
     )
-    smooth = 0.0
-    if checkpoint.exists():
-        tensors, facts = load_checkpoint(checkpoint)
-        optimiser.load_state_dict(tensors, facts["steps"])
-        budget.spent, smooth = facts["seconds"], facts["loss"]
-        logger.info("continuing the autoencoder from step %d", optimiser.steps)
+    smooth = stage.go_on(optimiser, "autoencoder", loss=0.0)
     saved = time.monotonic()
     while (progress := budget.progress(optimiser.steps)) < 1:
         step = optimiser.steps
-        loss = vae_loss(vae, pool, seed, step)
+        loss = vae_loss(vae, pool, stage.seed, step)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step(learning_rate_share(progress, step, warmup=50, decay_from=0.5))
         smooth = float(loss.detach()) if step == 0 else 0.98 * smooth + 0.02 * float(loss.detach())
         if step % 100 == 0:
             logger.info("vae step %d %.0f s loss %.5f", step, budget.seconds, smooth)
-        if time.monotonic() - saved > save_every or budget.progress(optimiser.steps) >= 1:
-            facts = {"steps": optimiser.steps, "seconds": budget.seconds, "loss": smooth}
-            save_checkpoint(checkpoint, optimiser.state_dict(), facts)
+        if time.monotonic() - saved > stage.save_every or budget.progress(optimiser.steps) >= 1:
+            stage.save(optimiser, smooth)
             saved = time.monotonic()
-            if report is not None:
-                report(step, facts)
     with torch.no_grad():
         for name, p in vae.named_parameters():
             p.copy_(optimiser.average[name])
     vae.eval()
-    return {"steps": optimiser.steps, "seconds": budget.seconds, "loss": smooth}
+    return stage.facts(optimiser, smooth)
 
 
 def vae_loss(vae: Any, pool: NDArray[np.uint8], seed: int, step: int) -> Tensor:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from tiny_base.muon import MuonAdamW
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,6 +42,38 @@ class Budget:
             return min(1.0, step / self.steps)
         assert self.minutes is not None
         return min(1.0, self.seconds / (60 * self.minutes))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a part is pretrained: how long, from which seed, and what is kept of it on the way."""
+
+    checkpoint: Path  # goes on from it if it exists
+    budget: Budget
+    seed: int
+    save_every: float = 300.0  # seconds
+    report: Callable[[MuonAdamW, Mapping[str, Any]], None] | None = None  # after each checkpoint
+
+    def go_on(self, optimiser: MuonAdamW, part: str, loss: float) -> float:
+        """The optimiser as the checkpoint left it, if there is one; the loss so far."""
+        if not self.checkpoint.exists():
+            return loss
+        tensors, facts = load_checkpoint(self.checkpoint)
+        optimiser.load_state_dict(tensors, facts["steps"])
+        self.budget.spent = facts["seconds"]
+        logger.info("continuing the %s from step %d", part, optimiser.steps)
+        return float(facts["loss"])
+
+    def facts(self, optimiser: MuonAdamW, loss: float) -> dict[str, Any]:
+        """Steps, seconds and loss."""
+        return {"steps": optimiser.steps, "seconds": self.budget.seconds, "loss": loss}
+
+    def save(self, optimiser: MuonAdamW, loss: float) -> None:
+        """A checkpoint, then the report; the optimiser's `average` holds the weights to show."""
+        facts = self.facts(optimiser, loss)
+        save_checkpoint(self.checkpoint, optimiser.state_dict(), facts)
+        if self.report is not None:
+            self.report(optimiser, facts)
 
 
 def learning_rate_share(progress: float, step: int, warmup: int, decay_from: float) -> float:

@@ -41,7 +41,7 @@ from tiny_base.pretrain_vae import (
     write_facts,
 )
 from tiny_base.render import Sprites, draw_scene
-from tiny_base.schedule import Budget, load_checkpoint
+from tiny_base.schedule import Budget, Stage, load_checkpoint
 from tiny_base.wide import draw_pool, draw_wide
 from tiny_base.world import Scene, sample_scene
 
@@ -73,7 +73,7 @@ def run_vae(plan: Plan, budget: Budget) -> dict[str, Any]:
     vae = build_pipeline(plan.sizes, plan.seed).vae
     use_plain_attention(vae)
     budget.restart()
-    facts = train_vae(vae, pool, plan.work / "vae.safetensors", budget, plan.seed)
+    facts = train_vae(vae, pool, Stage(plan.work / "vae.safetensors", budget, plan.seed))
     whiten_latents(vae, pool[:4000], SCALING_FACTOR)
     facts |= measure_vae(vae, plan)
     save_weights(vae, plan.work / "vae_final.safetensors")
@@ -109,15 +109,8 @@ def run_unet(plan: Plan, budget: Budget, start: Path | None = None) -> dict[str,
     for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
         encoder.set_attn_implementation("eager")
     budget.restart()
-    facts = train_unet(
-        pipeline,
-        latents,
-        world_scenes(plan),
-        plan.work / "unet.safetensors",
-        budget,
-        plan.seed,
-        young=start is None,
-    )
+    stage = Stage(plan.work / "unet.safetensors", budget, plan.seed)
+    facts = train_unet(pipeline, latents, world_scenes(plan), stage, young=start is None)
     write_facts(plan.work / "unet.json", facts)
     return facts
 
