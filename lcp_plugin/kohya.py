@@ -53,7 +53,7 @@ from lcp_plugin.run.chaining import (
     tell_apart,
 )
 from lcp_plugin.sdxl.kohya_network import LoraNetwork, choose_layers
-from lcp_plugin.sdxl.layers import layer_kernel, layer_shape, name_layers
+from lcp_plugin.sdxl.layers import name_layers, spec_of_layers
 from lcp_plugin.sdxl.load import BaseId
 from lcp_plugin.sdxl.sites import fuse_for_good
 from lcp_plugin.seeds import derive_seed
@@ -224,15 +224,8 @@ def _as_list(text_encoder: nn.Module | Sequence[nn.Module] | None) -> list[nn.Mo
 def _spec(
     layers: Mapping[str, nn.Module], names: Iterable[str], rank: int, alpha: float, args: Arguments
 ) -> AdapterSpec:
-    chosen = {name: layers[name] for name in names}
-    kernels = {name: layer_kernel(layer) for name, layer in chosen.items()}
-    return AdapterSpec(
-        shapes={name: layer_shape(layer) for name, layer in chosen.items()},
-        rank=rank,
-        alpha=alpha,
-        seed=derive_seed(args.seed, "adapter", args.task.index),
-        kernels={name: kernel for name, kernel in kernels.items() if kernel is not None},
-    )
+    seed = derive_seed(args.seed, "adapter", args.task.index)
+    return spec_of_layers({name: layers[name] for name in names}, rank, alpha, seed)
 
 
 # ------------------------------------------------------------------------------- the network

@@ -5,7 +5,7 @@ sample grids.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lcp_plugin.hooks import Observer, RunView, StepReport
 from lcp_plugin.tasks import Task
@@ -13,7 +13,17 @@ from lcp_plugin.tasks import Task
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lcp_plugin.training.processes import Processes
+
+class Logger(Protocol):
+    """The part of an accelerator that logs."""
+
+    trackers: list[Any]
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Numbers for the trackers."""
+
+    def end_training(self) -> None:
+        """Ends the trackers."""
 
 
 class Trackers(Observer):
@@ -21,7 +31,7 @@ class Trackers(Observer):
 
     name = "trackers"
 
-    def __init__(self, accelerator: Processes | None = None) -> None:
+    def __init__(self, accelerator: Logger | None = None) -> None:
         self._accelerator = accelerator  # given by the runner; None logs nowhere
         self._steps = 0
 

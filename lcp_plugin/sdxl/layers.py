@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from lcp_plugin.adapter import Kernel
+from lcp_plugin.adapter import AdapterSpec, Kernel
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.keys import PREFIXES, canonical, from_sgm, is_module
 
@@ -44,6 +44,20 @@ def name_layers(unet: nn.Module, text_encoders: Sequence[nn.Module]) -> dict[str
             if isinstance(layer, nn.Linear) and is_module(ours):
                 layers[ours] = layer
     return layers
+
+
+def spec_of_layers(
+    layers: Mapping[str, nn.Module], rank: int, alpha: float, seed: int
+) -> AdapterSpec:
+    """A fresh adapter of these layers, all of one rank and alpha."""
+    kernels = {name: layer_kernel(layer) for name, layer in layers.items()}
+    return AdapterSpec(
+        shapes={name: layer_shape(layer) for name, layer in layers.items()},
+        rank=rank,
+        alpha=alpha,
+        seed=seed,
+        kernels={name: kernel for name, kernel in kernels.items() if kernel is not None},
+    )
 
 
 def choose_text_targets(layers: Mapping[str, nn.Module]) -> list[str]:

@@ -6,6 +6,7 @@ With dim_from_weights they are the modules of network_weights, at that file's ra
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from lcp_plugin.adapter import AdapterSpec
@@ -13,7 +14,7 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.config.rates import part_rate
 from lcp_plugin.formats.lora_file import LoraFile
 from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
-from lcp_plugin.sdxl.layers import layer_kernel, layer_shape
+from lcp_plugin.sdxl.layers import spec_of_layers
 from lcp_plugin.sdxl.sites import LoraPair
 from lcp_plugin.sdxl.targets import (
     Target,
@@ -49,15 +50,11 @@ def make_spec(
     targets = select_modules(adapted, options, weights)
     adapted.check_fits(weights.adapter if weights is not None else {})
     layers = {name: adapted.layers[name] for name in targets}
-    kernels = {name: layer_kernel(layer) for name, layer in layers.items()}
-    return AdapterSpec(
-        shapes={name: layer_shape(layer) for name, layer in layers.items()},
-        rank=options.rank,
-        alpha=options.alpha,
-        seed=derive_seed(seed, "adapter", task.index),
+    own_seed = derive_seed(seed, "adapter", task.index)
+    return replace(
+        spec_of_layers(layers, options.rank, options.alpha, own_seed),
         ranks=special_ranks(targets, options.rank),
         alphas=special_alphas(targets, options.alpha),
-        kernels={name: kernel for name, kernel in kernels.items() if kernel is not None},
     )
 
 
