@@ -60,18 +60,12 @@ from lcp_plugin.seeds import derive_seed
 from lcp_plugin.store.carries import deliverable_adapter, lineage_of
 from lcp_plugin.store.deliverable_header import complete_header, counts_of
 from lcp_plugin.store.parents import read_parent
+from lcp_plugin.store.replay import STEP_HOOKS
 from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import Task
 
 log = logging.getLogger(__name__)
 
-STEP_HOOKS = (
-    "before_training",
-    "before_backward",
-    "before_optimizer_step",
-    "after_optimizer_step",
-    "after_training",
-)
 OWN_ARGUMENTS = (
     *("strategy", "prev", "task", "concept", "kind", "lora_targets", "seed"),
     *("rank_dropout", "module_dropout", "allow_strategy_change"),

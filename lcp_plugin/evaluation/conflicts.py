@@ -39,7 +39,7 @@ from lcp_plugin.store.carries import carry_from_tensors, carry_to_tensors
 from lcp_plugin.store.replay import StrategyMaker
 from lcp_plugin.store.run_folder import RunStore
 
-Updates = Callable[[str], Delta]  # module -> the delta of this module alone, empty if unchanged
+ModuleUpdates = Callable[[str], Delta]  # module -> its delta alone, empty if unchanged
 READINGS = ("since", "after")
 BASIS = 64  # directions of a dense update that count for its overlap
 
@@ -212,7 +212,7 @@ def compare_adapters(deltas: Mapping[str, Delta]) -> list[Pair]:
 
 
 def compare_boundaries(
-    names: Sequence[str], boundaries: Sequence[Updates], modules: Sequence[str]
+    names: Sequence[str], boundaries: Sequence[ModuleUpdates], modules: Sequence[str]
 ) -> list[Pair]:
     """Figure 2: every earlier task i against every later boundary j, in both readings.
 
@@ -256,7 +256,7 @@ def energy_lost(merged: Merged) -> dict[str, float]:
 @contextmanager
 def open_boundaries(
     run: Path, make_strategy: StrategyMaker
-) -> Iterator[tuple[list[str], list[Updates], list[str]]]:
+) -> Iterator[tuple[list[str], list[ModuleUpdates], list[str]]]:
     """(task names, D_0 .. D_T by module, modules) of a run's folder, without holding them.
 
     Raises:
@@ -287,7 +287,7 @@ def open_boundaries(
         yield [folder.name for folder in folders], [read for _, read in readers], modules
 
 
-def _reader(file: Path | None) -> tuple[set[str], Updates]:
+def _reader(file: Path | None) -> tuple[set[str], ModuleUpdates]:
     if file is None:
         return set(), lambda module: Delta()
     tensors: dict[str, list[str]] = {}
