@@ -145,7 +145,7 @@ def create_strategy(name: str, args: Sequence[str] = ()) -> Strategy:
 
 def describe_strategies() -> str:
     """Every strategy with its options (`describe`)."""
-    return describe(Strategy)  # type: ignore[type-abstract]
+    return describe_plugins(Strategy)  # type: ignore[type-abstract]
 
 
 def create(kind: type[Plugin], name: str, args: Sequence[str] = ()) -> Plugin:
@@ -227,7 +227,7 @@ def _cast_plain(text: str, annotation: Any) -> Any:
     return text
 
 
-def describe(kind: type[Plugin]) -> str:
+def describe_plugins(kind: type[Plugin]) -> str:
     """Every plugin with its options and the first line of its docstring, for --list_strategies."""
     return "\n".join(_describe_plugin(kind, name) for name in list_names(kind))
 

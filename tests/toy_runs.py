@@ -102,7 +102,7 @@ def names_in(folder: Path, pattern: str) -> list[str]:
     return sorted(path.name for path in folder.glob(pattern))
 
 
-FOUR = ("naive", "merge_init", "merge_ortho_init", "magmax", "recall")
+STRATEGIES = ("naive", "merge_init", "merge_ortho_init", "magmax", "recall")
 
 
 def read_all(store: RunStore) -> dict[str, torch.Tensor]:

@@ -15,6 +15,11 @@ from lcp_plugin.tasks import Task
 SHAPES: Mapping[str, tuple[int, int]] = {"unet.a": (3, 4), "unet.b": (4, 3), "unet.wide": (40, 50)}
 
 
+def scaled_linear_betas(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
+    """SDXL's betas: linear in their square roots   # (steps,), fp64."""
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

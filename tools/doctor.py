@@ -88,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             table, status = measure(arguments, flags)
             print(table)
             return status
-        from lcp_plugin.doctor.machine import describe
+        from lcp_plugin.doctor.machine import describe_machine
 
-        print(describe(arguments.output_dir, arguments.network_dim or 32))
+        print(describe_machine(arguments.output_dir, arguments.network_dim or 32))
     except LcpError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -15,15 +15,15 @@ from typing import Any
 
 from lcp_plugin.config.convert import Unfit, parse_bytes
 from lcp_plugin.config.findings import Findings, did_you_mean
-from lcp_plugin.config.optimizer_table import NAMES, find_optimizer, finds_its_rate
+from lcp_plugin.config.optimizer_table import OPTIMIZER_NAMES, find_optimizer, finds_its_rate
 from lcp_plugin.config.options import Options, option_fields
 from lcp_plugin.config.prompts import read_prompts
 from lcp_plugin.config.rates import PartRates, lora_plus_ratio
+from lcp_plugin.config.samplers import FROM_PURE_NOISE
 from lcp_plugin.errors import ConfigError
 
 _EXPORT = re.compile(r"^(lora(:[1-9]\d*)?|diff|diffusers|peft|checkpoint)$")
 _PICKLED = ("optimizer.bin", "scheduler.bin", "scaler.pt", "random_states_*.pkl")
-FROM_PURE_NOISE = ("ddim", "euler", "euler_a", "k_euler", "k_euler_a", "dpmsolver++")
 
 
 def settle_options(
@@ -153,7 +153,7 @@ def _check_optimizer(options: Options, findings: Findings, problem: Any) -> None
     kind = options.optimizer_type
     known = find_optimizer(kind)
     if known is None and "." not in kind:
-        hint = did_you_mean(kind, NAMES)
+        hint = did_you_mean(kind, OPTIMIZER_NAMES)
         problem("optimizer_type", f"= {kind!r} is no optimizer known here.{hint}")
     package = known.package if known is not None else ""
     if package and importlib.util.find_spec(package) is None:

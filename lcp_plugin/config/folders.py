@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images of a folder, or of one and all below it (`pictures.list_images`)."""
+    """Images directly in a folder (`pictures.list_images`)."""
     from lcp_plugin.formats import pictures
 
     return pictures.list_images(folder)
 
 
 def describe_left_out(folder: Path) -> str:
-    """Which files of a folder are no images to us (`pictures.describe_left_out`)."""
+    """One sentence on a folder's other files (`pictures.describe_left_out`)."""
     from lcp_plugin.formats import pictures
 
     return pictures.describe_left_out(folder)

@@ -80,7 +80,7 @@ KNOWN: tuple[KnownOptimizer, ...] = (
     KnownOptimizer("SGDScheduleFree", "schedulefree.SGDScheduleFree"),
 )
 _BY_NAME = MappingProxyType({known.name.lower(): known for known in KNOWN})
-NAMES = tuple(known.name for known in KNOWN)
+OPTIMIZER_NAMES = tuple(known.name for known in KNOWN)
 
 
 def find_optimizer(name: str) -> KnownOptimizer | None:

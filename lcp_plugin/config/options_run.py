@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lcp_plugin.config.fields import group
+from lcp_plugin.config.samplers import SAMPLERS
 
 _run = group("Tasks and strategy", grade="ours")
 _sample = group("Samples", fixed=False)
@@ -88,24 +89,7 @@ class SampleOptions:
     sample_sampler: str = _sample(
         "ddim",
         "sampler of all samples",
-        choices=(
-            "ddim",
-            "pndm",
-            "lms",
-            "euler",
-            "euler_a",
-            "heun",
-            "dpm_2",
-            "dpm_2_a",
-            "dpmsolver",
-            "dpmsolver++",
-            "dpmsingle",
-            "k_lms",
-            "k_euler",
-            "k_euler_a",
-            "k_dpm_2",
-            "k_dpm_2_a",
-        ),
+        choices=SAMPLERS,
     )
     samples_per_task: int = _sample(
         1, "images of every task so far at each boundary; 0 = none", grade="ours", minimum=0

@@ -30,7 +30,7 @@ from lcp_plugin.data.encodings import (
     EncodingSettings,
     static_caption,
 )
-from lcp_plugin.data.examples import Example, Part, collect_examples
+from lcp_plugin.data.examples import Example, Split, collect_examples
 from lcp_plugin.data.images import Size
 from lcp_plugin.data.rows import (
     centre_crop,
@@ -85,7 +85,7 @@ class TaskData:
         task_index: int,
         resolution: Size,
         cache_dir: Path | None = None,
-        part: Part = "train",
+        part: Split = "train",
     ) -> None:
         self.task = task
         self._settings = DataSettings.of(task.options)

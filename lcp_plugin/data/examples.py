@@ -23,7 +23,7 @@ from lcp_plugin.errors import DataError
 from lcp_plugin.formats.pictures import describe_left_out, list_images
 from lcp_plugin.seeds import derive_seed
 
-Part = Literal["train", "validation"]
+Split = Literal["train", "validation"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ExampleSet:
 
 
 def collect_examples(
-    dataset: DatasetConfig, native: Size, part: Part, default_seed: int
+    dataset: DatasetConfig, native: Size, part: Split, default_seed: int
 ) -> ExampleSet:
     """The examples of a data set. Raises DataError for images and captions that cannot be read."""
     bucketing = Bucketing(dataset, native)
@@ -195,7 +195,7 @@ def _captions_of_metadata(subset: SubsetConfig, path: Path) -> dict[Path, str]:
     return captions
 
 
-def _split(paths: Sequence[Path], share: float, seed: int, part: Part) -> list[Path]:
+def _split(paths: Sequence[Path], share: float, seed: int, part: Split) -> list[Path]:
     """The images of a part; at least one stays for training."""
     if share <= 0:
         return list(paths) if part == "train" else []

@@ -178,7 +178,7 @@ def choose_preset(memories: list[Memory], free_gb: float | None) -> Memory | Non
 # --------------------------------------------------------------------------------- the report
 
 
-def describe(output_dir: Path, rank: int) -> str:
+def describe_machine(output_dir: Path, rank: int) -> str:
     """The whole report as text."""
     checks = examine(output_dir, rank)
     width = max(len(c.what) for c in checks)

@@ -23,6 +23,7 @@ from lcp_plugin.config.convert import Unfit, parse_bytes
 from lcp_plugin.config.estimates import GB, RESERVE_GB, estimate_memory, measured_file
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.options import Options
+from lcp_plugin.doctor.machine import PRESETS
 from lcp_plugin.doctor.measuring import (
     FAILED,
     FITS,
@@ -36,7 +37,7 @@ from lcp_plugin.doctor.measuring import (
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.formats.disk import write_json
 
-PRESETS = ("8gb", "12gb", "24gb", "paper")
+MEASURED_PRESETS = (*PRESETS, "paper")
 MARGIN = 1.25  # a preset is tried up to here above its estimate: estimates are what is in question
 ROOM = 0.1  # of the limit: held but unused memory that expandable segments could win back
 SEGMENTS = "expandable_segments:True"
@@ -51,7 +52,7 @@ def measure_presets(
     Without `presets` all are tried whose estimates fit.
     """
     rows: list[dict[str, Any]] = []
-    asked = [replace(request, preset=preset) for preset in presets or PRESETS]
+    asked = [replace(request, preset=preset) for preset in presets or MEASURED_PRESETS]
     for one in asked:
         options_of(one)  # a mistyped option is told before anything is measured
     for one in asked:

@@ -216,7 +216,7 @@ def measure_task(run: Run, number: int) -> dict[str, Any]:
     base, device = run.base, run.base.device
     carry = play_tasks(run, number - 1)
     task = replace(run.tasks[0], index=number)
-    options = options_of(run)
+    options = task_options(run)
     times = StepTimes(device)
     run = replace(run, observers=(times,))
     reset_peak(device)
@@ -241,7 +241,7 @@ def measure_task(run: Run, number: int) -> dict[str, Any]:
     return row
 
 
-def options_of(run: Run) -> Options:
+def task_options(run: Run) -> Options:
     """Those of the one task that is measured."""
     return run.plan.configs[run.tasks[0].name].options
 
@@ -251,7 +251,7 @@ def play_tasks(run: Run, count: int) -> Carry:
     each, without a step of training.
     """
     carry = Carry()
-    options = options_of(run)
+    options = task_options(run)
     for index in range(1, count + 1):
         task = replace(run.tasks[0], index=index, name=f"earlier{index}")
         start = start_task(run, task, carry, options)
@@ -296,7 +296,7 @@ def read_peak(device: torch.device) -> dict[str, float]:
 
 def describe_request(request: Request, run: Run) -> dict[str, Any]:
     """What belongs to every row of the process."""
-    options = options_of(run)
+    options = task_options(run)
     return {
         **describe_card(),
         "size": request.size,
@@ -314,7 +314,7 @@ def estimates_of(request: Request, run: Run, task: int) -> dict[str, float]:
     """What `config.estimates` says of SDXL's last task of so many; nothing at other sizes."""
     if request.size != "sdxl":
         return {}
-    options, pixels = options_of(run), request.side**2
+    options, pixels = task_options(run), request.side**2
     return {
         "estimated_gb": sum(estimate_memory(options, task, pixels).values()),
         "estimated_seconds": estimate_seconds(options, pixels, task),
@@ -338,7 +338,7 @@ def cost_of(run: Run, row: dict[str, Any], first: float) -> dict[str, Any] | Non
     """The row of `config.estimates` that this one is; None but at SDXL's size on a GPU."""
     if row["size"] != "sdxl" or row["card"] == "CPU":
         return None
-    options = options_of(run)
+    options = task_options(run)
     counted = sum(count_memory(options, row["task"]).values())
     images = images_of(options, row["side"] ** 2)
     limit = f" held to {row['limit_gb']:g} GB" if row["limit_gb"] else ""

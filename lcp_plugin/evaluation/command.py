@@ -20,7 +20,7 @@ from lcp_plugin.evaluation.chains import Chain
 from lcp_plugin.evaluation.embeddings import EmbeddingCache
 from lcp_plugin.evaluation.evaluate import Evaluation, score_folders
 from lcp_plugin.evaluation.extras import EXTRAS, measure_extras
-from lcp_plugin.evaluation.images import list_images
+from lcp_plugin.evaluation.images import require_images
 from lcp_plugin.evaluation.inputs import collect_chains
 from lcp_plugin.evaluation.metrics import (
     METRICS,
@@ -28,7 +28,12 @@ from lcp_plugin.evaluation.metrics import (
     load_encoder,
     parse_encoder_paths,
 )
-from lcp_plugin.evaluation.protocols import Protocol, read_dreambooth_prompts, read_protocol, settle
+from lcp_plugin.evaluation.protocols import (
+    Protocol,
+    override,
+    read_dreambooth_prompts,
+    read_protocol,
+)
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.precisions import PRECISIONS
@@ -128,13 +133,13 @@ def score_two_folders(args: argparse.Namespace) -> str:
         raise ConfigError("--generated also needs --references, the folder to compare with.")
     metrics = choose_metrics(args.metrics)
     paths = parse_encoder_paths(args.encoder)
-    generated, references = list_images(args.generated), list_images(args.references)
+    generated, references = require_images(args.generated), require_images(args.references)
     device = choose_device(args.device)
     caches = {
         name: EmbeddingCache(load_encoder(name, paths.get(name), device), None)
         for name in dict.fromkeys(m.encoder for m in metrics)
     }
-    prompts = [args.prompt] * len(generated) if args.prompt else read_prompts(generated)
+    prompts = [args.prompt] * len(generated) if args.prompt else read_png_prompts(generated)
     scores = score_folders(generated, references, metrics, caches, prompts)
     folder = args.output or Path("evaluation")
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +154,7 @@ def score_two_folders(args: argparse.Namespace) -> str:
     return "\n".join([*lines, f"scores   {folder / 'scores.json'}"])
 
 
-def read_prompts(files: Sequence[Path]) -> list[str]:
+def read_png_prompts(files: Sequence[Path]) -> list[str]:
     """The prompt in each PNG's metadata; empty where any has none."""
     from PIL import Image
 
@@ -223,7 +228,7 @@ def choose_protocol(args: argparse.Namespace) -> Protocol:
     listed = read_dreambooth_prompts(args.prompt_list) if args.prompt_list else {}
     if args.protocol is not None:
         return read_protocol(args.protocol, overrides, listed)
-    return settle(Protocol(prompts=listed), overrides)
+    return override(Protocol(prompts=listed), overrides)
 
 
 def choose_device(name: str | None) -> str:

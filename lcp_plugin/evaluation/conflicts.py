@@ -38,7 +38,7 @@ from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.store.carries import carry_from_tensors, carry_to_tensors
 from lcp_plugin.store.run_folder import RunStore
 
-Updates = Callable[[str], Delta]  # module -> the delta of this module alone, empty if unchanged
+ModuleUpdates = Callable[[str], Delta]  # module -> its delta alone, empty if unchanged
 READINGS = ("since", "after")
 BASIS = 64  # directions of a dense update that count for its overlap
 
@@ -211,7 +211,7 @@ def compare_adapters(deltas: Mapping[str, Delta]) -> list[Pair]:
 
 
 def compare_boundaries(
-    names: Sequence[str], boundaries: Sequence[Updates], modules: Sequence[str]
+    names: Sequence[str], boundaries: Sequence[ModuleUpdates], modules: Sequence[str]
 ) -> list[Pair]:
     """Figure 2: every earlier task i against every later boundary j, in both readings.
 
@@ -253,7 +253,7 @@ def energy_lost(merged: Merged) -> dict[str, float]:
 
 
 @contextmanager
-def open_boundaries(run: Path) -> Iterator[tuple[list[str], list[Updates], list[str]]]:
+def open_boundaries(run: Path) -> Iterator[tuple[list[str], list[ModuleUpdates], list[str]]]:
     """(task names, D_0 .. D_T by module, modules) of a run's folder, without holding them.
 
     Raises:
@@ -285,7 +285,7 @@ def open_boundaries(run: Path) -> Iterator[tuple[list[str], list[Updates], list[
         yield [folder.name for folder in folders], [read for _, read in readers], modules
 
 
-def _reader(file: Path | None) -> tuple[set[str], Updates]:
+def _reader(file: Path | None) -> tuple[set[str], ModuleUpdates]:
     if file is None:
         return set(), lambda module: Delta()
     tensors: dict[str, list[str]] = {}

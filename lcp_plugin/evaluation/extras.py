@@ -21,7 +21,7 @@ from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.evaluate import Evaluation
 from lcp_plugin.evaluation.losses import Prober, describe_losses, encode_images
 from lcp_plugin.evaluation.pictures import Stage
-from lcp_plugin.evaluation.recognition import cover
+from lcp_plugin.evaluation.recognition import share_of_ceiling
 from lcp_plugin.evaluation.scores import mean_cosine, none_if_nan
 from lcp_plugin.sdxl.base_weights import BaseSource
 
@@ -184,7 +184,7 @@ def measure_way(evaluation: Evaluation, chain: Chain, metric: Metric) -> dict[st
     pairs = zip(states["learned"], chain.tasks, strict=True)
     learned = [evaluation.score(metric, stage, task) for stage, task in pairs]
     at_base = [evaluation.score(metric, base, task) for task in chain.tasks]
-    covered = cover(learned, at_base, ceiling)
+    covered = share_of_ceiling(learned, at_base, ceiling)
     return {
         "recognised": shares,
         "ceiling": ceiling,

@@ -37,7 +37,7 @@ class Preprocessing:
     crop: Literal["torchvision", "transformers"] = "torchvision"
 
 
-def list_images(folder: Path) -> list[Path]:
+def require_images(folder: Path) -> list[Path]:
     """The image files of a folder, sorted by name; DataError where there are none."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder of images.")

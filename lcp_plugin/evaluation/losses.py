@@ -47,7 +47,7 @@ TIMESTEPS, NOISES, IMAGES = 16, 2, 5
 
 
 @dataclass(frozen=True)
-class Bank:
+class NoiseBank:
     """One task's noisy latents and what the model should say of them."""
 
     noisy: Tensor  # (n, c, h, w), fp32
@@ -69,7 +69,7 @@ class Prober:
     seed: int = 42
     file: Path | None = None
     room: int = 2**31  # bytes
-    banks: dict[str, Bank] = field(default_factory=dict)
+    banks: dict[str, NoiseBank] = field(default_factory=dict)
     predicted: int = 0  # banks that the model was run on
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class Prober:
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
-    def bank(self, task: EvalTask) -> Bank:
+    def bank(self, task: EvalTask) -> NoiseBank:
         """The task's bank, made at the first call."""
         key = self.key(task)
         if key not in self.banks:
@@ -141,7 +141,7 @@ class Prober:
         return math.nan if value is None else value
 
     @torch.no_grad()
-    def _run(self, stage: Stage, bank: Bank) -> Tensor:
+    def _run(self, stage: Stage, bank: NoiseBank) -> Tensor:
         pipeline, prompts = self.studio.stand_on(stage)
         prompts.add(pipeline, [bank.prompt])
         side = native_resolution(pipeline)
@@ -182,7 +182,9 @@ def encode_images(pipeline: StableDiffusionXLPipeline, files: Sequence[Path]) ->
     return encode_pixels(pipeline.vae, pixels).cpu()
 
 
-def make_bank(pipeline: StableDiffusionXLPipeline, clean: Tensor, prompt: str, seed: int) -> Bank:
+def make_bank(
+    pipeline: StableDiffusionXLPipeline, clean: Tensor, prompt: str, seed: int
+) -> NoiseBank:
     """Every image with every timestep and noise."""
     alphas = pipeline.scheduler.alphas_cumprod.float().cpu()
     total = len(alphas)
@@ -198,7 +200,7 @@ def make_bank(pipeline: StableDiffusionXLPipeline, clean: Tensor, prompt: str, s
     noisy = signal * images + spread * noise
     is_v = prediction_type(pipeline) == "v_prediction"
     target = signal * noise - spread * images if is_v else noise
-    return Bank(noisy, target, timesteps, prompt)
+    return NoiseBank(noisy, target, timesteps, prompt)
 
 
 def measure_losses(prober: Prober, chain: Chain) -> dict[str, Any]:

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from lcp_plugin.delta import Delta, Stacked
+from lcp_plugin.delta import Delta
 from lcp_plugin.formats.disk import remove_temporary_files
-from lcp_plugin.formats.identity import hash_tensors
 from lcp_plugin.formats.pictures import save_picture
 from lcp_plugin.sdxl.base_weights import BaseSource, add_to_base, check_source, sum_weights
 
@@ -68,17 +67,6 @@ class Picture:
     path: Path
     prompt: str
     number: int  # of the starting latent
-
-
-def hash_delta(delta: Delta) -> str:
-    """sha256 over a delta's tensors; the empty delta has a hash of its own."""
-    tensors: dict[str, torch.Tensor] = {}
-    for name, entry in delta.items():
-        if isinstance(entry, Stacked):
-            tensors |= {f"{name}.up": entry.up, f"{name}.down": entry.down}
-        else:
-            tensors[f"{name}.weight"] = entry.weight
-    return hash_tensors(tensors)
 
 
 def name_weights(base_hash: str, delta_hash: str) -> str:
@@ -204,11 +192,11 @@ class Studio:
     def _draw(
         self, batch: Sequence[Picture], bank: PromptBank, latents: torch.Tensor
     ) -> list[Image.Image]:
-        from lcp_plugin.sdxl.drawing import Guidance, sample_images
+        from lcp_plugin.sdxl.drawing import Guidance, draw_images
 
         sampling = self.sampling
         toward, away = bank([p.prompt for p in batch]), bank([sampling.negative])
-        return sample_images(
+        return draw_images(
             self.pipeline(),
             Guidance(toward, away, sampling.guidance),
             latents[[p.number for p in batch]],

@@ -68,10 +68,10 @@ def read_protocol(
         prompts = prompt_list
     elif listed:
         prompts = read_dreambooth_prompts(_resolve(path, str(listed)))
-    return settle(Protocol(Sampling(**table), prompts), overrides)
+    return override(Protocol(Sampling(**table), prompts), overrides)
 
 
-def settle(protocol: Protocol, overrides: Mapping[str, Any]) -> Protocol:
+def override(protocol: Protocol, overrides: Mapping[str, Any]) -> Protocol:
     """The protocol with what was set on the command line."""
     given = {k: v for k, v in overrides.items() if v is not None}
     count = given.pop("count", protocol.count)

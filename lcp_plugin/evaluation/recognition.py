@@ -143,9 +143,10 @@ def share_recognised(images: ArrayLike, references: Sequence[ArrayLike], own: in
     return judge(images, named, str(own)).share
 
 
-def cover(learned: ArrayLike, base: ArrayLike, ceiling: ArrayLike) -> NDArray[np.float64]:
-    """(learned - base) / (ceiling - base) of every task   # (tasks,); NaN where nothing lies
-    between base and ceiling."""
+def share_of_ceiling(
+    learned: ArrayLike, base: ArrayLike, ceiling: ArrayLike
+) -> NDArray[np.float64]:
+    """(learned - base) / (ceiling - base) of every task   # (tasks,), NaN unless ceiling > base."""
     low, high = np.asarray(base, dtype=np.float64), np.asarray(ceiling, dtype=np.float64)
     way = high - low
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -167,13 +167,6 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(float(finite.mean()), float(finite.std()), int(finite.size))
 
 
-def mean_matrix(matrices: Sequence[Matrix]) -> Matrix:
-    """Cell by cell over runs of one length; ValueError for different lengths."""
-    if len({m.shape for m in matrices}) != 1:
-        raise ValueError("matrices of different numbers of tasks cannot be averaged")
-    return np.asarray(np.mean(np.stack(list(matrices)), axis=0), dtype=np.float64)
-
-
 def tasks_since(matrices: Sequence[Matrix]) -> list[Spread]:
     """Figure 1: score on the first task k = 0, 1, ... tasks after it was learned, over runs."""
     longest = max(m.shape[1] for m in matrices)
@@ -189,11 +182,6 @@ class Interval:
     high: float
     level: float
     pairs: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
-        return self.low > 0 or self.high < 0
 
 
 EXACT_PAIRS = 6  # 6 ** 6 = 46,656 resamples: all of them are looked at

@@ -17,7 +17,7 @@ from torch import Tensor
 from lcp_plugin.errors import DiskError, FileFormatError
 from lcp_plugin.formats.disk import cache_folder, read_json, replacing, write_json, writing
 from lcp_plugin.formats.header import LEGACY_HASH, MODEL_HASH
-from lcp_plugin.formats.lineage import OURS, is_ours
+from lcp_plugin.formats.lineage import OWN_PREFIX, is_ours
 from lcp_plugin.formats.tensors import (
     FileLayout,
     build_header,
@@ -27,7 +27,7 @@ from lcp_plugin.formats.tensors import (
     read_header,
 )
 
-OWN_HASH = f"{OURS}model_hash"  # sshs_model_hash as we wrote it: other tools renew theirs only
+OWN_HASH = f"{OWN_PREFIX}model_hash"  # sshs_model_hash as we wrote it: others renew theirs only
 _CHUNK = 1 << 22
 
 

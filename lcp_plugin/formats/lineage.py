@@ -17,7 +17,7 @@ from typing import Any
 from lcp_plugin.errors import LineageError
 from lcp_plugin.tasks import TaskRecord
 
-OURS = "ss_lcp_"  # what the keys of a lineage start with
+OWN_PREFIX = "ss_lcp_"  # what the keys of a lineage start with
 HEADER_FORMAT = "1"
 UNTRAINED = ("merge", "export")  # before a colon or alone: a tool made the file, no strategy
 UNKNOWN_HASHES = ("", "None", "NOFILE", "IsADirectory")  # what sd-scripts says of no single file
@@ -70,7 +70,7 @@ class Lineage:
             "versions": _dump(dict(self.versions)),
             "options": _dump(dict(self.options)),
         }
-        return {OURS + name: value for name, value in values.items() if value}
+        return {OWN_PREFIX + name: value for name, value in values.items() if value}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Lineage | None:
@@ -125,27 +125,27 @@ class Lineage:
 
 def is_ours(metadata: Mapping[str, str]) -> bool:
     """Whether a header holds a lineage, damaged or not."""
-    return f"{OURS}format" in metadata
+    return f"{OWN_PREFIX}format" in metadata
 
 
 def carry_hash_of(metadata: Mapping[str, str]) -> str | None:
     """Which carry a file says that it holds, be the rest of its lineage damaged or not."""
-    return metadata.get(f"{OURS}carry_hash")
+    return metadata.get(f"{OWN_PREFIX}carry_hash")
 
 
 def mixed(metadata: Mapping[str, str]) -> dict[str, str]:
     """A header of tensors that were mixed since it was written, by another tool or by us: it tells
     neither which carry this is nor the ranks of each task.
     """
-    gone = (f"{OURS}carry_hash", f"{OURS}blocks")
+    gone = (f"{OWN_PREFIX}carry_hash", f"{OWN_PREFIX}blocks")
     return {key: value for key, value in metadata.items() if key not in gone}
 
 
 def derived(metadata: Mapping[str, str], parent: ParentFile | None) -> dict[str, str]:
     """The header of what was made from a file and is no longer this very model."""
-    entries = {f"{OURS}carry": "delta"} if is_ours(metadata) else {}
+    entries = {f"{OWN_PREFIX}carry": "delta"} if is_ours(metadata) else {}
     if parent is not None:
-        entries[f"{OURS}parents"] = _dump([parent.to_json()])
+        entries[f"{OWN_PREFIX}parents"] = _dump([parent.to_json()])
     return {**mixed(metadata), **entries}
 
 
@@ -154,7 +154,9 @@ def how_made(
 ) -> dict[str, str]:
     """Entries on what a tool did: ranks cut off, with the error; tasks weighed."""
     found = {"truncation": truncation, "weights": weights}
-    return {OURS + name: json.dumps(value) for name, value in found.items() if value is not None}
+    return {
+        OWN_PREFIX + name: json.dumps(value) for name, value in found.items() if value is not None
+    }
 
 
 def known_hash(text: str) -> str:
@@ -167,13 +169,13 @@ def _dump(value: Any) -> str:
 
 
 def _text(metadata: Mapping[str, str], name: str) -> str:
-    return metadata.get(OURS + name, "")
+    return metadata.get(OWN_PREFIX + name, "")
 
 
 def _load(metadata: Mapping[str, str], name: str, default: Any) -> Any:
     value = json.loads(_text(metadata, name) or json.dumps(default))
     if not isinstance(value, type(default)):
-        raise TypeError(f"{OURS}{name} is no {type(default).__name__}")
+        raise TypeError(f"{OWN_PREFIX}{name} is no {type(default).__name__}")
     return value
 
 

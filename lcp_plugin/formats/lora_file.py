@@ -59,7 +59,7 @@ LAYOUTS: dict[str, Layout] = {
     "peft": "peft",
 }
 FOLDER_FILES = (PEFT_FILE, "pytorch_lora_weights.safetensors")
-Part = Literal["down", "up", "alpha"]
+FactorPart = Literal["down", "up", "alpha"]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of ||D||
 
 
@@ -298,13 +298,13 @@ def lora_tensors(
     }
 
 
-def _parts_of(factors: Factors, with_alpha: bool) -> dict[Part, Tensor]:
+def _parts_of(factors: Factors, with_alpha: bool) -> dict[FactorPart, Tensor]:
     """down, up and alpha as files have them: in fp32, of a convolution in four dimensions."""
     down, up = factors.down, factors.up
     if factors.kernel:
         down = down.reshape(factors.rank, -1, *factors.kernel)
         up = up[:, :, None, None]
-    parts: dict[Part, Tensor] = {"down": down.contiguous(), "up": up.contiguous()}
+    parts: dict[FactorPart, Tensor] = {"down": down.contiguous(), "up": up.contiguous()}
     if with_alpha:
         parts["alpha"] = _alpha_tensor(factors.alpha)
     return parts

@@ -204,7 +204,7 @@ def _require_parts(module: str, parts: Mapping[str, Tensor], names: set[str]) ->
 
 
 @dataclass(frozen=True)
-class Kind:
+class Algorithm:
     """A kind of adapter whose update is a matrix: how it is known, and how it is formed."""
 
     beginning: str  # of one of its parts at least
@@ -214,13 +214,13 @@ class Kind:
 
 
 KINDS = (
-    Kind("diff", ("diff",), _full_diff, is_scaled=False),
-    Kind(
+    Algorithm("diff", ("diff",), _full_diff, is_scaled=False),
+    Algorithm(
         "hada",
         ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
         _loha,
     ),
-    Kind(
+    Algorithm(
         "lokr",
         (
             *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),

@@ -52,7 +52,7 @@ from lcp_plugin.report.read import (
 PER_CELL = 6  # pictures of one concept at one stage, over all runs of the page
 
 
-def compare_strategies(material: Material) -> list[Block]:
+def show_strategies(material: Material) -> list[Block]:
     """Tables, differences, Figure 1 and final pictures of several runs."""
     return [*_score_blocks(material), *_side_by_side(material)] if material.is_comparison else []
 
@@ -177,7 +177,7 @@ class Chapter:
 
 
 CHAPTERS = (
-    Chapter("strategies", "Strategies", "Strategies side by side", compare_strategies),
+    Chapter("strategies", "Strategies", "Strategies side by side", show_strategies),
     Chapter("recognised", "Recognised", "What is still recognised", None, show_recognised),
     Chapter("tasks", "Tasks", "What was learned, in this order", None, show_concepts),
     Chapter("samples", "Samples", "What it remembers", None, show_samples),
@@ -318,7 +318,7 @@ def _loss_figure(run: RunFacts, anchor: str) -> Figure | None:
     return Figure(as_markup(draw_losses(list(losses.items()), f"{anchor}-loss")), caption)
 
 
-READINGS = {"since": "since before it (W_j − W_i−1)", "after": "by later tasks (W_j − W_i)"}
+READING_TITLES = {"since": "since before it (W_j − W_i−1)", "after": "by later tasks (W_j − W_i)"}
 
 
 def _opposition_figures(run: RunFacts, anchor: str) -> list[Figure]:
@@ -327,14 +327,14 @@ def _opposition_figures(run: RunFacts, anchor: str) -> list[Figure]:
     ratios: dict[str, list[float]] = {}
     for link in links:
         for key, value in link.get("ratios", {}).items():
-            ratios.setdefault(READINGS.get(key, key), []).append(float(value))
+            ratios.setdefault(READING_TITLES.get(key, key), []).append(float(value))
     if not ratios:
         return []
     labels = [str(link.get("task", "")) for link in links]
     last = links[-1]
     shares = [
-        f"{READINGS.get(key, key)}: {last.get('opposed', {}).get(key, 0.0):.0%} of the entries "
-        f"oppose and {last.get('zeros', {}).get(key, 0.0):.0%} are exactly zero"
+        f"{READING_TITLES.get(key, key)}: {last.get('opposed', {}).get(key, 0.0):.0%} of the "
+        f"entries oppose and {last.get('zeros', {}).get(key, 0.0):.0%} are exactly zero"
         for key in last.get("ratios", {})
     ]
     caption = (

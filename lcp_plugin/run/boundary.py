@@ -49,10 +49,12 @@ def finish_boundaries(run: Context, newest: Carry | None = None) -> None:
 def deliver(run: Context, carry: Carry) -> None:
     """The deliverable, unless the one on disk records this very carry."""
     if run.store.delivered_hash() != hash_carry(carry):
-        write_lora(run, run.store.deliverable, carry, run.store.folders())
+        write_carry_as_lora(run, run.store.deliverable, carry, run.store.folders())
 
 
-def write_lora(run: Context, path: Path, carry: Carry, folders: Sequence[TaskFolder]) -> None:
+def write_carry_as_lora(
+    run: Context, path: Path, carry: Carry, folders: Sequence[TaskFolder]
+) -> None:
     """A carry as a LoRA file in the deliverable's form, read back before it counts."""
     adapter = portable_adapter(deliverable_adapter(carry))
     header = make_header(carry, adapter, folders, path.stem)

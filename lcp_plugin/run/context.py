@@ -12,7 +12,7 @@ from lcp_plugin.errors import LcpError
 from lcp_plugin.hooks import Observer, Strategy
 from lcp_plugin.run.plan import RunPlan
 from lcp_plugin.run.record import Logbook
-from lcp_plugin.run.samples import Drawing
+from lcp_plugin.run.samples import SampleDrawing
 from lcp_plugin.sdxl.live_base import LiveBase
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.tasks import Task, TaskRecord
@@ -27,7 +27,7 @@ class Context:
     plan: RunPlan
     room: Classroom
     logbook: Logbook
-    drawing: Drawing
+    drawing: SampleDrawing
     observers: tuple[Observer, ...] = ()
 
     # ------------------------------------------------------------------- as observers see a run

@@ -20,7 +20,7 @@ from lcp_plugin.config.options import Options, option_fields
 from lcp_plugin.config.task_table import TaskConfig
 
 
-class TaskFacts(Protocol):
+class DataCounts(Protocol):
     """What the plan asks of a task's data (lcp_plugin.data.dataset.TaskData)."""
 
     num_batches_per_epoch: int
@@ -81,7 +81,7 @@ def estimate_run(options: Options, steps: int, tasks: int, pixels: int) -> Estim
 
 def describe_plan(
     config: RunConfig,
-    tasks: Sequence[tuple[TaskConfig, TaskFacts]],
+    tasks: Sequence[tuple[TaskConfig, DataCounts]],
     native: int | None,
     processes: int = 1,
 ) -> str:
@@ -158,7 +158,7 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-def _task_lines(number: int, task: TaskConfig, data: TaskFacts, steps: int) -> list[str]:
+def _task_lines(number: int, task: TaskConfig, data: DataCounts, steps: int) -> list[str]:
     buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in data.bucket_counts.items())
     captions = data.captions
     more = f"; ... ({len(captions)} different ones)" if len(captions) > 2 else ""
@@ -177,7 +177,7 @@ def _task_lines(number: int, task: TaskConfig, data: TaskFacts, steps: int) -> l
     return lines
 
 
-def _largest(tasks: Sequence[tuple[TaskConfig, TaskFacts]], native: int | None) -> int:
+def _largest(tasks: Sequence[tuple[TaskConfig, DataCounts]], native: int | None) -> int:
     """Pixels of the largest bucket; SDXL's own where there are none."""
     sizes = [w * h for _, data in tasks for w, h in data.bucket_counts]
     return max(sizes, default=(native or 1024) ** 2)

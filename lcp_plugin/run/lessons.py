@@ -13,7 +13,7 @@ from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.disk import cache_folder
 from lcp_plugin.hooks import Carry, StepReport, TaskStart
-from lcp_plugin.run.boundary import write_lora
+from lcp_plugin.run.boundary import write_carry_as_lora
 from lcp_plugin.run.context import Context
 from lcp_plugin.run.network_weights import common_shape, start_from
 from lcp_plugin.run.record import describe_options, note_lesson, stamp, versions
@@ -95,7 +95,7 @@ def watch_lesson(run: Context, lesson: Lesson) -> Watch:
 
     def write_file(path: Path, adapter: Adapter, step: int) -> None:
         carry, folder = _sketch_boundary(run, lesson, Trained(adapter, {"steps": step}))
-        write_lora(run, path, carry, [*store.folders(), folder])
+        write_carry_as_lora(run, path, carry, [*store.folders(), folder])
 
     alone = len(run.tasks) == 1 and task.index == 1
     name = store.name if alone else f"{store.name}-{task.folder}"

@@ -41,8 +41,6 @@ from lcp_plugin.training.optimizers import OptimizerChoice, check_optimizer
 from lcp_plugin.training.processes import Processes, share_carry, share_decision
 from lcp_plugin.training.state import read_manifest
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "bitsandbytes")
-
 
 @dataclass(frozen=True)
 class RunPlan:

@@ -21,7 +21,7 @@ from lcp_plugin.run.network_weights import read_network_weights
 from lcp_plugin.run.opening import load_base, start_chain, start_processes, take_place
 from lcp_plugin.run.plan import RunPlan, join_plan
 from lcp_plugin.run.record import Logbook, describe_parent
-from lcp_plugin.run.samples import Drawing
+from lcp_plugin.run.samples import SampleDrawing
 from lcp_plugin.run.session import stopping_on_signals, thawing
 from lcp_plugin.run.settling import settle
 from lcp_plugin.run.trackers import create_observers
@@ -119,7 +119,7 @@ def make_run(
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Run:
     """A run that nobody watches as yet."""
-    drawing = Drawing.of(plan.options, base)
+    drawing = SampleDrawing.of(plan.options, base)
     room = Classroom(
         base=base,
         accelerator=accelerator,

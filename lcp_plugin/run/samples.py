@@ -30,7 +30,7 @@ Sampler = Callable[[Sequence[str], int, int], "list[Image]"]  # prompts, seed, d
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SampleDrawing:
     """How a run draws its samples, from the live model as it is."""
 
     base: LiveBase
@@ -40,7 +40,7 @@ class Drawing:
     texts_change: bool  # text encoders are trained: what they said a step ago no longer holds
 
     @classmethod
-    def of(cls, options: Options, base: LiveBase) -> Drawing:
+    def of(cls, options: Options, base: LiveBase) -> SampleDrawing:
         """As the run's options ask for it."""
         size = options.resolution or (base.native_side,) * 2
         changes = options.trains_text_encoders

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from lcp_plugin.config.check import FROM_PURE_NOISE, cannot_start
+from lcp_plugin.config.check import cannot_start
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.prompts import read_prompts
+from lcp_plugin.config.samplers import FROM_PURE_NOISE
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.hooks import Strategy
 from lcp_plugin.registry import describe_arguments, find

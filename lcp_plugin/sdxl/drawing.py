@@ -55,7 +55,7 @@ def starting_latents(
 
 
 @torch.no_grad()
-def sample_images(
+def draw_images(
     pipeline: StableDiffusionXLPipeline,
     guidance: Guidance,
     latents: Tensor,

@@ -42,7 +42,7 @@ class FlatFactors:
 
 
 @dataclass(frozen=True)
-class Run:
+class Stretch:
     """Neighbours in the flat tensor that an optimizer takes as one parameter."""
 
     joined: nn.Parameter
@@ -61,7 +61,7 @@ class JoinedGroups:
         self, groups: Sequence[dict[str, Any]], flat: FlatFactors, least: int = 4096
     ) -> None:
         self.flat = flat
-        self.runs: list[Run] = []
+        self.stretches: list[Stretch] = []
         self._views: list[tuple[nn.Parameter, Tensor]] = []
         self.groups = [{**group, "params": self._join(group["params"], least)} for group in groups]
 
@@ -81,14 +81,14 @@ class JoinedGroups:
     def _make_run(self, first: int, count: int) -> nn.Parameter:
         start, length = sum(self.flat.sizes[:first]), sum(self.flat.sizes[first : first + count])
         joined = nn.Parameter(self.flat.values[start : start + length])
-        self.runs.append(Run(joined, first, count))
+        self.stretches.append(Stretch(joined, first, count))
         return joined
 
     @torch.no_grad()
     def open(self) -> None:
         """Zero gradients side by side, which backward passes add to."""
         self._views = []
-        for run in self.runs:
+        for run in self.stretches:
             parameters = self.flat.parameters[run.first : run.first + run.count]
             sizes = self.flat.sizes[run.first : run.first + run.count]
             run.joined.grad = torch.zeros_like(run.joined)
@@ -108,7 +108,7 @@ class JoinedGroups:
 
     def clear(self) -> None:
         """No gradients, in the parameters too."""
-        for run in self.runs:
+        for run in self.stretches:
             run.joined.grad = None
         for parameter, _ in self._views:
             parameter.grad = None

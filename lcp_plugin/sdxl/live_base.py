@@ -20,7 +20,7 @@ from lcp_plugin.delta import Delta
 from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import PromptBank, encode_prompts, make_time_ids
-from lcp_plugin.sdxl.drawing import Guidance, decode_latents, sample_images
+from lcp_plugin.sdxl.drawing import Guidance, decode_latents, draw_images
 from lcp_plugin.sdxl.latents import encode_pixels
 from lcp_plugin.sdxl.load import native_resolution, prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
@@ -165,7 +165,7 @@ class LiveBase:
         training = self.adapted.training
         self.adapted.eval()
         texts = Guidance(self.bank(prompts), self.bank([negative]), guidance)
-        images = sample_images(self.pipeline, texts, latents, steps)
+        images = draw_images(self.pipeline, texts, latents, steps)
         self.adapted.train(training)
         return images
 

@@ -26,7 +26,7 @@ from lcp_plugin.sdxl.samplers import create_sampler
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
-TINY = "tiny-sdxl"
+TINY_NAME = "tiny-sdxl"
 REFINED_KEYS = ("conditioner.embedders.1.model.", "conditioner.embedders.0.transformer.")
 WEIGHT_FOLDERS = ("unet", "text_encoder", "text_encoder_2")
 # keys of a single file whose mere presence says how it was trained: v-prediction; v-prediction
@@ -67,9 +67,9 @@ def find_base(name: str | None) -> Path:
     if not name:
         raise BaseModelError(
             "no base model: set pretrained_model_name_or_path to a diffusers folder, an SDXL "
-            f".safetensors checkpoint, a hub id, or {TINY} (embedded)."
+            f".safetensors checkpoint, a hub id, or {TINY_NAME} (embedded)."
         )
-    if name == TINY:
+    if name == TINY_NAME:
         from lcp_plugin.tiny import model_dir
 
         return model_dir()
@@ -83,7 +83,7 @@ def find_base(name: str | None) -> Path:
     if path.suffix or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise BaseModelError(
             f"base model '{name}' does not exist; give a diffusers folder, a .safetensors file, "
-            f"a hub id like org/model, or {TINY}."
+            f"a hub id like org/model, or {TINY_NAME}."
         )
     return _find_on_hub(name)
 

@@ -80,11 +80,6 @@ def zero_terminal_betas(betas: Tensor) -> Tensor:
     return 1.0 - alphas
 
 
-def scaled_linear_betas(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
-    """SDXL's betas: linear in their square roots   # (steps,), fp64."""
-    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-
-
 def alphas_cumprod(betas: Tensor) -> Tensor:
     """a_t = prod (1 - beta)   # (steps,), fp64."""
     return torch.cumprod(1.0 - betas.double(), dim=0)

@@ -95,19 +95,6 @@ def allow_half_gradients(scaler: Any) -> None:
     scaler._unscale_grads_ = unscale_half
 
 
-def has_modes(optimizer: Any) -> bool:
-    """Whether an optimizer keeps two sets of weights (schedule-free ones), one of them shown."""
-    return callable(getattr(getattr(optimizer, "optimizer", optimizer), "eval", None))
-
-
-def set_mode(optimizer: Any, mode: str) -> None:
-    """Tells optimizers that keep two sets of weights (schedule-free ones) which is wanted, train
-    or eval; others are left alone.
-    """
-    if has_modes(optimizer):
-        getattr(getattr(optimizer, "optimizer", optimizer), mode)()
-
-
 def choose_attention(options: Options) -> str:
     """xformers if asked for, else torch's SDPA; plain products where that is switched off."""
     if options.xformers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lcp_plugin.config.prompts import SamplePrompt
-from lcp_plugin.sdxl.drawing import Guidance, sample_images, starting_latents
+from lcp_plugin.sdxl.drawing import Guidance, draw_images, starting_latents
 from lcp_plugin.sdxl.live_base import LiveBase
 from lcp_plugin.sdxl.samplers import create_sampler
 
@@ -39,7 +39,7 @@ def draw_prompt(
             base.encode_prompts([prompt.negative_prompt]),
             prompt.scale,
         )
-        (image,) = sample_images(pipeline, guidance, latents, prompt.sample_steps)
+        (image,) = draw_images(pipeline, guidance, latents, prompt.sample_steps)
     finally:
         pipeline.scheduler = own
     return image

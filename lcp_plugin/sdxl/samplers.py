@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Container
 from typing import Any
 
-from lcp_plugin.config.check import FROM_PURE_NOISE
+from lcp_plugin.config.samplers import FROM_PURE_NOISE, SAMPLERS
 from lcp_plugin.errors import ConfigError
 
 # name -> diffusers class, arguments beside the base's own
@@ -33,7 +33,6 @@ _SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"algorithm_type": "dpmsolver++", "lower_order_final": True},
     ),
 }
-NAMES = (*_SAMPLERS, *(f"k_{n}" for n in ("lms", "euler", "euler_a", "dpm_2", "dpm_2_a")))
 _SCHEDULE = (
     "num_train_timesteps",
     "beta_start",
@@ -60,8 +59,8 @@ def create_sampler(
     import diffusers
 
     plain = name[2:] if name.startswith("k_") else name
-    if name not in NAMES:
-        raise ConfigError(f"sample_sampler = {name!r}: wanted one of {', '.join(NAMES)}.")
+    if name not in SAMPLERS:
+        raise ConfigError(f"sample_sampler = {name!r}: wanted one of {', '.join(SAMPLERS)}.")
     class_name, extra = _SAMPLERS[plain]
     kind = getattr(diffusers, class_name)
     accepted = inspect.signature(kind.__init__).parameters

@@ -9,7 +9,7 @@ Facts: kohya-ss/sd-scripts, networks/lora.py at 48d368fa.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,12 +129,3 @@ def special_ranks(targets: Mapping[str, Target], rank: int) -> dict[str, int]:
 def special_alphas(targets: Mapping[str, Target], alpha: float) -> dict[str, float]:
     """Alphas that differ from network_alpha, as AdapterSpec.alphas wants them."""
     return {name: t.alpha for name, t in targets.items() if t.alpha != alpha}
-
-
-def count_by_part(names: Iterable[str]) -> dict[str, int]:
-    """Adapted layers of unet, text_encoder and text_encoder_2."""
-    counts: dict[str, int] = {}
-    for name in names:
-        part = name.split(".")[0]
-        counts[part] = counts.get(part, 0) + 1
-    return counts

@@ -13,11 +13,11 @@ from lcp_plugin.hooks import Carry
 from lcp_plugin.sdxl.live_model import LiveModel, run_unet
 from lcp_plugin.sdxl.loss import LossSettings
 from lcp_plugin.sdxl.noise import NoiseSettings
-from lcp_plugin.sdxl.precision import has_modes
 from lcp_plugin.store.carries import hash_carry
 from lcp_plugin.training.desk import TaskDesk
 from lcp_plugin.training.draws import Draws
 from lcp_plugin.training.lesson import Classroom, Lesson
+from lcp_plugin.training.optimizers import has_modes
 from lcp_plugin.training.updates import Updates
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lcp_plugin.errors import ConfigError
 
-OURS = ("self", "params", "lr")  # given by the run, not among optimizer_args
+GIVEN = ("self", "params", "lr")  # given by the run, not among optimizer_args
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def check_arguments(
         return
     is_open = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for key, value in values.items():
-        if key in OURS:
+        if key in GIVEN:
             raise misfit(path, name, f"'{key}' is the run's own; set learning_rate instead")
         if key in known:
             if wanted := _wanted_kind(known[key].default, value):
@@ -60,7 +60,7 @@ def misfit(path: str, name: str, reason: object) -> ConfigError:
 
 
 def _describe(known: Mapping[str, inspect.Parameter], key: str) -> str:
-    names = [n for n, p in known.items() if n not in OURS and p.kind is not p.VAR_POSITIONAL]
+    names = [n for n, p in known.items() if n not in GIVEN and p.kind is not p.VAR_POSITIONAL]
     near = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}it takes {', '.join(names)}" if names else "it takes none"

@@ -20,14 +20,13 @@ from torch import nn
 
 from lcp_plugin.config.optimizer_table import (
     KNOWN,
-    NAMES,
+    OPTIMIZER_NAMES,
     KnownOptimizer,
     find_optimizer,
     finds_its_rate,
 )
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.sdxl.precision import set_mode
 from lcp_plugin.training.optimizer_args import check_arguments, misfit, parse_arguments
 
 log = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ def _checked_path(name: str) -> str:
     """A dotted path. Raises ConfigError for a plain name that is no known optimizer's."""
     if "." in name:
         return name
-    spelled = {known.lower(): known for known in NAMES}
+    spelled = {known.lower(): known for known in OPTIMIZER_NAMES}
     near = difflib.get_close_matches(name.lower(), spelled, n=1)
     hint = f"did you mean '{spelled[near[0]]}'?" if near else "give a torch.optim name or pkg.Class"
     raise ConfigError(f"optimizer_type = '{name}' is not known; {hint}")
@@ -260,3 +259,14 @@ def _try_step(
             optimizer.step()
         except TypeError as error:
             raise misfit(path, label, error) from error
+
+
+def has_modes(optimizer: Any) -> bool:
+    """Whether an optimizer keeps two sets of weights (schedule-free ones), one of them shown."""
+    return callable(getattr(getattr(optimizer, "optimizer", optimizer), "eval", None))
+
+
+def set_mode(optimizer: Any, mode: str) -> None:
+    """Shows the weights of train or eval, if an optimizer has two sets (`has_modes`)."""
+    if has_modes(optimizer):
+        getattr(getattr(optimizer, "optimizer", optimizer), mode)()

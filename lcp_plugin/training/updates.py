@@ -6,11 +6,11 @@ import torch
 
 from lcp_plugin.sdxl.flat_factors import JoinedGroups
 from lcp_plugin.sdxl.live_model import LiveStep
-from lcp_plugin.sdxl.precision import allow_half_gradients, set_mode
+from lcp_plugin.sdxl.precision import allow_half_gradients
 from lcp_plugin.sdxl.sites import limit_norms
 from lcp_plugin.training.lesson import Classroom, Lesson
 from lcp_plugin.training.modules import make_groups
-from lcp_plugin.training.optimizers import OptimizerChoice, create_optimizer
+from lcp_plugin.training.optimizers import OptimizerChoice, create_optimizer, set_mode
 from lcp_plugin.training.schedules import RateSchedule, make_course
 
 

@@ -21,7 +21,7 @@ from lcp_plugin.seeds import derive_seed
 
 NUM_TIMESTEPS = 4
 
-Predict = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]  # noisy, timesteps, batch
+PredictBatch = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor]  # noisy, timesteps, batch
 
 
 def validation_timesteps(
@@ -35,7 +35,7 @@ def validation_timesteps(
 
 @torch.no_grad()
 def measure_loss(
-    predict: Predict,
+    predict: PredictBatch,
     batches: Iterable[Mapping[str, Any]],
     noise_settings: NoiseSettings,
     loss_settings: LossSettings,

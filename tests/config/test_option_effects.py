@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from toy_values import scaled_linear_betas
 
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.milestones import list_save_points, samples_at, validates_at
@@ -33,7 +34,6 @@ from lcp_plugin.sdxl.noise import (
     make_noise,
     make_target,
     perturb_noise,
-    scaled_linear_betas,
     zero_terminal_betas,
 )
 from lcp_plugin.training.schedules import RateSchedule, make_multiplier

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcp_plugin.delta import Delta
+from lcp_plugin.delta import Delta, delta_to_tensors
 from lcp_plugin.errors import DataError, LineageError
 from lcp_plugin.evaluation.chains import read_chain, require_references
-from lcp_plugin.evaluation.pictures import hash_delta
+from lcp_plugin.formats.identity import hash_tensors
 from lcp_plugin.store.run_folder import RunStore
 
 pytestmark = pytest.mark.usefixtures("quick_encoder")
+
+
+def hash_delta(delta: Delta) -> str:
+    return hash_tensors(delta_to_tensors(delta, ""))
 
 
 def test_earlier_carries_are_rebuilt_to_their_recorded_hash(run):

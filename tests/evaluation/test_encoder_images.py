@@ -13,8 +13,8 @@ from lcp_plugin.evaluation.images import (
     IMAGENET_STD,
     Preprocessing,
     hash_image,
-    list_images,
     preprocess,
+    require_images,
 )
 from lcp_plugin.formats.pictures import open_rgb, to_rgb
 
@@ -65,12 +65,12 @@ def test_an_unreadable_image_is_named(tmp_path):
     with pytest.raises(DataError, match=r"broken\.png"):
         open_rgb(tmp_path / "broken.png")
     with pytest.raises(DataError, match="not a folder"):
-        list_images(tmp_path / "nowhere")
+        require_images(tmp_path / "nowhere")
 
 
 def test_the_hash_belongs_to_the_picture_not_to_its_file(tmp_path):
     photo().save(tmp_path / "a.png")
     photo().save(tmp_path / "b.bmp")
-    hashes = {hash_image(open_rgb(p)) for p in list_images(tmp_path)}
+    hashes = {hash_image(open_rgb(p)) for p in require_images(tmp_path)}
     assert len(hashes) == 1
     assert hash_image(photo(seed=1)) not in hashes

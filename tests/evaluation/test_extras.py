@@ -19,7 +19,7 @@ from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.losses import (
     NOISES,
     TIMESTEPS,
-    Bank,
+    NoiseBank,
     Prober,
     make_bank,
     measure_losses,
@@ -78,7 +78,7 @@ class Told(Prober):
     said: ClassVar[dict[str, float]] = {}
 
     def bank(self, task):
-        return Bank(torch.zeros(2), torch.ones(2), torch.zeros(2), "")
+        return NoiseBank(torch.zeros(2), torch.ones(2), torch.zeros(2), "")
 
     def _run(self, stage, bank):
         return torch.full((2,), self.said[stage.weights.split("-")[0]])

@@ -9,7 +9,7 @@ from quick_scores import photo
 
 from lcp_plugin.evaluation import encoders
 from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
-from lcp_plugin.evaluation.images import Preprocessing, list_images
+from lcp_plugin.evaluation.images import Preprocessing, require_images
 from lcp_plugin.evaluation.metrics import load_encoder
 
 
@@ -98,7 +98,7 @@ def test_effnet_finds_the_object_among_ten_by_its_nearest_neighbour():
     folders = sorted(p for p in root.glob("*") if p.is_dir())
     if not folders:
         pytest.skip("needs shared/data")
-    files = [(f, i) for i, folder in enumerate(folders) for f in list_images(folder)[:3]]
+    files = [(f, i) for i, folder in enumerate(folders) for f in require_images(folder)[:3]]
     rows = EmbeddingCache(load_encoder("effnet"), None).embed_files([f for f, _ in files])
     labels = torch.tensor([i for _, i in files])
     nearest = (rows @ rows.T - 9 * torch.eye(len(rows))).argmax(dim=1)

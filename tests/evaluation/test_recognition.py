@@ -12,9 +12,9 @@ from lcp_plugin.evaluation.metrics import METRICS
 from lcp_plugin.evaluation.recognition import (
     Look,
     Recognition,
-    cover,
     judge,
     read_recognition,
+    share_of_ceiling,
     share_recognised,
     tell_recognised,
 )
@@ -37,7 +37,7 @@ def test_a_tie_with_another_task_does_not_count_and_a_single_task_always_does():
 
 
 def test_covered_is_the_share_of_the_way_from_base_to_ceiling():
-    found = cover([0.3, 0.5, 0.4], [0.1, 0.5, 0.2], [0.5, 0.7, 0.2])
+    found = share_of_ceiling([0.3, 0.5, 0.4], [0.1, 0.5, 0.2], [0.5, 0.7, 0.2])
     assert found[:2] == pytest.approx([0.5, 0.0])
     assert math.isnan(found[2])
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from toy_runs import FOUR, assert_equal_tensors, read_all
+from toy_runs import STRATEGIES, assert_equal_tensors, read_all
 
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.tensors import read_header
@@ -19,7 +19,7 @@ from lcp_plugin.sdxl.live_model import run_unet
 Train = Callable[..., Any]
 
 
-@pytest.mark.parametrize("strategy", FOUR)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_chained_runs_equal_one_run_bit_for_bit(train: Train, strategy: str) -> None:
     whole = train("whole", tasks=(0, 1, 2), strategy=strategy)
     first = train("first", tasks=(0,), strategy=strategy)
@@ -38,7 +38,7 @@ def test_tasks_appended_to_a_finished_run_continue_it(train: Train) -> None:
     assert_equal_tensors(read_all(whole.store), read_all(longer.store))
 
 
-@pytest.mark.parametrize("strategy", FOUR)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_deliverable_in_diffusers_does_what_the_model_after_the_boundary_does(
     train: Train, toy_base: Path, strategy: str
 ) -> None:
@@ -65,7 +65,7 @@ def test_the_deliverable_in_diffusers_does_what_the_model_after_the_boundary_doe
     assert float((ours - theirs).abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("strategy", FOUR)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_chain_on_the_deliverable_equals_a_chain_on_the_folder(
     train: Train, strategy: str
 ) -> None:
@@ -102,7 +102,7 @@ def test_a_run_chains_on_anyones_lora(
 def test_earlier_carries_are_rebuilt_bit_for_bit(train: Train) -> None:
     from lcp_plugin.store.carries import carry_to_tensors
 
-    for strategy in FOUR:
+    for strategy in STRATEGIES:
         kept = train(f"all_{strategy}", tasks=(0, 1, 2), strategy=strategy, keep_carries="all")
         last = train(f"last_{strategy}", tasks=(0, 1, 2), strategy=strategy)
         assert not last.store.folders()[0].carry_file.exists()
@@ -114,7 +114,7 @@ def test_earlier_carries_are_rebuilt_bit_for_bit(train: Train) -> None:
 def test_the_first_task_is_the_same_under_all_four(train: Train) -> None:
     adapters = [
         train(f"run_{s}", tasks=(0,), strategy=s).store.folders()[0].path / "adapter.safetensors"
-        for s in FOUR
+        for s in STRATEGIES
     ]
     assert len({file_model_hash(path) for path in adapters}) == 1
 
@@ -188,10 +188,10 @@ def test_text_encoders_train_chain_and_survive_a_unet_only_continuation(train: T
         assert any(key.startswith("lora_te2_") for key in delivered)
 
 
-@pytest.mark.parametrize("before", FOUR)
+@pytest.mark.parametrize("before", STRATEGIES)
 def test_every_strategy_chains_on_every_other(train: Train, before: str) -> None:
     first = train("first", tasks=(0,), strategy=before)
-    for after in FOUR:
+    for after in STRATEGIES:
         run = train(
             f"then_{after}",
             tasks=(1,),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from kills import LAW_2, run_and_kill
-from toy_runs import FOUR, assert_equal_tensors, draw_two, read_all, write_run
+from toy_runs import STRATEGIES, assert_equal_tensors, draw_two, read_all, write_run
 
 from lcp_plugin.cli import main
 from lcp_plugin.errors import DiskError, LineageError
@@ -27,7 +27,7 @@ def read_lineages(store: RunStore) -> list[dict[str, Any]]:
     return [{k: v for k, v in f.lineage.items() if k != "session"} for f in store.folders()]
 
 
-@pytest.mark.parametrize("strategy", FOUR)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_run_killed_five_times_ends_as_if_it_had_not_been(
     write_config: Callable[..., Path], tmp_path: Path, strategy: str
 ) -> None:

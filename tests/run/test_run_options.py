@@ -117,13 +117,13 @@ def test_settings_of_samples_at_boundaries_reach_the_sampler(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, float, torch.Tensor]] = []
-    draw = live_base.sample_images
+    draw = live_base.draw_images
 
     def watched(pipeline: Any, guidance: Any, latents: Any, steps: int) -> Any:
         seen.append((steps, guidance.scale, latents))
         return draw(pipeline, guidance, latents, 1)
 
-    monkeypatch.setattr(live_base, "sample_images", watched)
+    monkeypatch.setattr(live_base, "draw_images", watched)
     common = {"tasks": (0,), "max_train_steps": 1, "samples_per_task": 2}
     first = train("one", sample_steps=3, guidance_scale=2.5, sample_seed=1, **common)
     assert len(list((first.store.root / "samples").rglob("*.png"))) >= 4  # base and task, two each

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kills import run_and_kill
 from PIL import Image
-from toy_runs import FOUR
+from toy_runs import STRATEGIES
 
 
 def read_samples(out: Path) -> dict[str, bytes]:
@@ -22,7 +22,7 @@ def read_samples(out: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("strategy", FOUR)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_samples_after_a_kill_are_those_of_an_undisturbed_run(
     write_config: Callable[..., Path], tmp_path: Path, strategy: str
 ) -> None:
@@ -34,7 +34,7 @@ def test_samples_after_a_kill_are_those_of_an_undisturbed_run(
     whole = read_samples(out)
     assert len(whole) == 1 + 6 + 2 + 4 + 6  # the grid, the base, and what is known at each stage
     shutil.rmtree(out)
-    share = 0.3 if FOUR.index(strategy) % 2 else 0.6  # within stages of the samples too
+    share = 0.3 if STRATEGIES.index(strategy) % 2 else 0.6  # within stages of the samples too
     assert run_and_kill(config, int(share * events))[0] == -signal.SIGKILL
     assert run_and_kill(config, None)[0] == 0
     again = read_samples(out)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from toy_values import scaled_linear_betas
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.sdxl.loss import LossSettings, LossWeights, apply_masks, compute_loss, image_losses
 from lcp_plugin.sdxl.noise import (
     NoiseSchedule,
     alphas_cumprod,
-    scaled_linear_betas,
     zero_terminal_betas,
 )
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from toy_values import scaled_linear_betas
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.sdxl.noise import (
@@ -19,7 +20,6 @@ from lcp_plugin.sdxl.noise import (
     make_noise,
     make_target,
     perturb_noise,
-    scaled_linear_betas,
     zero_terminal_betas,
 )
 

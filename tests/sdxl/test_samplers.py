@@ -9,8 +9,9 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from lcp_plugin.config.options import option_fields
+from lcp_plugin.config.samplers import SAMPLERS
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.sdxl.samplers import NAMES, create_sampler
+from lcp_plugin.sdxl.samplers import create_sampler
 
 SCIPY = importlib.util.find_spec("scipy") is not None
 BASE = EulerDiscreteScheduler(
@@ -20,11 +21,11 @@ TARGET = torch.full((1, 4, 4, 4), 0.5)
 
 
 def test_the_names_are_those_of_the_option() -> None:
-    assert set(NAMES) == set(option_fields()["sample_sampler"].metadata["choices"])
+    assert set(SAMPLERS) == set(option_fields()["sample_sampler"].metadata["choices"])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers'
-@pytest.mark.parametrize("name", [n for n in NAMES if SCIPY or "lms" not in n])
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if SCIPY or "lms" not in n])
 def test_a_sampler_finds_what_the_noise_oracle_hides(name: str) -> None:
     sampler = create_sampler(name, BASE)
     sampler.set_timesteps(20)

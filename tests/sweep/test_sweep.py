@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from strategy_variants import FOUR
 
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.evaluation import evaluate
@@ -34,7 +35,6 @@ from lcp_plugin.sweep.plan import PlannedRun, SweepPlan, list_lanes, plan_runs
 from lcp_plugin.sweep.running import execute_plan
 
 ROOT = Path(__file__).resolve().parents[2]
-FOUR = ("naive", "merge_init", "merge_ortho_init", "magmax")
 
 
 def every_tensor(store):

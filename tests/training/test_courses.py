@@ -150,7 +150,7 @@ def test_a_scheduler_that_cannot_be_used_is_one_line(given: dict[str, Any], word
 
 
 def test_schedule_free_optimizers_are_told_which_weights_are_wanted() -> None:
-    from lcp_plugin.sdxl.precision import set_mode
+    from lcp_plugin.training.optimizers import set_mode
 
     class Free:
         modes: Sequence[str] = ()

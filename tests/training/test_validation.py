@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from toy_values import scaled_linear_betas
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.sdxl.loss import LossSettings
@@ -16,7 +17,6 @@ from lcp_plugin.sdxl.noise import (
     NoiseSchedule,
     NoiseSettings,
     alphas_cumprod,
-    scaled_linear_betas,
 )
 from lcp_plugin.training.validation import measure_loss, validation_timesteps
 
