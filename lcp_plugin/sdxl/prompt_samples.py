@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lcp_plugin.config.prompts import SamplePrompt
 from lcp_plugin.sdxl.live_base import LiveBase
-from lcp_plugin.sdxl.sample import sample_images, starting_latents
+from lcp_plugin.sdxl.sample import DrawSettings, sample_images, starting_latents
 from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:
@@ -33,15 +33,10 @@ def draw_prompt(
     own = pipeline.scheduler
     name = prompt.sample_sampler or default_sampler
     pipeline.scheduler = create_sampler(name, own, schedule.prediction_type, schedule.zero_terminal)
+    how = DrawSettings(prompt.sample_steps, prompt.scale, prompt.negative_prompt)
     try:
-        (image,) = sample_images(
-            pipeline,
-            base.encode_prompts([prompt.prompt]),
-            base.encode_prompts([prompt.negative_prompt]),
-            latents,
-            steps=prompt.sample_steps,
-            guidance=prompt.scale,
-        )
+        asked, empty = (base.encode_prompts([text]) for text in (prompt.prompt, how.negative))
+        (image,) = sample_images(pipeline, asked, empty, latents, how)
     finally:
         pipeline.scheduler = own
     return image

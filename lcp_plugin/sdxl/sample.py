@@ -5,6 +5,7 @@ a chain.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,16 @@ from lcp_plugin.sdxl.latents import decode_pixels
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How images are drawn, whoever asks: a run, a prompt file or an evaluation."""
+
+    steps: int
+    guidance: float
+    negative: str = ""  # prompt
+    at_once: int = 8  # images of a batch
 
 
 def starting_latents(
@@ -39,31 +50,25 @@ def sample_images(
     conditioning: Mapping[str, Tensor],
     negative: Mapping[str, Tensor],
     latents: Tensor,
-    steps: int = 30,
-    guidance: float = 5.0,
-    batch_size: int = 8,
+    how: DrawSettings,
 ) -> list[Image]:
     """One image per starting latent; conditioning has a row per latent or one row for all.
 
     Args:
-        conditioning: `encode_prompts` of the prompts; negative: of the negative prompt, one row.
+        conditioning: `encode_prompts` of the prompts; negative: of `how.negative`, one row.
         latents: (n, c, h, w) from `starting_latents`.
     """
     images: list[Image] = []
-    for i in range(0, len(latents), batch_size):
-        part = latents[i : i + batch_size]
+    count = len(latents)
+    for i in range(0, count, how.at_once):
+        stop = min(i + how.at_once, count)
         rows = {
-            key: (
-                v[i : i + batch_size]
-                if len(v) == len(latents)
-                else v.expand(len(part), *v.shape[1:])
-            )
+            key: v[i:stop] if len(v) == count else v.expand(stop - i, *v.shape[1:])
             for key, v in conditioning.items()
         }
-        empty = {key: v.expand(len(part), *v.shape[1:]) for key, v in negative.items()}
-        images.extend(
-            decode_latents(pipeline, _denoise(pipeline, rows, empty, part, steps, guidance))
-        )
+        empty = {key: v.expand(stop - i, *v.shape[1:]) for key, v in negative.items()}
+        drawn = _denoise(pipeline, rows, empty, latents[i:stop], how)
+        images.extend(decode_latents(pipeline, drawn))
     return images
 
 
@@ -72,8 +77,7 @@ def _denoise(
     conditioning: Mapping[str, Tensor],
     negative: Mapping[str, Tensor],
     latents: Tensor,
-    steps: int,
-    guidance: float,
+    how: DrawSettings,
 ) -> Tensor:
     """The scaled latents of images, as many at a time as fit into memory."""
     device, dtype = pipeline.unet.device, pipeline.unet.dtype
@@ -89,8 +93,8 @@ def _denoise(
             negative_prompt_embeds=on_device(negative["encoder_hidden_states"]),
             negative_pooled_prompt_embeds=on_device(negative["text_embeds"]),
             latents=on_device(latents),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
+            num_inference_steps=how.steps,
+            guidance_scale=how.guidance,
             height=latents.shape[2] * factor,
             width=latents.shape[3] * factor,
             output_type="latent",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.run import after as closing
 from lcp_plugin.sdxl import live_base
 from lcp_plugin.sdxl.precision import Precision
+from lcp_plugin.sdxl.sample import DrawSettings
 
 Train = Callable[..., Any]
 WriteConfig = Callable[..., Path]
@@ -119,11 +121,9 @@ def test_settings_of_samples_at_boundaries_reach_the_sampler(
     seen: list[tuple[int, float, torch.Tensor]] = []
     draw = live_base.sample_images
 
-    def watched(
-        pipeline: Any, asked: Any, empty: Any, latents: Any, steps: int, guidance: float
-    ) -> Any:
-        seen.append((steps, guidance, latents))
-        return draw(pipeline, asked, empty, latents, 1, guidance)
+    def watched(pipeline: Any, asked: Any, empty: Any, latents: Any, how: DrawSettings) -> Any:
+        seen.append((how.steps, how.guidance, latents))
+        return draw(pipeline, asked, empty, latents, replace(how, steps=1))
 
     monkeypatch.setattr(live_base, "sample_images", watched)
     common = {"tasks": (0,), "max_train_steps": 1, "samples_per_task": 2}
