@@ -237,6 +237,22 @@ class Strategy(ABC):
         """The inverse of `state_dict`."""
 
 
+STEP_HOOKS = (  # what a training loop calls; begin_task and end_task need none
+    "before_training",
+    "rehearse",
+    "before_backward",
+    "before_optimizer_step",
+    "after_optimizer_step",
+    "after_training",
+)
+
+
+def step_hooks_of(strategy: Strategy) -> list[str]:
+    """The hooks that a strategy has in the training of a task, in the order of their calls."""
+    own = type(strategy)
+    return [hook for hook in STEP_HOOKS if getattr(own, hook) is not getattr(Strategy, hook)]
+
+
 class RunView(Protocol):
     """A run as observers see it."""
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from lcp_plugin.adapter import AdapterSpec
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, LineageError, StrategyError
+from lcp_plugin.formats.foreign_header import named_base
 from lcp_plugin.formats.lora_file import (
     LoraFile,
     lora_from_tensors,
@@ -42,10 +43,9 @@ from lcp_plugin.formats.lora_file import (
     read_lora,
     write_checked_lora,
 )
-from lcp_plugin.hooks import Carry, Strategy, TaskStart
+from lcp_plugin.hooks import Carry, Strategy, TaskStart, step_hooks_of
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.run.chaining import (
-    base_of_header,
     check_base,
     check_name,
     fit_strategy,
@@ -65,13 +65,6 @@ from lcp_plugin.tasks import Task
 
 log = logging.getLogger(__name__)
 
-STEP_HOOKS = (
-    "before_training",
-    "before_backward",
-    "before_optimizer_step",
-    "after_optimizer_step",
-    "after_training",
-)
 OWN_ARGUMENTS = (
     *("strategy", "prev", "task", "concept", "kind", "lora_targets", "seed"),
     *("rank_dropout", "module_dropout", "allow_strategy_change"),
@@ -125,7 +118,7 @@ def _parent_of(own: Mapping[str, str], strategy: Strategy, args: Sequence[str]) 
     """What `prev` names, as this strategy and this task may go on from it."""
     if not own.get("prev"):
         return Parent()
-    parent = read_parent(Path(own["prev"]).expanduser(), create_strategy)
+    parent = read_parent(Path(own["prev"]).expanduser())
     allowed = own.get("allow_strategy_change", "").lower() in ("true", "1", "yes")
     option = "allow_strategy_change=true"
     parent = fit_strategy("prev", parent, (strategy.name, args), allowed, option)
@@ -136,7 +129,13 @@ def _parent_of(own: Mapping[str, str], strategy: Strategy, args: Sequence[str]) 
 
 
 def _refuse_step_hooks(strategy: Strategy) -> None:
-    used = [h for h in STEP_HOOKS if getattr(type(strategy), h) is not getattr(Strategy, h)]
+    used = step_hooks_of(strategy)
+    if "rehearse" in used:
+        raise StrategyError(
+            f"strategy {strategy.name} rehearses, which sd-scripts never calls for; train it with "
+            "train_continual_sdxl.py, or let tools/rehearsal_images.py draw what the chain knows "
+            "as a regularisation folder."
+        )
     if used:
         raise StrategyError(
             f"strategy {strategy.name} uses {used[0]}, which sd-scripts never calls; train it with "
@@ -368,10 +367,17 @@ class ContinualNetwork(LoraNetwork):
         adapter = portable_adapter(deliverable_adapter(carry))
         args = self._arguments
         lineage = lineage_of(
-            carry, args.strategy.name, args.strategy_args, *base_of_header(header, self._base)
+            carry, args.strategy.name, args.strategy_args, *self._named_base(header)
         )
         header = complete_header(header, adapter, lineage, len(args.parent.carry.tasks))
         write_checked_lora(file, adapter, header, dtype or torch.float32)
+
+    def _named_base(self, header: Mapping[str, str]) -> tuple[str, str]:
+        """Name and hash of the base: our own identity of it, else sd-scripts' own words."""
+        name, digest = named_base(header)
+        if self._base is None:
+            return name, digest
+        return self._base.name if self._base.added else name or self._base.name, self._base.hash
 
     # ------------------------------------------------------------------------------ merging
 

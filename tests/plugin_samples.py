@@ -28,6 +28,13 @@ class Penalised(MergeInit):
         return loss * 2
 
 
+class Rehearsing(MergeInit):
+    """Rehearses and does nothing else."""
+
+    def rehearse(self, step: Step) -> Rehearsal | None:
+        return None
+
+
 PLUGIN = """
 from lcp_plugin.delta import Delta
 from lcp_plugin.hooks import Observer, Strategy, TaskStart

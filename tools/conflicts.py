@@ -28,7 +28,6 @@ from lcp_plugin.evaluation.conflicts import (
 )
 from lcp_plugin.formats.disk import write_bytes, write_json
 from lcp_plugin.formats.lora_file import read_lora
-from lcp_plugin.registry import create_strategy
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -102,7 +101,7 @@ def compare(options: argparse.Namespace) -> int:
     facts: dict[str, Any] = {}
     is_run = len(options.inputs) == 1 and options.inputs[0].is_dir()
     if is_run:
-        with open_boundaries(options.inputs[0].absolute(), create_strategy) as (names, at, modules):
+        with open_boundaries(options.inputs[0].absolute()) as (names, at, modules):
             pairs = compare_boundaries(names, at, modules)
         facts["after"] = figure_two(names, pairs)
     elif len(options.inputs) < 2:

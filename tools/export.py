@@ -20,7 +20,6 @@ from lcp_plugin.delivery.forms import Exported, Form, check_output
 from lcp_plugin.delivery.learned import read_learned, weigh_tasks
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.formats.precisions import SAVED_AS
-from lcp_plugin.registry import create_strategy
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -92,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_output(options.output)
         form = Form.parse(options.form)
-        learned = read_learned(options.source, create_strategy)
+        learned = read_learned(options.source)
         if options.weights:
             learned = weigh_tasks(learned, parse_weights(options.weights))
         with tempfile.TemporaryDirectory(

@@ -14,6 +14,7 @@ from pathlib import Path
 from lcp_plugin.errors import FileFormatError, LcpError, LineageError
 from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.foreign_header import Claims, read_claims
+from lcp_plugin.formats.header import MODEL_HASH
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_keys import parse_key
@@ -92,7 +93,7 @@ def _trace_file(path: Path, search: Search) -> Node:
     claims = read_claims(header.metadata)
     actual = file_model_hash(path)
     checks = []
-    claimed = header.metadata.get("sshs_model_hash")
+    claimed = header.metadata.get(MODEL_HASH)
     if claimed:
         checks.append(_check_tensors(claimed, actual))
     lines = [_describe_tensors(path, header), *_describe_claims(claims)]
@@ -243,7 +244,7 @@ def _claimed_hash(file: Path) -> str | None:
         if (file.parent / LINEAGE).is_file():
             hashes = dict(read_json(file.parent / LINEAGE).get("hashes", {}))
             return str(hashes.get(file.stem, ""))
-        claim = read_header(file).metadata.get("sshs_model_hash", "").lower()
+        claim = read_header(file).metadata.get(MODEL_HASH, "").lower()
         return claim if _SSHS.fullmatch(claim) else None
     except (LcpError, AttributeError, TypeError, ValueError):
         return ""

@@ -21,7 +21,6 @@ from lcp_plugin.formats.lora_file import find_lora, read_lora
 from lcp_plugin.sdxl.base_weights import BaseSource, check_added, source_of, sum_weights
 from lcp_plugin.store.carries import deliverable_adapter
 from lcp_plugin.store.deliverable_header import copied_header, derived_header, make_header
-from lcp_plugin.store.replay import StrategyMaker
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.store.task_folder import TaskFolder, list_folders, read_folder
 
@@ -54,7 +53,7 @@ class Learned:
         return self.delta + sum_weights([(Path(path), m) for path, m, _ in self.base.added])
 
 
-def read_learned(path: str | Path, make_strategy: StrategyMaker) -> Learned:
+def read_learned(path: str | Path) -> Learned:
     """A LoRA file of any kind, a task folder, or a run folder (its last task).
 
     Raises:
@@ -65,7 +64,7 @@ def read_learned(path: str | Path, make_strategy: StrategyMaker) -> Learned:
     if folder is None and path.is_dir() and list_folders(path):
         folder = list_folders(path)[-1]
     if folder is not None:
-        return _learned_in_run(folder, make_strategy)
+        return _learned_in_run(folder)
     return _learned_in_file(path)
 
 
@@ -80,10 +79,10 @@ def _learned_in_file(path: Path) -> Learned:
     return Learned(adapter, metadata, updates, read_from=read_from)
 
 
-def _learned_in_run(folder: TaskFolder, make_strategy: StrategyMaker) -> Learned:
+def _learned_in_run(folder: TaskFolder) -> Learned:
     store = RunStore(folder.path.parent.parent, folder.path.parent.name)
     folders = [f for f in store.folders() if f.index <= folder.index]
-    carry = store.carry_after(folder.index, make_strategy)
+    carry = store.carry_after(folder.index)
     adapter = deliverable_adapter(carry)
     metadata = make_header(carry, adapter, folders, store.name)
     updates = {f.name: Delta.of(f.read_adapter()) for f in folders}

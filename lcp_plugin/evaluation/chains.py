@@ -23,7 +23,6 @@ from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import read_lora
 from lcp_plugin.formats.pictures import list_images
 from lcp_plugin.formats.tensors import read_header
-from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.base_weights import BaseSource, source_of
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.store.task_folder import LINEAGE, PARENT, TaskFolder, read_folder
@@ -132,7 +131,7 @@ def _own_chain(
     known = len(folders[0].records) - len(_new_records(store, folders[0]))
     records = folders[-1].records[known:]
     sources: Mapping[str, Sequence[str]] = facts.get("images") or {}
-    replay = store.replay(create_strategy)
+    replay = store.replay()
     base_hash = str(newest["base"]["hash"])
     stages = tuple(
         Stage(

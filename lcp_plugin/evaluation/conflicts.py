@@ -36,7 +36,6 @@ from lcp_plugin.delta import Delta, Dense, Entry, Stacked
 from lcp_plugin.errors import FileFormatError, LineageError
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.store.carries import carry_from_tensors, carry_to_tensors
-from lcp_plugin.store.replay import StrategyMaker
 from lcp_plugin.store.run_folder import RunStore
 
 Updates = Callable[[str], Delta]  # module -> the delta of this module alone, empty if unchanged
@@ -254,9 +253,7 @@ def energy_lost(merged: Merged) -> dict[str, float]:
 
 
 @contextmanager
-def open_boundaries(
-    run: Path, make_strategy: StrategyMaker
-) -> Iterator[tuple[list[str], list[Updates], list[str]]]:
+def open_boundaries(run: Path) -> Iterator[tuple[list[str], list[Updates], list[str]]]:
     """(task names, D_0 .. D_T by module, modules) of a run's folder, without holding them.
 
     Raises:
@@ -275,10 +272,11 @@ def open_boundaries(
             carries.append(store.root / "parent" / "carry.safetensors")
         else:
             carries.append(None)
-        for folder in folders:
+        replay = store.replay()
+        for position, folder in enumerate(folders):
             file = folder.carry_file
             if not file.is_file():
-                carry = store.carry_after(folder.index, make_strategy)
+                carry = replay.carry_behind(position)
                 file = Path(temporary) / f"{folder.index}.safetensors"
                 write_tensors(file, carry_to_tensors(carry))
             carries.append(file)

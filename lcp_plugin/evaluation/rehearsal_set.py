@@ -24,7 +24,6 @@ from lcp_plugin.formats.disk import write_bytes
 from lcp_plugin.formats.header_prompts import prompts_of_metadata
 from lcp_plugin.formats.pictures import list_images, read_size
 from lcp_plugin.formats.tensors import read_header
-from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.base_weights import BaseSource, source_of
 from lcp_plugin.sdxl.load import identify_base
 from lcp_plugin.store.parents import read_parent
@@ -82,7 +81,7 @@ def plan_set(source: Path, wishes: Wishes) -> RehearsalSet:
     if not source.exists():
         raise DataError(f"{source} does not exist; give a run, a task folder or a LoRA file.")
     try:
-        parent = read_parent(source, create_strategy)
+        parent = read_parent(source)
     except LineageError as error:
         raise LineageError(str(error).removeprefix("--prev ")) from error
     records = _records(parent, source, wishes.prompts)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcp_plugin.errors import DiskError, FileFormatError
 from lcp_plugin.formats.disk import cache_folder, read_json, replacing, write_json, writing
+from lcp_plugin.formats.header import LEGACY_HASH, MODEL_HASH
 from lcp_plugin.formats.lineage import OURS, is_ours
 from lcp_plugin.formats.tensors import (
     FileLayout,
@@ -70,7 +71,7 @@ def file_model_hash(path: str | Path) -> str:
 
 def is_as_written(path: str | Path, metadata: Mapping[str, str]) -> bool:
     """Whether the tensors of a file of ours are those that were written with its lineage."""
-    recorded = metadata.get(OWN_HASH) or metadata.get("sshs_model_hash")
+    recorded = metadata.get(OWN_HASH) or metadata.get(MODEL_HASH)
     return recorded is None or recorded == file_model_hash(path)
 
 
@@ -132,7 +133,7 @@ def write_hashed(
     """
     own = (OWN_HASH,) if is_ours(metadata) else ()
     metadata = {**metadata, **dict.fromkeys(own, "0" * 64)}
-    written = {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
+    written = {**metadata, MODEL_HASH: "0" * 64, LEGACY_HASH: "0" * 8}
     whole, legacy = hashlib.sha256(), _LegacyHash(layout, metadata)
     with replacing(path) as temporary:
         with writing(temporary) as write:
@@ -144,7 +145,7 @@ def write_hashed(
                     whole.update(chunk)
                     legacy.update(chunk)
                     write(chunk)
-        written |= {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": legacy.hexdigest()}
+        written |= {MODEL_HASH: whole.hexdigest(), LEGACY_HASH: legacy.hexdigest()}
         written |= dict.fromkeys(own, whole.hexdigest())
         with temporary.open("r+b") as file:
             file.write(build_header(layout, written))  # of the same length

@@ -33,8 +33,8 @@ from lcp_plugin.formats.disk import replacing, write_json
 from lcp_plugin.formats.families import check_family
 from lcp_plugin.formats.identity import write_hashed
 from lcp_plugin.formats.keys import PREFIXES, Layout
-from lcp_plugin.formats.lora_keys import embedding_of, kind_of, parse_key, write_key
-from lcp_plugin.formats.lycoris import build_dense, build_factors
+from lcp_plugin.formats.lora_keys import embedding_of, parse_key, write_key
+from lcp_plugin.formats.lycoris import build_dense, build_factors, unread_kind_of
 from lcp_plugin.formats.peft_config import (
     DIFFUSERS_METADATA,
     PEFT_FILE,
@@ -163,7 +163,7 @@ def _group_keys(
         by_family[key.family].append(name)
         grouped[module][key.part] = tensor
     if unknown:
-        kinds = sorted({kind for key in unknown if (kind := kind_of(key))})
+        kinds = sorted({kind for key in unknown if (kind := unread_kind_of(key))})
         if kinds:
             raise FileFormatError(
                 f"{path} holds {' and '.join(kinds)} (e.g. {_few(unknown, 1)}): an SDXL adapter of "

@@ -114,23 +114,12 @@ def _parse_module(name: str, part: str, layers_per_block: int) -> Key | None:
 
 
 _EMBEDDING = re.compile(r"^bundle_emb\.(.+)\.(?:clip_[lg](?:_out)?|[^.]+)$")
-_KINDS = {  # adapters of SDXL that are not read, by the ends of their keys
-    "IA3": re.compile(r"\.(on_input|ia3_l(\.weight)?)$|^lora_\w+\.weight$"),
-    "OFT or BOFT": re.compile(r"\.(oft_\w+|boft_\w+)(\.weight)?$"),
-    "GLoRA": re.compile(r"\.[ab][12](\.weight)?$"),
-    "a change of norms": re.compile(r"\.[wb]_norm$"),
-}
 
 
 def embedding_of(key: str) -> str | None:
     """The name of the textual embedding that a key of OneTrainer's bundles holds a part of."""
     match = _EMBEDDING.match(key)
     return match[1] if match else None
-
-
-def kind_of(key: str) -> str | None:
-    """The kind of SDXL adapter that a key belongs to, of those that are known and not read."""
-    return next((kind for kind, pattern in _KINDS.items() if pattern.search(key)), None)
 
 
 def write_key(

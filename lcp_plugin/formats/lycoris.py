@@ -10,12 +10,14 @@ A missing alpha, or 0, means the rank, as kohya and diffusers read it. DoRA resc
 the base weight, which is no change that adds up: refused. lycoris-lora is not needed: the formulas
 are short, and it serves as a reference in the tests.
 
-Another kind of adapter is a function that forms its matrix and a row of `KINDS`, nothing else.
+Another kind of adapter is a function that forms its matrix and a row of `KINDS`, nothing else; one
+that is known and not read is a row of `UNREAD`, for the message.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -231,3 +233,14 @@ PLAIN_PARTS = (  # of LyCORIS and kohya, named as their keys end
     *("alpha", "dora_scale", "diff_b", "scalar"),
     *(part for kind in KINDS for part in kind.parts),
 )
+UNREAD = {  # kinds of SDXL's adapters that nothing here forms, by the ends of their keys
+    "IA3": re.compile(r"\.(on_input|ia3_l(\.weight)?)$|^lora_\w+\.weight$"),
+    "OFT or BOFT": re.compile(r"\.(oft_\w+|boft_\w+)(\.weight)?$"),
+    "GLoRA": re.compile(r"\.[ab][12](\.weight)?$"),
+    "a change of norms": re.compile(r"\.[wb]_norm$"),
+}
+
+
+def unread_kind_of(key: str) -> str | None:
+    """The kind of SDXL adapter that a key belongs to, of those that are known and not read."""
+    return next((kind for kind, pattern in UNREAD.items() if pattern.search(key)), None)

@@ -111,10 +111,9 @@ def export_run(folder: Path, options: Options) -> Made:
     """The forms that --export names, beside the deliverable."""
     from lcp_plugin.delivery.export import export_all
     from lcp_plugin.delivery.learned import read_learned
-    from lcp_plugin.registry import create_strategy
     from lcp_plugin.sdxl.load import find_base
 
-    learned = read_learned(folder, create_strategy)
+    learned = read_learned(folder)
     base = find_base(options.pretrained_model_name_or_path)
     deliverable = folder.with_name(f"{folder.name}.safetensors")
     dtype = SAVED_AS[options.save_precision or "float"]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from lcp_plugin.formats.lora_file import TOLERANCE, portable_adapter, write_checked_lora
 from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.hooks import Carry
-from lcp_plugin.registry import create_strategy
 from lcp_plugin.run.context import Context
 from lcp_plugin.run.samples import BASE_STAGE, SamplePlan, draw_grid, sample_stage
 from lcp_plugin.store.carries import deliverable_adapter, hash_carry
@@ -35,7 +34,7 @@ def finish_boundaries(run: Context, newest: Carry | None = None) -> None:
     for folder in pending:
         last = folder is pending[-1]
         kept = newest if last else None
-        carry = kept or run.store.carry_after(folder.index, create_strategy)
+        carry = kept or run.store.carry_after(folder.index)
         run.base.show(carry.total)
         if last:
             deliver(run, carry)

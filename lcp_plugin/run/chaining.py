@@ -8,7 +8,7 @@ on with the strategy of its last task and the same arguments, in any order; how 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,11 +88,3 @@ def identify_given(args: Any) -> BaseId | None:
         return identify_sum(identify_base(name), pair_multipliers(files, multipliers))
     except LcpError:
         return None
-
-
-def base_of_header(header: Mapping[str, str], base: BaseId | None) -> tuple[str, str]:
-    """Name and hash of the base of a file from sd-scripts: our own identity, else its own words."""
-    said = header.get("ss_sd_model_name", "")
-    if base is None:
-        return said, known_hash(header.get("ss_new_sd_model_hash", ""))
-    return base.name if base.added else said or base.name, base.hash

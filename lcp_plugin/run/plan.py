@@ -186,7 +186,7 @@ def choose_parent(options: Options, strategy: Strategy, base: BaseId) -> Parent:
     """What --prev names, checked to fit base and strategy; an empty carry without it."""
     if not options.prev:
         return Parent()
-    parent = read_parent(Path(options.prev).expanduser(), create_strategy)
+    parent = read_parent(Path(options.prev).expanduser())
     check_base(options.prev, parent, base)
     mine = (strategy.name, options.strategy_args)
     allow = options.allow_strategy_change

@@ -16,7 +16,6 @@ from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import read_lora
 from lcp_plugin.hooks import Carry
 from lcp_plugin.store.carries import restore_blocks
-from lcp_plugin.store.replay import StrategyMaker
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.store.task_folder import LINEAGE, PARENT, Parent, list_folders, read_folder
 from lcp_plugin.tasks import TaskRecord
@@ -24,7 +23,7 @@ from lcp_plugin.tasks import TaskRecord
 log = logging.getLogger(__name__)
 
 
-def read_parent(path: Path, make_strategy: StrategyMaker) -> Parent:
+def read_parent(path: Path) -> Parent:
     """What `--prev` names: a task folder, a run folder (its last task), our deliverable, or
     anyone's SDXL LoRA.
 
@@ -52,7 +51,7 @@ def read_parent(path: Path, make_strategy: StrategyMaker) -> Parent:
         folder = inside[-1]
     if not folder.carry_file.is_file():
         run = RunStore(folder.path.parent.parent, folder.path.parent.name)
-        return run.parent_at(folder.index, make_strategy)
+        return run.parent_at(folder.index)
     return folder.parent()
 
 

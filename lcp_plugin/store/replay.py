@@ -7,7 +7,7 @@ What comes out is compared with the hash that was recorded when the carry was sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,11 @@ from torch import Tensor
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.identity import hash_tensors
-from lcp_plugin.hooks import Carry, Strategy
+from lcp_plugin.hooks import Carry, Strategy, step_hooks_of
+from lcp_plugin.registry import create_strategy
 from lcp_plugin.store.carries import hash_carry
 from lcp_plugin.store.task_folder import Parent, TaskFolder, read_kept_parent
 from lcp_plugin.tasks import Task, TaskRecord
-
-StrategyMaker = Callable[[str, Sequence[str]], Strategy]
-STEP_HOOKS = (
-    "before_training",
-    "rehearse",
-    "before_backward",
-    "before_optimizer_step",
-    "after_optimizer_step",
-    "after_training",
-)
 
 
 @dataclass
@@ -39,7 +30,6 @@ class Replay:
 
     root: Path  # the run's folder
     folders: Sequence[TaskFolder]  # its tasks in order
-    make_strategy: StrategyMaker
     _at: int = -1
     _carry: Carry = field(default_factory=Carry)
     _strategy: Strategy | None = None
@@ -72,7 +62,7 @@ class Replay:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process, which begins a replay of its own."""
-        return Replay, (self.root, self.folders, self.make_strategy)
+        return Replay, (self.root, self.folders)
 
     def _rebuild(self, position: int) -> tuple[Carry, Strategy]:
         strategy = self._strategy
@@ -95,7 +85,7 @@ class Replay:
     def _begin(self) -> Strategy:
         """The strategy as it was before the first folder, and the carry that it got."""
         facts, parent = self.folders[0].lineage["strategy"], read_kept_parent(self.root)
-        strategy = self.make_strategy(facts["name"], facts["args"])
+        strategy = create_strategy(facts["name"], facts["args"])
         if parent.strategy == facts["name"]:
             strategy.load_state_dict(parent.state)
         self._strategy, self._carry, self._at = strategy, parent.carry, -1
@@ -117,7 +107,7 @@ def _state_behind(folder: TaskFolder, strategy: Strategy) -> Mapping[str, Tensor
 
 def is_replayable(strategy: Strategy) -> bool:
     """Whether end_task alone makes the strategy's state: it looks at no training step."""
-    return all(getattr(type(strategy), h) is getattr(Strategy, h) for h in STEP_HOOKS)
+    return not step_hooks_of(strategy)
 
 
 def task_of(folder: TaskFolder, carry: Carry) -> Task:

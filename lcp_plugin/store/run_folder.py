@@ -31,7 +31,7 @@ from lcp_plugin.formats.lora_file import write_lora
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.store.carries import carry_to_tensors
-from lcp_plugin.store.replay import Replay, StrategyMaker, is_replayable
+from lcp_plugin.store.replay import Replay, is_replayable
 from lcp_plugin.store.task_folder import (
     FOLDER_FORMAT,
     LINEAGE,
@@ -146,22 +146,22 @@ class RunStore:
                 if states:
                     (folder.path / "strategy.safetensors").unlink(missing_ok=True)
 
-    def carry_after(self, index: int, make_strategy: StrategyMaker) -> Carry:
+    def carry_after(self, index: int) -> Carry:
         """The carry behind task `index`: read, or rebuilt bit for bit by replaying end_task.
 
         Raises:
             LineageError: the task, or an adapter before it, is missing, or a rebuilt carry differs
                 from the recorded one.
         """
-        return self.replay(make_strategy).carry_behind(self._position_of(index))
+        return self.replay().carry_behind(self._position_of(index))
 
-    def parent_at(self, index: int, make_strategy: StrategyMaker) -> Parent:
+    def parent_at(self, index: int) -> Parent:
         """As `carry_after`, with the strategy's state behind that task: what a chain needs."""
-        return self.replay(make_strategy).parent_behind(self._position_of(index))
+        return self.replay().parent_behind(self._position_of(index))
 
-    def replay(self, make_strategy: StrategyMaker) -> Replay:
+    def replay(self) -> Replay:
         """The carries behind all tasks, one after the other."""
-        return Replay(self.root, self.folders(), make_strategy)
+        return Replay(self.root, self.folders())
 
     def _position_of(self, index: int) -> int:
         known = [folder.index for folder in self.folders()]

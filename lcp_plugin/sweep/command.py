@@ -15,7 +15,6 @@ from lcp_plugin.evaluation.command import count, evaluate_chains
 from lcp_plugin.evaluation.conflicts import compare_boundaries, figure_two, open_boundaries
 from lcp_plugin.evaluation.inputs import fill_references, read_tasks
 from lcp_plugin.formats.disk import write_json
-from lcp_plugin.registry import create_strategy
 from lcp_plugin.report import write_report
 from lcp_plugin.sweep.plan import list_lanes, plan_runs
 from lcp_plugin.sweep.running import create_executor, execute_plan
@@ -116,7 +115,7 @@ def save_conflicts(run: Path) -> None:
     file, newest = run / "conflicts.json", max(run.glob("*/lineage.json"), key=os.path.getmtime)
     if file.is_file() and file.stat().st_mtime >= newest.stat().st_mtime:
         return
-    with open_boundaries(run.absolute(), create_strategy) as (names, at, modules):
+    with open_boundaries(run.absolute()) as (names, at, modules):
         pairs = compare_boundaries(names, at, modules)
     facts = {"after": figure_two(names, pairs), "pairs": [pair.to_json() for pair in pairs]}
     write_json(file, facts)

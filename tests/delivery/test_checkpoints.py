@@ -20,7 +20,6 @@ from lcp_plugin.delta import Delta, Dense
 from lcp_plugin.errors import BaseModelError, DiskError, LineageError
 from lcp_plugin.formats.lora_file import write_lora
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
-from lcp_plugin.registry import create_strategy
 
 
 def test_a_single_file_of_a_folder_is_read_by_diffusers_as_the_same_model(
@@ -67,7 +66,7 @@ def test_a_checkpoint_holds_the_base_weights_that_the_run_was_trained_on(
     write_lora(tmp_path / "style.safetensors", style)
     given = {"base_weights": [str(tmp_path / "style.safetensors")], "base_weights_multiplier": 0.5}
     run = train("run", tasks=(0,), **given)
-    learned = read_learned(run.store.root, create_strategy)
+    learned = read_learned(run.store.root)
     export_checkpoint(learned, toy_base, tmp_path / "fused")
     weights = "unet/diffusion_pytorch_model.safetensors"
     before, after = (read_tensors(p / weights) for p in (toy_base, tmp_path / "fused"))

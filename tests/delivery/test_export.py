@@ -19,7 +19,6 @@ from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import check_lora, read_lora, write_lora
 from lcp_plugin.formats.tensors import read_header
-from lcp_plugin.registry import create_strategy
 from lcp_plugin.tasks import TaskRecord
 
 # ------------------------------------------------------------------------------------- LoRA files
@@ -143,7 +142,7 @@ def test_one_task_of_an_additive_chain_is_left_out_and_one_weakened(
 ) -> None:
     run, (boot, _, teapot) = run_of(tmp_path, strategy)
     source = run.with_suffix(".safetensors") if as_file else run
-    learned = weigh_tasks(read_learned(source, create_strategy), {"teapot": 0.5, "can": 0.0})
+    learned = weigh_tasks(read_learned(source), {"teapot": 0.5, "can": 0.0})
     for name in (Q, OUT):
         wanted = boot[name].update().double() + 0.5 * teapot[name].update().double()
         got = learned.delta[name].dense().double()
@@ -156,7 +155,7 @@ def test_one_task_of_an_additive_chain_is_left_out_and_one_weakened(
 def test_a_chain_that_is_no_sum_cannot_be_weighted(tmp_path: Path, strategy: str) -> None:
     run, _ = run_of(tmp_path, strategy)
     for source in (run, run.with_suffix(".safetensors")):
-        learned = read_learned(source, create_strategy)
+        learned = read_learned(source)
         with pytest.raises(LineageError, match=f"strategy {strategy} does not sum"):
             weigh_tasks(learned, {"can": 0.0})
 
@@ -164,13 +163,13 @@ def test_a_chain_that_is_no_sum_cannot_be_weighted(tmp_path: Path, strategy: str
 def test_an_unknown_task_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
     run, _ = run_of(tmp_path, "merge_init")
     with pytest.raises(ConfigError, match="known are boot, can, teapot"):
-        weigh_tasks(read_learned(run, create_strategy), {"cat": 1.0})
+        weigh_tasks(read_learned(run), {"cat": 1.0})
 
 
 def test_a_run_exports_with_a_complete_header(tmp_path: Path) -> None:
     run, updates = run_of(tmp_path, "merge_init")
     for source in (run, run / "03_teapot"):
-        learned = read_learned(source, create_strategy)
+        learned = read_learned(source)
         header = learned.metadata
         assert header["modelspec.trigger_phrase"] == "sks boot, sks can, sks teapot"
         assert header["ss_steps"] == "30"
@@ -180,5 +179,5 @@ def test_a_run_exports_with_a_complete_header(tmp_path: Path) -> None:
         assert lineage is not None
         assert [t.name for t in lineage.tasks] == ["boot", "can", "teapot"]
         assert lineage.seeds["seed"] == 1
-    first = read_learned(run / "01_boot", create_strategy)
+    first = read_learned(run / "01_boot")
     torch.testing.assert_close(first.delta[Q].dense(), updates[0][Q].update())

@@ -17,7 +17,6 @@ from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import read_lora, write_lora
-from lcp_plugin.registry import create_strategy
 
 
 def test_the_export_tool_truncates_and_weighs(
@@ -43,7 +42,7 @@ def test_the_export_tool_makes_a_single_file_of_a_folder(
     out = tmp_path / "fused.safetensors"
     arguments = [str(tmp_path / "a.safetensors"), "-o", str(out), "--as", "checkpoint"]
     assert tool.main([*arguments, "--base", str(base[1])]) == 0
-    export_checkpoint(read_learned(arguments[0], create_strategy), base[2], tmp_path / "direct")
+    export_checkpoint(read_learned(arguments[0]), base[2], tmp_path / "direct")
     assert file_model_hash(out) == file_model_hash(tmp_path / "direct")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "direct", out.name]
 
@@ -82,7 +81,7 @@ def test_the_merge_tool_fuses_into_a_base(
     export_lora(learned, tmp_path / "a.safetensors")
     arguments = [str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.safetensors")]
     assert tool.main([*arguments, "--base", str(base[2])]) == 0
-    export_checkpoint(read_learned(arguments[0], create_strategy), base[2], tmp_path / "direct")
+    export_checkpoint(read_learned(arguments[0]), base[2], tmp_path / "direct")
     assert file_model_hash(tmp_path / "m.safetensors") == file_model_hash(tmp_path / "direct")
 
 

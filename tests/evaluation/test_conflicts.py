@@ -143,7 +143,7 @@ def saved_run(folder: Path, strategy_name: str) -> Iterator[tuple[Path, list[Del
 def test_a_runs_removed_carries_are_rebuilt_and_compared(tmp_path: Path, strategy: str) -> None:
     with saved_run(tmp_path, strategy) as (run, totals):
         assert not (run / "01_task1" / "carry.safetensors").exists()
-        with open_boundaries(run, create_strategy) as (names, boundaries, modules):
+        with open_boundaries(run) as (names, boundaries, modules):
             assert names == ["task1", "task2", "task3"]
             assert set(modules) == {Q, OUT}
             for module in modules:
@@ -157,6 +157,6 @@ def test_a_runs_removed_carries_are_rebuilt_and_compared(tmp_path: Path, strateg
 def test_a_run_of_one_task_has_nothing_to_compare(tmp_path: Path) -> None:
     with (
         pytest.raises(LineageError, match="holds 0 complete tasks"),
-        open_boundaries(tmp_path / "none", create_strategy),
+        open_boundaries(tmp_path / "none"),
     ):
         pass

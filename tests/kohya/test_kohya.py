@@ -230,6 +230,17 @@ def test_a_strategy_that_needs_step_hooks_is_refused(toy: Any) -> None:
         make(toy, strategy="plugin_samples:Penalised")
 
 
+@pytest.mark.parametrize("strategy", ["recall", "plugin_samples:Rehearsing"])
+def test_a_strategy_that_rehearses_is_refused_with_what_does_it_instead(
+    toy: Any, strategy: str
+) -> None:
+    with pytest.raises(StrategyError, match="rehearses, which sd-scripts never") as refused:
+        make(toy, strategy=strategy)
+    assert "train_continual_sdxl.py" in str(refused.value)
+    assert "tools/rehearsal_images.py" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

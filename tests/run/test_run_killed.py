@@ -145,14 +145,13 @@ def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path: Pa
 def test_a_state_that_replaying_cannot_give_is_kept(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lcp_plugin.registry import create_strategy
 
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     run = train("run", tasks=(0, 1), strategy="proof_strategies:OnlineEwc")
     first = run.store.folders()[0]
     assert not first.carry_file.exists()
-    state = run.store.parent_at(1, create_strategy).state
+    state = run.store.parent_at(1).state
     assert any(key.startswith("fisher/") for key in state)
     (first.path / "strategy.safetensors").unlink()
     with pytest.raises(LineageError, match="--keep_carries all"):
-        run.store.parent_at(1, create_strategy)
+        run.store.parent_at(1)
