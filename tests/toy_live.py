@@ -32,7 +32,7 @@ def attach(base: LiveBase, **given: Any) -> list[dict[str, Any]]:
 
 def predict(base: LiveBase) -> Tensor:
     """The UNet's output for fixed inputs."""
-    from lcp_plugin.sdxl.live_model import run_unet
+    from lcp_plugin.sdxl.adapted_unet import run_unet
 
     unet = base.pipeline.unet
     generator = torch.Generator().manual_seed(0)

@@ -12,8 +12,8 @@ from toy_values import make_task, pretend_training, seeded
 from lcp_plugin.adapter import Adapter, AdapterSpec, Factors
 from lcp_plugin.delta import Delta, Stacked
 from lcp_plugin.hooks import Carry, Strategy
+from lcp_plugin.sdxl.adapted_unet import run_unet
 from lcp_plugin.sdxl.layers import choose_targets, find_layers, layer_shape
-from lcp_plugin.sdxl.live_model import run_unet
 
 
 def inputs() -> tuple[Tensor, Tensor, dict[str, Tensor]]:

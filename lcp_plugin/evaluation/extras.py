@@ -19,7 +19,7 @@ from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
 from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.evaluate import Evaluation
-from lcp_plugin.evaluation.losses import Prober, describe_losses, encode_images
+from lcp_plugin.evaluation.losses import Prober, describe_losses, encode_files
 from lcp_plugin.evaluation.pictures import Stage
 from lcp_plugin.evaluation.recognition import share_of_ceiling
 from lcp_plugin.evaluation.scores import mean_cosine, none_if_nan
@@ -198,10 +198,8 @@ def measure_way(evaluation: Evaluation, chain: Chain, metric: Metric) -> dict[st
 
 @torch.no_grad()
 def _score_of_vae(evaluation: Evaluation, chain: Chain, metric: Metric, task: EvalTask) -> float:
-    from lcp_plugin.sdxl.drawing import decode_latents
-
-    pipeline = evaluation.studio(chain.base).pipeline()
-    images = decode_latents(pipeline, encode_images(pipeline, task.references))
+    live = evaluation.studio(chain.base).live
+    images = live.decode(encode_files(live, task.references))
     cache = evaluation.cache(metric.encoder)
     returned = cache.encoder.embed(images).numpy()
     return mean_cosine(returned, cache.embed_files(task.references).numpy())

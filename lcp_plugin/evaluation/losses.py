@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,14 +34,9 @@ from lcp_plugin.evaluation.scores import none_if_nan, normalise_losses, rank_cor
 from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.pictures import open_rgb
-from lcp_plugin.sdxl.conditioning import make_time_ids
-from lcp_plugin.sdxl.latents import encode_pixels
-from lcp_plugin.sdxl.live_model import run_unet
-from lcp_plugin.sdxl.load import native_resolution, prediction_type
+from lcp_plugin.sdxl.live_base import LiveBase
+from lcp_plugin.sdxl.noise import NoiseSchedule
 from lcp_plugin.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
 
 TIMESTEPS, NOISES, IMAGES = 16, 2, 5
 
@@ -122,10 +117,10 @@ class Prober:
         """The task's bank, made at the first call."""
         key = self.key(task)
         if key not in self.banks:
-            pipeline = self.studio.pipeline()
-            clean = encode_images(pipeline, task.references[:IMAGES])
+            live = self.studio.live
+            clean = encode_files(live, task.references[:IMAGES])
             seed = derive_seed(self.seed, "bank", task.name)
-            self.banks[key] = make_bank(pipeline, clean, _prompt_of(task), seed)
+            self.banks[key] = make_bank(schedule_of(live), clean, _prompt_of(task), seed)
         return self.banks[key]
 
     def save(self) -> None:
@@ -142,22 +137,15 @@ class Prober:
 
     @torch.no_grad()
     def _run(self, stage: Stage, bank: NoiseBank) -> Tensor:
-        pipeline, prompts = self.studio.stand_on(stage)
-        prompts.add(pipeline, [bank.prompt])
-        side = native_resolution(pipeline)
-        fixed = {
-            **prompts([bank.prompt]),
-            "time_ids": make_time_ids((side, side), (0, 0), (side, side)),
-        }
-        device, dtype = pipeline.unet.device, pipeline.unet.dtype
-        fixed = {key: value.to(device) for key, value in fixed.items()}
+        live = self.studio.stand_on(stage)
+        fixed = live.condition([bank.prompt])
         rows_at_once = 2 * self.studio.batch_size  # as many as guidance makes of a batch of images
         parts = []
         for start in range(0, len(bank.noisy), rows_at_once):
-            noisy = bank.noisy[start : start + rows_at_once].to(device)
-            steps = bank.timesteps[start : start + rows_at_once].to(device)
+            noisy = bank.noisy[start : start + rows_at_once].to(live.device)
+            steps = bank.timesteps[start : start + rows_at_once].to(live.device)
             rows = {k: v.expand(len(noisy), *v.shape[1:]) for k, v in fixed.items()}
-            parts.append(run_unet(pipeline.unet, noisy, steps, rows, dtype).cpu())
+            parts.append(live.predict(noisy, steps, rows).cpu())
         return torch.cat(parts)
 
 
@@ -173,33 +161,31 @@ def _read_numbers(file: Path) -> dict[str, float | None]:
         return {}
 
 
-def encode_images(pipeline: StableDiffusionXLPipeline, files: Sequence[Path]) -> Tensor:
-    """Scaled latents of centre-cropped images   # (n, c, h, w), fp32."""
-    side = native_resolution(pipeline)
+def encode_files(base: LiveBase, files: Sequence[Path]) -> Tensor:
+    """Scaled latents of centre-cropped images   # (n, c, h, w), fp32 on the CPU."""
+    side = base.native_side
     how = Preprocessing(side, side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     images: list[Image.Image] = [open_rgb(file) for file in files]
     pixels = torch.stack([preprocess(image, how) for image in images])
-    return encode_pixels(pipeline.vae, pixels).cpu()
+    return base.encode_images(pixels).cpu()
 
 
-def make_bank(
-    pipeline: StableDiffusionXLPipeline, clean: Tensor, prompt: str, seed: int
-) -> NoiseBank:
+def schedule_of(base: LiveBase) -> NoiseSchedule:
+    """The noise that images are drawn under, as diffusers rounds it; on the CPU."""
+    alphas = base.pipeline.scheduler.alphas_cumprod.float().cpu()
+    return NoiseSchedule(alphas, base.schedule.prediction_type)
+
+
+def make_bank(schedule: NoiseSchedule, clean: Tensor, prompt: str, seed: int) -> NoiseBank:
     """Every image with every timestep and noise."""
-    alphas = pipeline.scheduler.alphas_cumprod.float().cpu()
-    total = len(alphas)
+    total = len(schedule.alphas)
     steps = ((torch.arange(TIMESTEPS) + 0.5) * total / TIMESTEPS).long()  # midpoints
     generator = torch.Generator().manual_seed(seed)
     count = len(clean) * TIMESTEPS * NOISES
     noise = torch.randn((count, *clean.shape[1:]), generator=generator)
     timesteps = steps.repeat_interleave(NOISES).repeat(len(clean))
     images = clean.repeat_interleave(TIMESTEPS * NOISES, dim=0)
-    signal, spread = (
-        x.sqrt().view(-1, 1, 1, 1) for x in (alphas[timesteps], 1 - alphas[timesteps])
-    )
-    noisy = signal * images + spread * noise
-    is_v = prediction_type(pipeline) == "v_prediction"
-    target = signal * noise - spread * images if is_v else noise
+    noisy, target = schedule.corrupt(images, noise, timesteps)
     return NoiseBank(noisy, target, timesteps, prompt)
 
 

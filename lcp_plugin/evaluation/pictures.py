@@ -1,7 +1,7 @@
 """Images of the model after every task, for scoring: made once, told apart by what made them.
 
 The model is loaded once, and only if something is missing; a boundary is swapped in place
-(`AdaptedUNet.set_base`, always from untouched weights). A picture's name holds the hash of the
+(`LiveBase.show`, always from untouched weights). A picture's name holds the hash of the
 weights that made it, its metadata prompt, seed, number and sampling: a file whose metadata fit is
 never made again, so an interrupted evaluation goes on, and strategies that share their first task
 share its images. Starting latents are the same for every prompt and every stage (arXiv 2410.04891:
@@ -11,11 +11,11 @@ eight, generator seed 42).
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,15 +23,11 @@ from PIL import Image
 from lcp_plugin.delta import Delta
 from lcp_plugin.formats.disk import remove_temporary_files
 from lcp_plugin.formats.pictures import save_picture
-from lcp_plugin.sdxl.base_weights import BaseSource, add_to_base, check_source, sum_weights
+from lcp_plugin.sdxl.base_weights import BaseSource
+from lcp_plugin.sdxl.drawing import DrawSettings, starting_latents
+from lcp_plugin.sdxl.live_base import LiveBase
+from lcp_plugin.sdxl.open_base import open_base
 
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
-
-    from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
-    from lcp_plugin.sdxl.conditioning import PromptBank
-
-logger = logging.getLogger(__name__)
 BASE = "base"  # stage of the untouched base model
 
 
@@ -108,22 +104,6 @@ def is_made(picture: Picture, facts: Mapping[str, str]) -> bool:
         return False
 
 
-def set_schedule(pipeline: StableDiffusionXLPipeline, base: BaseSource) -> None:
-    """The noise schedule that the run trained under, where it is not the base's own."""
-    from lcp_plugin.sdxl.load import prediction_type, without_zero_terminal
-    from lcp_plugin.sdxl.samplers import create_sampler
-
-    if base.v_prediction:
-        pipeline.scheduler.register_to_config(prediction_type="v_prediction")
-    if base.zero_terminal_snr:
-        kind = prediction_type(pipeline)
-        pipeline.scheduler = create_sampler(
-            "euler", pipeline.scheduler, kind, zero_terminal_snr=True
-        )
-    elif base.zero_terminal_snr is False:
-        without_zero_terminal(pipeline)
-
-
 class Studio:
     """Makes the missing images of any stage. `made` counts them."""
 
@@ -139,10 +119,7 @@ class Studio:
         self.base = BaseSource(base) if isinstance(base, str) else base
         self.sampling, self.device, self.dtype = sampling, device, dtype
         self.batch_size, self.vae, self.made = batch_size, vae or self.base.vae, 0
-        self._pipeline: StableDiffusionXLPipeline | None = None
-        self._model: AdaptedUNet | None = None
         self._standing = BASE  # weights that the model stands on
-        self._changes_text = False
 
     def missing(self, stage: Stage, pictures: Sequence[Picture]) -> list[Picture]:
         """Those that are not on disk as they should be."""
@@ -172,80 +149,37 @@ class Studio:
         missing = set(self.missing(stage, pictures))
         if not missing:
             return 0
-        pipeline, bank = self.stand_on(stage)
-        batches = [
-            pictures[start : start + self.batch_size]
-            for start in range(0, len(pictures), self.batch_size)
-        ]
-        latents = self._starting_latents()
-        for batch in batches:
+        live = self.stand_on(stage)
+        latents, how = self._starting_latents(), self._settings()
+        for start in range(0, len(pictures), self.batch_size):
+            batch = pictures[start : start + self.batch_size]
             if missing.isdisjoint(batch):
                 continue
-            for prompt in (*(p.prompt for p in batch), self.sampling.negative):
-                bank.add(pipeline, [prompt])  # alone: its last bit depends on its company
-            for picture, image in zip(batch, self._draw(batch, bank, latents), strict=True):
+            drawn = live.draw([p.prompt for p in batch], latents[[p.number for p in batch]], how)
+            for picture, image in zip(batch, drawn, strict=True):
                 if picture in missing:
                     save_picture(picture.path, image, self.describe(picture, stage))
         self.made += len(missing)
         return len(missing)
 
-    def _draw(
-        self, batch: Sequence[Picture], bank: PromptBank, latents: torch.Tensor
-    ) -> list[Image.Image]:
-        from lcp_plugin.sdxl.drawing import Guidance, draw_images
+    @cached_property
+    def live(self) -> LiveBase:
+        """The base model, loaded when it is first asked for."""
+        return open_base(self.base, torch.device(self.device), self.dtype, self.vae)
 
-        sampling = self.sampling
-        toward, away = bank([p.prompt for p in batch]), bank([sampling.negative])
-        return draw_images(
-            self.pipeline(),
-            Guidance(toward, away, sampling.guidance),
-            latents[[p.number for p in batch]],
-            sampling.steps,
-            self.batch_size,
-        )
-
-    def pipeline(self) -> StableDiffusionXLPipeline:
-        """The base model, loaded at the first call."""
-        if self._pipeline is None:
-            from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
-            from lcp_plugin.sdxl.conditioning import PromptBank
-            from lcp_plugin.sdxl.load import load_pipeline
-
-            check_source(self.base)
-            logger.info("loading %s", self.base.name)
-            self._pipeline = load_pipeline(self.base.model, self.dtype, self.vae)
-            set_schedule(self._pipeline, self.base)
-            self._pipeline.to(self.device)
-            self._model = AdaptedUNet(
-                {
-                    "unet": self._pipeline.unet,
-                    "text_encoder": self._pipeline.text_encoder,
-                    "text_encoder_2": self._pipeline.text_encoder_2,
-                }
-            )
-            parts = [(Path(path), weight) for path, weight, _ in self.base.added]
-            fuse = self.dtype is torch.float32
-            add_to_base(self._model.layers, sum_weights(parts), fuse)
-            self._bank = PromptBank()
-        return self._pipeline
-
-    def stand_on(self, stage: Stage) -> tuple[StableDiffusionXLPipeline, PromptBank]:
-        """The pipeline with the stage's weights in place, and the prompts encoded under them."""
-        pipeline = self.pipeline()
-        assert self._model is not None
+    def stand_on(self, stage: Stage) -> LiveBase:
+        """The base model with the stage's weights in place."""
+        live = self.live
         if self._standing != stage.weights:
-            delta = stage.load()
-            self._model.set_base(delta, measure=False)
-            changes_text = any(name.startswith("text_encoder") for name in delta)
-            if changes_text or self._changes_text:
-                self._bank.clear()
-            self._standing, self._changes_text = stage.weights, changes_text
-        return pipeline, self._bank
+            live.show(stage.load(), measure=False)
+            self._standing = stage.weights
+        return live
+
+    def _settings(self) -> DrawSettings:
+        asked = self.sampling
+        return DrawSettings(asked.steps, asked.guidance, asked.negative, self.batch_size)
 
     def _starting_latents(self) -> torch.Tensor:
-        from lcp_plugin.sdxl.drawing import starting_latents
-        from lcp_plugin.sdxl.load import native_resolution
-
-        pipeline = self.pipeline()
-        side = self.sampling.size or native_resolution(pipeline)
-        return starting_latents(pipeline, self.sampling.images, (side, side), self.sampling.seed)
+        side = self.sampling.size or self.live.native_side
+        size, pipeline = (side, side), self.live.pipeline
+        return starting_latents(pipeline, self.sampling.images, size, self.sampling.seed)

@@ -5,7 +5,7 @@ A set is a folder that sd-scripts, OneTrainer and ai-toolkit read:
     OUT/1_sks robot/000.png, 000.txt   the concept's pictures and what each was drawn from
     OUT/dataset_config.toml            the same for sd-scripts and this trainer: is_reg = true
 
-Prompts are those that `recall` rehearses. The pictures are the evaluation's (generate.Studio):
+Prompts are those that `recall` rehearses. The pictures are the evaluation's (`pictures.Studio`):
 seeds are fixed, one that is there is not drawn again, and none of another set is overwritten.
 """
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lcp_plugin.config.options import Options
 from lcp_plugin.formats.disk import replacing
 from lcp_plugin.formats.pictures import save_picture
-from lcp_plugin.sdxl.drawing import starting_latents
+from lcp_plugin.sdxl.drawing import DrawSettings, starting_latents
 from lcp_plugin.sdxl.live_base import LiveBase
 from lcp_plugin.tasks import TaskRecord
 
@@ -35,16 +35,15 @@ class SampleDrawing:
 
     base: LiveBase
     size: tuple[int, int]  # pixels, (width, height)
-    steps: int
-    guidance: float
+    how: DrawSettings
     texts_change: bool  # text encoders are trained: what they said a step ago no longer holds
 
     @classmethod
     def of(cls, options: Options, base: LiveBase) -> SampleDrawing:
         """As the run's options ask for it."""
         size = options.resolution or (base.native_side,) * 2
-        changes = options.trains_text_encoders
-        return cls(base, size, options.sample_steps, options.guidance_scale, changes)
+        how = DrawSettings(options.sample_steps, options.guidance_scale)
+        return cls(base, size, how, options.trains_text_encoders)
 
     def draw(self, prompts: Sequence[str], seed: int, distinct: int | None = None) -> list[Image]:
         """An image per prompt.
@@ -57,7 +56,7 @@ class SampleDrawing:
         count = distinct or len(prompts)
         latents = starting_latents(self.base.pipeline, count, (height, width), seed)
         latents = latents[[i % count for i in range(len(prompts))]]
-        return self.base.draw(prompts, latents, self.steps, self.guidance)
+        return self.base.draw(prompts, latents, self.how)
 
 
 @dataclass(frozen=True)

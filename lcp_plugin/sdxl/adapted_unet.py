@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.delta import Delta
-from lcp_plugin.hooks import Weights
+from lcp_plugin.hooks import Conditioning, Weights
 from lcp_plugin.sdxl.flat_factors import FlatFactors
 from lcp_plugin.sdxl.layers import check_fits, find_layers, weight_of
 from lcp_plugin.sdxl.rounding import FuseError
@@ -81,6 +81,11 @@ class AdaptedUNet(nn.Module):
         if name not in self._sites:
             self._sites[name] = Site(name, self.layers[name])
         return self._sites[name]
+
+    @property
+    def changes_texts(self) -> bool:
+        """Whether the base delta reaches into a text encoder."""
+        return any(name.startswith("text_encoder") for name in self._base)
 
     def set_base(
         self, delta: Delta, carry_as: str = "auto", measure: bool = True
@@ -221,3 +226,25 @@ class AdaptedUNet(nn.Module):
             site.remove()
         self._sites, self._set = {}, None
         self._base = self._carry = Delta()
+
+
+def run_unet(
+    unet: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, dtype: torch.dtype
+) -> Tensor:
+    """The UNet's output in fp32 for noisy latents (b, 4, h, w) at timesteps (b,).
+
+    Args:
+        conditioning: encoder_hidden_states (b, tokens, c), text_embeds (b, d), time_ids (b, 6).
+        dtype: of the UNet's weights; inputs are cast to it.
+    """
+    output = unet(
+        latents.to(dtype),
+        timesteps,
+        encoder_hidden_states=conditioning["encoder_hidden_states"].to(dtype),
+        added_cond_kwargs={
+            "text_embeds": conditioning["text_embeds"].to(dtype),
+            "time_ids": conditioning["time_ids"].to(dtype),
+        },
+        return_dict=False,
+    )[0]
+    return torch.as_tensor(output).float()

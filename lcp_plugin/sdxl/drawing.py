@@ -1,4 +1,6 @@
-"""Images from fixed starting latents, the same for every prompt and every stage of a chain."""
+"""Images from a pipeline with fixed starting latents, the same for every prompt and every stage of
+a chain.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +20,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """What images are guided to and away from, as `encode_prompts` gives it, and by how much."""
+class DrawSettings:
+    """How images are drawn, whoever asks: a run, a prompt file or an evaluation."""
 
-    toward: Mapping[str, Tensor]  # a row per image, or one for all
-    away: Mapping[str, Tensor]  # of the negative prompt, likewise
-    scale: float = 5.0
-
-    def of(self, count: int) -> Guidance:
-        """A row per image for `count` of them."""
-
-        def expand(texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {key: v.expand(count, *v.shape[1:]) for key, v in texts.items()}
-
-        return Guidance(expand(self.toward), expand(self.away), self.scale)
-
-    def rows(self, start: int, stop: int) -> Guidance:
-        """That of some images."""
-        toward = {key: v[start:stop] for key, v in self.toward.items()}
-        return Guidance(toward, {k: v[start:stop] for k, v in self.away.items()}, self.scale)
+    steps: int
+    guidance: float
+    negative: str = ""  # prompt
+    at_once: int = 8  # images of a batch
 
 
 def starting_latents(
@@ -57,23 +47,37 @@ def starting_latents(
 @torch.no_grad()
 def draw_images(
     pipeline: StableDiffusionXLPipeline,
-    guidance: Guidance,
+    conditioning: Mapping[str, Tensor],
+    negative: Mapping[str, Tensor],
     latents: Tensor,
-    steps: int = 30,
-    batch_size: int = 8,
+    how: DrawSettings,
 ) -> list[Image]:
-    """One image per starting latent (n, c, h, w), `batch_size` at a time."""
+    """One image per starting latent; conditioning has a row per latent or one row for all.
+
+    Args:
+        conditioning: `encode_prompts` of the prompts; negative: of `how.negative`, one row.
+        latents: (n, c, h, w) from `starting_latents`.
+    """
     images: list[Image] = []
-    guidance = guidance.of(len(latents))
-    for i in range(0, len(latents), batch_size):
-        part = latents[i : i + batch_size]
-        rows = guidance.rows(i, i + batch_size)
-        images.extend(decode_latents(pipeline, _denoise(pipeline, rows, part, steps)))
+    count = len(latents)
+    for i in range(0, count, how.at_once):
+        stop = min(i + how.at_once, count)
+        rows = {
+            key: v[i:stop] if len(v) == count else v.expand(stop - i, *v.shape[1:])
+            for key, v in conditioning.items()
+        }
+        empty = {key: v.expand(stop - i, *v.shape[1:]) for key, v in negative.items()}
+        drawn = _denoise(pipeline, rows, empty, latents[i:stop], how)
+        images.extend(decode_latents(pipeline, drawn))
     return images
 
 
 def _denoise(
-    pipeline: StableDiffusionXLPipeline, guidance: Guidance, latents: Tensor, steps: int
+    pipeline: StableDiffusionXLPipeline,
+    conditioning: Mapping[str, Tensor],
+    negative: Mapping[str, Tensor],
+    latents: Tensor,
+    how: DrawSettings,
 ) -> Tensor:
     """The scaled latents of images, as many at a time as fit into memory."""
     device, dtype = pipeline.unet.device, pipeline.unet.dtype
@@ -84,13 +88,13 @@ def _denoise(
             return values[start:stop].to(device, dtype)
 
         result = pipeline(
-            prompt_embeds=on_device(guidance.toward["encoder_hidden_states"]),
-            pooled_prompt_embeds=on_device(guidance.toward["text_embeds"]),
-            negative_prompt_embeds=on_device(guidance.away["encoder_hidden_states"]),
-            negative_pooled_prompt_embeds=on_device(guidance.away["text_embeds"]),
+            prompt_embeds=on_device(conditioning["encoder_hidden_states"]),
+            pooled_prompt_embeds=on_device(conditioning["text_embeds"]),
+            negative_prompt_embeds=on_device(negative["encoder_hidden_states"]),
+            negative_pooled_prompt_embeds=on_device(negative["text_embeds"]),
             latents=on_device(latents),
-            num_inference_steps=steps,
-            guidance_scale=guidance.scale,
+            num_inference_steps=how.steps,
+            guidance_scale=how.guidance,
             height=latents.shape[2] * factor,
             width=latents.shape[3] * factor,
             output_type="latent",
@@ -103,9 +107,8 @@ def _denoise(
 
 @torch.no_grad()
 def decode_latents(pipeline: StableDiffusionXLPipeline, latents: Tensor) -> list[Image]:
-    """Images of scaled latents (n, c, h, w), decoded in the VAE's own precision.
-
-    That happens on the UNet's device, which the VAE leaves again if it came for this.
+    """Images of scaled latents (n, c, h, w), decoded in the VAE's own precision and on the UNet's
+    device, which the VAE leaves again if it came for this.
     """
     vae, home = pipeline.vae, pipeline.vae.device
     vae.to(pipeline.unet.device)

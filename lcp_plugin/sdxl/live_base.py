@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.delta import Delta
-from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
+from lcp_plugin.hooks import Conditioning
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet, run_unet
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import PromptBank, encode_prompts, make_time_ids
-from lcp_plugin.sdxl.drawing import Guidance, decode_latents, draw_images
+from lcp_plugin.sdxl.drawing import DrawSettings, decode_latents, draw_images
 from lcp_plugin.sdxl.latents import encode_pixels
 from lcp_plugin.sdxl.load import native_resolution, prediction_type, without_zero_terminal
 from lcp_plugin.sdxl.long_prompts import encode_long_prompts
@@ -79,11 +80,34 @@ class LiveBase:
         """Pixels per latent along a side."""
         return int(self.pipeline.vae_scale_factor)
 
-    def show(self, delta: Delta) -> None:
-        """Puts the model on W_0 + delta, without an adapter."""
+    def show(self, delta: Delta, measure: bool = True) -> None:
+        """Puts the model on W_0 + delta, without an adapter.
+
+        Args:
+            measure: what rounding loses, so that training from there need not set it once more.
+        """
+        stale = self.adapted.changes_texts
         self.adapted.detach()
-        self.adapted.set_base(delta, self.carry_as)
+        self.adapted.set_base(delta, self.carry_as, measure)
         self.adapted.eval()
+        if stale or self.adapted.changes_texts:
+            self.bank.clear()
+
+    def predict(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        through: nn.Module | None = None,
+    ) -> Tensor:
+        """The UNet's output (b, 4, h, w), fp32, of the model as it is.
+
+        Args:
+            through: the model as prepared for several processes.
+        """
+        with self.autocast():
+            unet = self.adapted if through is None else through
+            return run_unet(unet, latents, timesteps, conditioning, self.dtype)
 
     # ------------------------------------------------------------------------------ the VAE
 
@@ -151,21 +175,14 @@ class LiveBase:
             ready.update(encode_texts(ready.pop("captions")))
         return {k: send(v, self.device) for k, v in ready.items() if isinstance(v, Tensor)}
 
-    def draw(
-        self,
-        prompts: Sequence[str],
-        latents: Tensor,
-        steps: int,
-        guidance: float,
-        negative: str = "",
-    ) -> list[Image]:
+    def draw(self, prompts: Sequence[str], latents: Tensor, how: DrawSettings) -> list[Image]:
         """An image per prompt and starting latent, of the model as it is but for dropout."""
         with self.text_encoders():
-            self.bank.add(self.pipeline, [*prompts, negative])
+            self.bank.add(self.pipeline, [*prompts, how.negative])
         training = self.adapted.training
         self.adapted.eval()
-        texts = Guidance(self.bank(prompts), self.bank([negative]), guidance)
-        images = draw_images(self.pipeline, texts, latents, steps)
+        asked, empty = self.bank(prompts), self.bank([how.negative])
+        images = draw_images(self.pipeline, asked, empty, latents, how)
         self.adapted.train(training)
         return images
 

@@ -19,28 +19,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def run_unet(
-    unet: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, dtype: torch.dtype
-) -> Tensor:
-    """The UNet's output in fp32 for noisy latents (b, 4, h, w) at timesteps (b,).
-
-    Args:
-        conditioning: encoder_hidden_states (b, tokens, c), text_embeds (b, d), time_ids (b, 6).
-        dtype: of the UNet's weights; inputs are cast to it.
-    """
-    output = unet(
-        latents.to(dtype),
-        timesteps,
-        encoder_hidden_states=conditioning["encoder_hidden_states"].to(dtype),
-        added_cond_kwargs={
-            "text_embeds": conditioning["text_embeds"].to(dtype),
-            "time_ids": conditioning["time_ids"].to(dtype),
-        },
-        return_dict=False,
-    )[0]
-    return torch.as_tensor(output).float()
-
-
 class Desk(Protocol):
     """What a run lends to the live model of a task."""
 
@@ -101,11 +79,9 @@ class LiveModel:
     ) -> Tensor:
         """The UNet's output (b, 4, h, w), fp32; gradients flow for "trained" only."""
         if weights == "trained":
-            with self.base.autocast():
-                unet = self.adapted if self._trained is None else self._trained
-                return run_unet(unet, latents, timesteps, conditioning, self.base.dtype)
-        with torch.no_grad(), self.adapted.using(weights), self.base.autocast():
-            return run_unet(self.adapted, latents, timesteps, conditioning, self.base.dtype)
+            return self.base.predict(latents, timesteps, conditioning, self._trained)
+        with torch.no_grad(), self.adapted.using(weights):
+            return self.base.predict(latents, timesteps, conditioning)
 
     def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Noisy latents at the timesteps (b,), and the target that the base's type asks for."""
@@ -160,16 +136,11 @@ class LiveModel:
         ]
         schedule = self.base.schedule
         times = spread_times(len(schedule.alphas), steps, generator)
-
-        def predict(latents: Tensor, timesteps: Tensor, rows: Conditioning) -> Tensor:
-            with self.base.autocast():
-                return run_unet(self.adapted, latents, timesteps, rows, self.base.dtype)
-
         training = self.adapted.training
         self.adapted.eval()
         with torch.no_grad(), self.adapted.using(weights):
             drawn = draw_trajectory(
-                predict,
+                self.base.predict,
                 noise.to(self.base.device),
                 (conditioning[0], conditioning[1]),
                 (schedule.alphas, schedule.prediction_type),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lcp_plugin.config.prompts import SamplePrompt
-from lcp_plugin.sdxl.drawing import Guidance, draw_images, starting_latents
+from lcp_plugin.sdxl.drawing import DrawSettings, draw_images, starting_latents
 from lcp_plugin.sdxl.live_base import LiveBase
 from lcp_plugin.sdxl.samplers import create_sampler
 
@@ -33,13 +33,10 @@ def draw_prompt(
     own = pipeline.scheduler
     name = prompt.sample_sampler or default_sampler
     pipeline.scheduler = create_sampler(name, own, schedule.prediction_type, schedule.zero_terminal)
+    how = DrawSettings(prompt.sample_steps, prompt.scale, prompt.negative_prompt)
     try:
-        guidance = Guidance(
-            base.encode_prompts([prompt.prompt]),
-            base.encode_prompts([prompt.negative_prompt]),
-            prompt.scale,
-        )
-        (image,) = draw_images(pipeline, guidance, latents, prompt.sample_steps)
+        asked, empty = (base.encode_prompts([text]) for text in (prompt.prompt, how.negative))
+        (image,) = draw_images(pipeline, asked, empty, latents, how)
     finally:
         pipeline.scheduler = own
     return image

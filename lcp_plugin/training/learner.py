@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.hooks import Carry
-from lcp_plugin.sdxl.live_model import LiveModel, run_unet
+from lcp_plugin.sdxl.live_model import LiveModel
 from lcp_plugin.sdxl.loss import LossSettings
 from lcp_plugin.sdxl.noise import NoiseSettings
 from lcp_plugin.store.carries import hash_carry
@@ -70,9 +70,7 @@ class Learner:
         self, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Any]
     ) -> Tensor:
         """The trained model's output, in this process alone."""
-        base = self.room.base
-        with base.autocast():
-            return run_unet(base.adapted, noisy, timesteps, conditioning, base.dtype)
+        return self.room.base.predict(noisy, timesteps, conditioning)
 
     @contextmanager
     def showing(self) -> Iterator[None]:

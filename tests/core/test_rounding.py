@@ -64,8 +64,8 @@ def test_what_the_model_predicts_keeps_a_small_delta_below_the_noise_of_the_base
     None
 ):
     """tiny-sdxl with weights in bf16: D at a strength that rounding to the nearest swallows."""
+    from lcp_plugin.sdxl.adapted_unet import run_unet
     from lcp_plugin.sdxl.layers import choose_targets, find_layers
-    from lcp_plugin.sdxl.live_model import run_unet
     from lcp_plugin.sdxl.load import hush_libraries, load_pipeline
 
     hush_libraries()

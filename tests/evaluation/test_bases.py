@@ -48,7 +48,7 @@ def weights_of(studio, stage):
     """Layer name -> weight of the model that stands on a stage."""
     from lcp_plugin.sdxl.layers import find_layers
 
-    layers = find_layers({"unet": studio.stand_on(stage)[0].unet})
+    layers = find_layers({"unet": studio.stand_on(stage).pipeline.unet})
     return {name: layer.weight.detach().clone() for name, layer in layers.items()}
 
 
@@ -154,6 +154,6 @@ def test_images_of_another_vae_or_precision_are_not_taken_for_these(toy_base, tm
 @pytest.mark.parametrize("zero", [True, False])
 def test_the_runs_own_noise_schedule_is_sampled_from(toy_base, zero):
     base = BaseSource(str(toy_base), v_prediction=True, zero_terminal_snr=zero)
-    scheduler = Studio(base, Sampling()).pipeline().scheduler
+    scheduler = Studio(base, Sampling()).live.pipeline.scheduler
     assert scheduler.config.prediction_type == "v_prediction"
     assert (float(scheduler.alphas_cumprod[-1]) < 1e-6) is zero

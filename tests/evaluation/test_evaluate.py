@@ -235,7 +235,7 @@ def test_nothing_is_loaded_when_nothing_is_missing(run, pictures, tmp_path, monk
     def fail(*_):
         raise AssertionError("the model was loaded again")
 
-    monkeypatch.setattr("lcp_plugin.sdxl.load.load_pipeline", fail)
+    monkeypatch.setattr("lcp_plugin.sdxl.open_base.load_pipeline", fail)
     assert score([run], tmp_path / "s", pictures) == first
 
 

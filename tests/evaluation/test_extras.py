@@ -27,32 +27,31 @@ from lcp_plugin.evaluation.losses import (
 )
 from lcp_plugin.evaluation.pictures import Sampling, Stage, Studio
 from lcp_plugin.report.numbers import describe_extras, extra_values
+from lcp_plugin.sdxl.noise import NoiseSchedule
 
 METRIC = Metric("colour", "colour", "Colour")
 
 
-def fake_pipeline(prediction="epsilon"):
-    """A scheduler with a straight schedule: alpha_bar falls from 1 to 0 over 160 steps."""
-    config = SimpleNamespace(prediction_type=prediction)
-    scheduler = SimpleNamespace(alphas_cumprod=torch.linspace(1, 0, 160), config=config)
-    return SimpleNamespace(scheduler=scheduler)
+def straight_schedule(prediction="epsilon"):
+    """alpha_bar falls from 1 to 0 over 160 steps."""
+    return NoiseSchedule(torch.linspace(1, 0, 160), prediction)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_bank_has_every_image_with_every_timestep_and_noise(prediction):
     clean = torch.ones(2, 1, 3, 3) * torch.tensor([2.0, -1.0]).view(2, 1, 1, 1)
-    bank = make_bank(fake_pipeline(prediction), clean, "a dog", seed=3)
+    bank = make_bank(straight_schedule(prediction), clean, "a dog", seed=3)
     assert len(bank.noisy) == 2 * TIMESTEPS * NOISES
     # sixteen midpoints of 160 steps: 5, 15, ... 155, two noises each, once per image
     wanted = [t for t in range(5, 160, 10) for _ in range(NOISES)] * 2
     assert bank.timesteps.tolist() == wanted
-    alpha = fake_pipeline().scheduler.alphas_cumprod[bank.timesteps].view(-1, 1, 1, 1)
+    alpha = straight_schedule().alphas[bank.timesteps].view(-1, 1, 1, 1)
     images = clean.repeat_interleave(TIMESTEPS * NOISES, dim=0)
     noise = (bank.noisy - alpha.sqrt() * images) / (1 - alpha).sqrt()
     target = alpha.sqrt() * noise - (1 - alpha).sqrt() * images
     wanted_target = noise if prediction == "epsilon" else target
     torch.testing.assert_close(bank.target, wanted_target, atol=1e-5, rtol=1e-5)
-    again = make_bank(fake_pipeline(prediction), clean, "a dog", seed=3)
+    again = make_bank(straight_schedule(prediction), clean, "a dog", seed=3)
     assert torch.equal(again.noisy, bank.noisy)
 
 

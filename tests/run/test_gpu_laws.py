@@ -21,7 +21,7 @@ from gpu_runs import (
 )
 from toy_runs import read_all
 
-from lcp_plugin.sdxl.live_model import run_unet
+from lcp_plugin.sdxl.adapted_unet import run_unet
 from lcp_plugin.strategies import BUILT_IN
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]

@@ -14,7 +14,7 @@ from toy_runs import STRATEGIES, assert_equal_tensors, read_all
 
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.tensors import read_header
-from lcp_plugin.sdxl.live_model import run_unet
+from lcp_plugin.sdxl.adapted_unet import run_unet
 
 Train = Callable[..., Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.run import follow_up
 from lcp_plugin.sdxl import live_base
+from lcp_plugin.sdxl.drawing import DrawSettings
 from lcp_plugin.sdxl.precision import Precision
 
 Train = Callable[..., Any]
@@ -119,9 +121,9 @@ def test_settings_of_samples_at_boundaries_reach_the_sampler(
     seen: list[tuple[int, float, torch.Tensor]] = []
     draw = live_base.draw_images
 
-    def watched(pipeline: Any, guidance: Any, latents: Any, steps: int) -> Any:
-        seen.append((steps, guidance.scale, latents))
-        return draw(pipeline, guidance, latents, 1)
+    def watched(pipeline: Any, asked: Any, empty: Any, latents: Any, how: DrawSettings) -> Any:
+        seen.append((how.steps, how.guidance, latents))
+        return draw(pipeline, asked, empty, latents, replace(how, steps=1))
 
     monkeypatch.setattr(live_base, "draw_images", watched)
     common = {"tasks": (0,), "max_train_steps": 1, "samples_per_task": 2}

@@ -25,9 +25,8 @@ from lcp_plugin.adapter import Adapter, AdapterSpec, Factors
 from lcp_plugin.delta import Delta, Dense
 from lcp_plugin.errors import LineageError
 from lcp_plugin.sdxl.adapted_linear import AdaptedLinear
-from lcp_plugin.sdxl.adapted_unet import AdaptedUNet
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet, run_unet
 from lcp_plugin.sdxl.layers import find_layers, layer_kernel, layer_shape
-from lcp_plugin.sdxl.live_model import run_unet
 
 # ------------------------------------------------------------------------------------- the adapter
 

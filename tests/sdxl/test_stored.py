@@ -13,8 +13,8 @@ from torch import nn
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.sdxl import precision as hardware
+from lcp_plugin.sdxl.adapted_unet import run_unet
 from lcp_plugin.sdxl.live_base import LiveBase, build_live_base
-from lcp_plugin.sdxl.live_model import run_unet
 from lcp_plugin.sdxl.load import load_pipeline
 from lcp_plugin.sdxl.stored import StoredConv2d, StoredLinear, is_native
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lcp_plugin.evaluation.losses import encode_images
+from lcp_plugin.evaluation.losses import encode_files
 from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.sdxl.drawing import decode_latents
 
@@ -34,7 +34,7 @@ def test_scaling_is_the_same_in_training_scores_and_samples(
     write_json(config, {**read_json(config), **scaling})
     run = train("run", tasks=(0,), max_train_steps=1, vae=str(tmp_path / "vae"))
     pipeline = run.base.pipeline
-    scored = encode_images(pipeline, sorted((pictures / "disc0").iterdir()))
+    scored = encode_files(run.base, sorted((pictures / "disc0").iterdir()))
     raw = scored / scaling["scaling_factor"]
     if "latents_std" in scaling:
         raw = raw * torch.tensor(scaling["latents_std"]).view(1, -1, 1, 1)

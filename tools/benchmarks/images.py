@@ -15,7 +15,7 @@ import torch
 from benchmarks.measure import Row, alternate, peak_mb, row_of
 from lcp_plugin.evaluation.pictures import Sampling, Stage, Studio, plan_pictures
 from lcp_plugin.sdxl.drawing import starting_latents
-from lcp_plugin.sdxl.load import load_pipeline, native_resolution
+from lcp_plugin.sdxl.load import load_pipeline
 
 AMOUNTS = {"tiny": (8, 10), "topo": (4, 4)}  # images a prompt, steps
 PROMPTS = ("a sks robot in a jail", "a sks robot wearing a santa hat")
@@ -31,8 +31,7 @@ def measure_images(size: str, rounds: int = 2) -> list[Row]:
         folder = Path(name)
         base = "tiny-sdxl" if size == "tiny" else str(_save_topo(folder / "topo"))
         studio, pipeline = Studio(base, sampling), load_pipeline(base)
-        studio.pipeline()
-        side = native_resolution(pipeline)
+        side = studio.live.native_side  # loaded ahead of the clock
         latents = starting_latents(pipeline, images, (side, side), sampling.seed)
         stage, fresh = Stage("base", "base"), itertools.count()
 
