@@ -102,3 +102,28 @@ def test_packages_that_need_one_say_so_in_an_entry_point_group() -> None:
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
     for group in ("lcp_plugin.strategies", "lcp_plugin.observers"):
         assert f'"{group}"' in text
+
+
+def test_every_path_that_contributing_names_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    spans = [word for span in re.findall(r"`([^`\n]+)`", text) for word in span.split()]
+    named = {word for word in spans if "/" in word or word.endswith((".py", ".md", ".txt"))}
+    named |= set(re.findall(r"[\w./]+\.(?:py|toml)\b", text))
+    missing = [name for name in sorted(named) if not list(ROOT.glob(name))]
+    missing = [name for name in missing if not list((ROOT / "lcp_plugin").glob(name))]
+    assert len(named) > 30
+    assert not missing
+
+
+def test_contributing_names_every_room() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| ([a-z_, ]+) \|", text.split("## Ten changes")[0], re.MULTILINE)
+    named = {room for cell in cells for room in cell.split(", ")}
+    package = ROOT / "lcp_plugin"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    rooms |= {path.stem for path in package.glob("*.py")} - {"__init__"}
+    assert rooms <= named, rooms - named
+
+
+def test_contributing_fits_on_two_screens() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 120
