@@ -178,7 +178,13 @@ def describe_arguments(cls: type[Any]) -> dict[str, tuple[Any, Any]]:
     """name -> (annotation, default) of the arguments of `__init__`."""
     if cls.__init__ is object.__init__:
         return {}
-    hints = typing.get_type_hints(cls.__init__)
+    try:
+        hints = typing.get_type_hints(cls.__init__)
+    except NameError as error:
+        raise StrategyError(
+            f"{cls.__name__}.__init__ is annotated with a name that its module does not import "
+            f"when it runs ({error}); import it outside of `if TYPE_CHECKING`."
+        ) from None
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     return {
         p.name: (hints.get(p.name, str), p.default)

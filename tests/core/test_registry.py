@@ -219,6 +219,25 @@ def test_a_module_that_raises_while_imported_is_one_line(
 # ------------------------------------------------------------------------------------- signatures
 
 
+def test_an_annotation_that_only_a_type_checker_knows_is_one_line(
+    module: Callable[[str, str], None],
+) -> None:
+    source = """
+        from __future__ import annotations
+        from typing import TYPE_CHECKING
+        from lcp_plugin.strategies.merge_init import MergeInit
+        if TYPE_CHECKING:
+            from somewhere import Strength
+
+        class Faded(MergeInit):
+            def __init__(self, strength: Strength = 1) -> None:
+                pass
+    """
+    module("hidden_annotation", source)
+    with pytest.raises(StrategyError, match="'Strength' is not defined.*outside of"):
+        create_strategy("hidden_annotation:Faded")
+
+
 def test_a_wrong_signature_shows_both() -> None:
     class Wrong(Whole):
         def end_task(self, task: Task, trained: Adapter) -> Carry:  # type: ignore[override]
