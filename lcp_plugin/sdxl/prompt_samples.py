@@ -2,7 +2,8 @@
 
 The live pipeline's UNet, with whatever LoRA is on it, is used; its scheduler is exchanged for the
 prompt's sampler meanwhile. Starting latents come from the prompt's seed, so they are the same at
-every stage and no global random state is touched.
+every stage; what an ancestral sampler adds comes from torch's global generator, which the caller
+seeds and puts back.
 """
 
 from __future__ import annotations
