@@ -127,3 +127,9 @@ def test_contributing_names_every_room() -> None:
 
 def test_contributing_fits_on_two_screens() -> None:
     assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_the_tests_that_scripts_name_are_there() -> None:
+    for script in (ROOT / ".ci").iterdir():
+        named = re.findall(r"tests/[\w/*]+\.py", script.read_text(encoding="utf-8"))
+        assert not [name for name in named if not list(ROOT.glob(name))], script
