@@ -171,7 +171,5 @@ class AdapterSpec:
         )
 
     def orthogonal_to(self, previous: Mapping[str, Tensor]) -> Adapter:
-        """B = 0 and A's whose columns are orthogonal to those of `previous` {module: (rank,
-        in)}.
-        """
+        """B = 0, and A's columns orthogonal to those of `previous` (module -> (rank, in))."""
         return self.with_down({name: orthogonal_columns(previous[name]) for name in self.shapes})

@@ -136,9 +136,7 @@ def row_null_rows(
 
 
 def select_by_magnitude(newest: Tensor, older: Tensor) -> Tensor:
-    """Entry by entry the update of larger magnitude; ties go to `newest` (MagMax, arXiv
-    2407.06322; fp32).
-    """
+    """Entry by entry the larger update in fp32; ties go to `newest` (MagMax, arXiv 2407.06322)."""
     newest, older = newest.float(), older.float()
     return torch.where(newest.abs() >= older.abs(), newest, older)
 

@@ -76,9 +76,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A learned task as later tasks and files know it. `facts` holds image count, steps, rank,
-    ...
-    """
+    """A learned task as later tasks and files know it; `facts`: image count, steps, rank, ..."""
 
     index: int
     name: str

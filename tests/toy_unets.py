@@ -78,3 +78,23 @@ def learn_on(unet: nn.Module, strategy: Strategy, tasks: int) -> Carry:
         scaled = {n: Factors(f.down, 0.03 * f.up, f.alpha) for n, f in trained.items()}
         carry = strategy.end_task(make_task(index), carry, Adapter(scaled))
     return carry
+
+
+def sdxl_unet() -> Any:
+    """SDXL's own UNet, without weights."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel(
+            sample_size=128,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(320, 640, 1280),
+            transformer_layers_per_block=(1, 2, 10),
+            cross_attention_dim=2048,
+            attention_head_dim=(5, 10, 20),
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+            use_linear_projection=True,
+        )

@@ -158,9 +158,7 @@ def list_costs(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def keep_costs(costs: Sequence[Mapping[str, Any]]) -> None:
-    """This machine's own measurements for later estimates; newer ones replace older ones of the
-    same preset.
-    """
+    """This machine's own measurements for later estimates; of a preset the newest count."""
     if not costs:
         return
     file = measured_file()

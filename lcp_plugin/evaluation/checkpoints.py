@@ -2,8 +2,7 @@
 
 Safetensors files are read by safetensors. A `.pth` file holds a pickle program, which could run
 anything: PyTorch reads it with `weights_only`, whose unpickler builds tensors and plain containers
-and refuses every other name. `argparse.Namespace`, which trainers store beside the weights, is a
-container too.
+and refuses every other name but `argparse.Namespace`, which trainers store beside the weights.
 """
 
 from __future__ import annotations

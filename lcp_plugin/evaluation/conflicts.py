@@ -123,9 +123,7 @@ def _strongest(matrix: Tensor) -> Tensor:
 
 
 def block_of(module: str) -> str:
-    """The block that a module is counted in: `unet.down_blocks.1`, `unet.mid_block`,
-    `text_encoder`, ...
-    """
+    """The block that a module is counted in: `unet.down_blocks.1`, `text_encoder`, ..."""
     match = re.match(r"unet\.(?:(?:down|up)_blocks\.\d+|mid_block)", module)
     return match[0] if match else module.split(".", 1)[0]
 

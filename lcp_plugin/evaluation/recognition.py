@@ -14,7 +14,7 @@ Numbers and words only: evaluate.py measures, scores.json carries, report and sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -135,12 +135,6 @@ def judge(images: ArrayLike, references: Mapping[str, ArrayLike], own: str) -> L
     means = nearest.mean(axis=1)
     other = max(range(len(order) - 1), key=lambda at: (counts[at], means[at]))
     return Look(float(shares[-1]), order[other], float(shares[other]))
-
-
-def share_recognised(images: ArrayLike, references: Sequence[ArrayLike], own: int) -> float:
-    """Share of rows of `images` (n, d) whose largest cosine is with a row of references[own]."""
-    named = {str(at): rows for at, rows in enumerate(references)}
-    return judge(images, named, str(own)).share
 
 
 def share_of_ceiling(

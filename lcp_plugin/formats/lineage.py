@@ -3,8 +3,7 @@
 A header is text to text. These keys are ours and stand in no other module; other readers ignore
 them, and `header` words those that others read. Parents are named by `sshs_model_hash`, which
 depends on tensors only, so that they can be verified even if their metadata was edited. Everything
-read is data: no path in it is followed here, nothing in it is run, and what cannot be understood is
-left out.
+read is data: no path is followed, nothing is run, and what cannot be understood is left out.
 """
 
 from __future__ import annotations

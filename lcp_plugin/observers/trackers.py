@@ -1,6 +1,4 @@
-"""accelerate's trackers (--log_with tensorboard | wandb | all): loss and rate along the chain,
-sample grids.
-"""
+"""accelerate's trackers (--log_with tensorboard | wandb | all): loss, rate and sample grids."""
 
 from __future__ import annotations
 

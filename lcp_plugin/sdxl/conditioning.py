@@ -36,9 +36,7 @@ def encode_prompts(
 def make_time_ids(
     original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]
 ) -> Tensor:
-    """Original size, crop's top-left corner and target size, each (height, width)   # (1, 6),
-    fp32.
-    """
+    """Original size, crop's corner and target size, each (height, width)   # (1, 6), fp32."""
     return torch.tensor([[*original, *crop, *target]], dtype=torch.float32)
 
 

@@ -1,6 +1,4 @@
-"""Images from a pipeline with fixed starting latents, the same for every prompt and every stage of
-a chain.
-"""
+"""Images from fixed starting latents, the same for every prompt and every stage of a chain."""
 
 from __future__ import annotations
 

@@ -58,8 +58,7 @@ def load_tokenizer(name: str | None) -> Any | None:
 
 
 def find_base(name: str | None) -> Path:
-    """The folder or file behind `pretrained_model_name_or_path`, checked to be SDXL without
-    reading weights.
+    """The folder or file of a base, checked to be SDXL without reading weights.
 
     Raises:
         BaseModelError: nothing there, a pickle, or not SDXL.

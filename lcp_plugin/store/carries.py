@@ -47,9 +47,7 @@ def hash_carry(carry: Carry) -> str:
 
 
 def deliverable_adapter(carry: Carry) -> Adapter:
-    """Every module of the carry as one exact LoRA: factors that go on as they are, deltas at their
-    true rank.
-    """
+    """The carry as one exact LoRA: factors that go on as they are, deltas at their true rank."""
     going_on = carry.adapter or Adapter()
     alone = going_on.without(carry.delta)
     rest = carry.total.restrict(set(carry.total) - set(alone))

@@ -101,9 +101,7 @@ def _tags(
 
 
 def _only_tags(path: Path, captions: list[str]) -> list[str]:
-    """The `tags` of a metadata file, which kohya counts without its captions; where there are none,
-    the captions.
-    """
+    """A metadata file's `tags`, which kohya counts alone; the captions where there are none."""
     entries = json.loads(path.read_text(encoding="utf-8-sig"))
     tags = [e.get("tags") for e in entries.values() if isinstance(e, Mapping)]
     return [str(text) for text in tags if text] or captions

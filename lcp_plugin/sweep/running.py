@@ -37,8 +37,7 @@ _FORKING = threading.Lock()
 
 
 def execute_planned(run: PlannedRun, threads: int | None = None) -> str:
-    """Trains one run to its end (on `threads` CPU threads, if told); its name. Nothing happens to a
-    finished one.
+    """Trains one run to its end, unless it is there (on `threads` CPU threads, if told); its name.
 
     Raises:
         LcpError: the run failed; the message ends with the last lines of its log.

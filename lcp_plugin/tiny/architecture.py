@@ -126,11 +126,6 @@ SDXL = Architecture(
 WEIGHT_STD = 0.02  # of weights that are drawn on a device
 
 
-def build_tiny(seed: int = 0) -> StableDiffusionXLPipeline:
-    """The embedded base's architecture with random weights."""
-    return build_pipeline(TINY, seed)
-
-
 def build_topo(seed: int = 0) -> StableDiffusionXLPipeline:
     """SDXL's topology (560 attention projections) with random weights, 64 px."""
     return build_pipeline(TOPO, seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from toy_unets import sdxl_unet
 
 from lcp_plugin.config.estimates import (
     ATTENTION_SHAPES,
@@ -22,22 +23,7 @@ from lcp_plugin.run.forecast import describe_plan, estimate_run
 
 
 def test_the_shapes_are_those_of_sdxls_unet() -> None:
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=128,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(320, 640, 1280),
-            transformer_layers_per_block=(1, 2, 10),
-            cross_attention_dim=2048,
-            attention_head_dim=(5, 10, 20),
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-            use_linear_projection=True,
-        )
+    unet = sdxl_unet()
     assert sum(p.numel() for p in unet.parameters()) == UNET_PARAMETERS
     attention, transformer = Counter[tuple[int, ...]](), Counter[tuple[int, ...]]()
     for name, module in unet.named_modules():

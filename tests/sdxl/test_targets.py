@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import pytest
 import torch
 from torch import nn
+from toy_unets import sdxl_unet
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ConfigError
@@ -34,23 +35,10 @@ def count_by_part(names: Iterable[str]) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def layers() -> Layers:
     """SDXL's linear and convolutional layers."""
-    from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    unet = sdxl_unet()
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=128,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(320, 640, 1280),
-            transformer_layers_per_block=(1, 2, 10),
-            cross_attention_dim=2048,
-            attention_head_dim=(5, 10, 20),
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-            use_linear_projection=True,
-        )
         one = CLIPTextModel(
             CLIPTextConfig(
                 hidden_size=768,

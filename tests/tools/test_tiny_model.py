@@ -9,7 +9,7 @@ import torch
 from tiny_base.world import RESERVED_WORDS
 
 from lcp_plugin.tiny import model_dir
-from lcp_plugin.tiny.architecture import TINY, build_tiny, build_topo, build_toy, save_pipeline
+from lcp_plugin.tiny.architecture import TINY, build_pipeline, build_topo, build_toy, save_pipeline
 from lcp_plugin.tiny.vocabulary import VOCABULARY_SIZE, byte_alphabet, truncate_vocabulary
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -42,7 +42,7 @@ def test_the_shipped_model_has_sdxls_classes():
 
 
 def test_the_shipped_model_has_the_architecture_that_the_code_builds(shipped):
-    built = build_tiny()
+    built = build_pipeline(TINY)
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         ours, theirs = getattr(built, part).state_dict(), getattr(shipped, part).state_dict()
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
