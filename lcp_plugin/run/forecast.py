@@ -62,7 +62,7 @@ class Estimate:
 
 
 def estimate_run(options: Options, steps: int, tasks: int, pixels: int) -> Estimate:
-    """Costs on real SDXL; memory is the last task's. `steps`: of all tasks; `pixels`: of an image."""
+    """Costs on real SDXL, memory of the last task. `steps`: of all tasks; `pixels`: of an image."""
     shapes = shapes_of(options)
     adapter = 4 * count_factors(shapes, options.rank) / GB
     dense = 4 * sum(count * out * inputs for count, out, inputs in shapes) / GB
