@@ -129,6 +129,7 @@ def _merge(
     provenance: dict[str, str] = {}
     strict = any(_is_true(layer.get("strict_config")) for _, layer in layers)
     for source, layer in layers:
+        _drop_arguments(layer, values, provenance, findings)
         for key, raw in layer.items():
             if key not in option_fields():
                 _report_unknown(key, raw, source, strict, findings)
@@ -144,6 +145,21 @@ def _merge(
     if any(map(is_zero, steps)) and not {"max_train_steps", "max_train_epochs"} & set(values):
         findings.problem("", "max_train_steps = 0: wanted at least 1, or max_train_epochs.")
     return Options(**values), provenance
+
+
+def _drop_arguments(
+    layer: Mapping[str, Any],
+    values: dict[str, Any],
+    provenance: dict[str, str],
+    findings: Findings,
+) -> None:
+    """Arguments of one strategy are not those of another that a higher layer names instead."""
+    name, before = layer.get("strategy"), values.get("strategy")
+    if None in (name, before) or name == before or "strategy_args" in layer:
+        return
+    if values.pop("strategy_args", None):
+        source = provenance.pop("strategy_args")
+        findings.notice(f"{source}: strategy_args are left out; they are {before}'s, not {name}'s.")
 
 
 def _is_true(value: Any) -> bool:
