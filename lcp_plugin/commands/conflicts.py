@@ -1,7 +1,7 @@
 """What collides: opposed parameters, subspace overlap, energy lost; per block and overall.
 
-    python tools/conflicts.py out/objects                     # a run: figure 2 of arXiv 2410.04891
-    python tools/conflicts.py a.safetensors b.safetensors     # adapters trained apart
+    lcp conflicts out/objects                     # a run: figure 2 of arXiv 2410.04891
+    lcp conflicts a.safetensors b.safetensors     # adapters trained apart
 
 For a run the numbers go to conflicts.json in its folder, where the report finds them; --json and
 --plot name other places.
@@ -13,37 +13,32 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lcp_plugin.delivery.merging import MergeOptions, merge_deltas
-from lcp_plugin.delta import Delta
-from lcp_plugin.errors import ConfigError, LcpError
-from lcp_plugin.evaluation.conflicts import (
-    Pair,
-    compare_adapters,
-    compare_boundaries,
-    energy_lost,
-    figure_two,
-    open_boundaries,
-)
-from lcp_plugin.formats.disk import write_bytes, write_json
-from lcp_plugin.formats.lora_file import read_lora
+from lcp_plugin.commands.front import command
+from lcp_plugin.config.parser import Parser
+from lcp_plugin.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lcp_plugin.delta import Delta
+    from lcp_plugin.evaluation.conflicts import Pair
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """What is compared, and where its numbers go."""
+    parser = Parser("conflicts", __doc__, "RUN | LORA LORA ...")
     parser.add_argument("inputs", type=Path, nargs="+", help="one run folder, or LoRA files")
     parser.add_argument("--rank", type=int, default=0, help="also: what their sum loses at a rank")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--plot", type=Path, help="draw a chart here (.png, .svg, .pdf)")
     parser.add_argument("--blocks", action="store_true", help="print a line for each block too")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def read_deltas(paths: Sequence[Path]) -> dict[str, Delta]:
     """Name -> delta of LoRA files; the stem is the name, numbered if it is not the only one."""
+    from lcp_plugin.formats.lora_file import read_lora
+
     deltas: dict[str, Delta] = {}
     for path in paths:
         name = path.stem if path.stem not in deltas else f"{path.stem} ({len(deltas) + 1})"
@@ -72,6 +67,8 @@ def draw(pairs: Sequence[Pair], path: Path) -> None:
 
     from matplotlib.figure import Figure
 
+    from lcp_plugin.formats.disk import write_bytes
+
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     first = [pair for pair in pairs if pair.first == pairs[0].first]
@@ -87,20 +84,19 @@ def draw(pairs: Sequence[Pair], path: Path) -> None:
     write_bytes(path, drawn.getvalue())
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        return compare(options)
-    except LcpError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+def compare(options: argparse.Namespace) -> tuple[list[Pair], dict[str, Any]]:
+    """Pairs of tasks or files, and what is known beside them."""
+    from lcp_plugin.delivery.merging import MergeOptions, merge_deltas
+    from lcp_plugin.evaluation.conflicts import (
+        compare_adapters,
+        compare_boundaries,
+        energy_lost,
+        figure_two,
+        open_boundaries,
+    )
 
-
-def compare(options: argparse.Namespace) -> int:
-    """Measure, print and save."""
     facts: dict[str, Any] = {}
-    is_run = len(options.inputs) == 1 and options.inputs[0].is_dir()
-    if is_run:
+    if is_run(options.inputs):
         with open_boundaries(options.inputs[0].absolute()) as (names, at, modules):
             pairs = compare_boundaries(names, at, modules)
         facts["after"] = figure_two(names, pairs)
@@ -112,14 +108,29 @@ def compare(options: argparse.Namespace) -> int:
         if options.rank:
             merged = merge_deltas(list(deltas.values()), None, MergeOptions(rank=options.rank))
             facts["energy_lost"] = energy_lost(merged)
+    return pairs, facts
+
+
+def is_run(inputs: Sequence[Path]) -> bool:
+    """Whether a run's folder was given, not files."""
+    return len(inputs) == 1 and inputs[0].is_dir()
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Prints the table and saves its numbers; returns the exit status."""
+    options = build_parser().parse_args(argv)
+    pairs, facts = compare(options)
     print("\n".join(table(pairs, options.blocks)))
     if "energy_lost" in facts:
         print(
             f"at rank {options.rank} their sum loses {facts['energy_lost']['']:.2%} of its energy"
         )
     facts["pairs"] = [pair.to_json() for pair in pairs]
-    target = options.json or (options.inputs[0] / "conflicts.json" if is_run else None)
-    if target:
+    beside = options.inputs[0] / "conflicts.json" if is_run(options.inputs) else None
+    if target := options.json or beside:
+        from lcp_plugin.formats.disk import write_json
+
         write_json(target, facts)
     if options.plot:
         draw(pairs, options.plot)

@@ -1,12 +1,12 @@
 """Prints what this machine has and which preset fits on its GPU, or measures it.
 
-    python tools/doctor.py
-    python tools/doctor.py --output_dir /data/runs --network_dim 64
-    python tools/doctor.py --measure                    every preset, on SDXL with random weights
-    python tools/doctor.py --measure --limit 8GB        as on a card with that much memory
-    python tools/doctor.py --measure --tasks 10 --json measured.json --strategy magmax
+    lcp doctor
+    lcp doctor --output_dir /data/runs --network_dim 64
+    lcp doctor --measure                    every preset, on SDXL with random weights
+    lcp doctor --measure --limit 8GB        as on a card with that much memory
+    lcp doctor --measure --tasks 10 --json measured.json --strategy magmax
 
-With --measure, options that this tool does not know go to the training command.
+With --measure, options that this command does not know go to the training command.
 """
 
 from __future__ import annotations
@@ -16,19 +16,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lcp_plugin.commands.front import command
+from lcp_plugin.config.parser import Parser
+from lcp_plugin.errors import ConfigError
 
-from lcp_plugin.errors import ConfigError, LcpError
 
-
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Where a run would write, its rank, what is measured; and options of the training command."""
-    parser = argparse.ArgumentParser(
-        prog="doctor.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """Where a run would write, its rank, and what is measured."""
+    parser = Parser("doctor", __doc__, abbreviations=False)
     parser.add_argument("--output_dir", type=Path, default=Path("output"))
     parser.add_argument("--network_dim", type=int, help="rank (32; with --measure paper's is 64)")
     group = parser.add_argument_group("measuring")
@@ -43,7 +38,12 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     group.add_argument("--steps", type=int, default=10, help="steps that are timed (10)")
     group.add_argument("--sample_steps", type=int, default=20, help="of the image (20)")
     group.add_argument("--json", type=Path, metavar="FILE", help="rows, written as they come")
-    arguments, more = parser.parse_known_args(argv)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Checked arguments, and further options of the training command."""
+    arguments, more = build_parser().parse_known_args(argv)
     for name, least in (("network_dim", 1), ("tasks", 1), ("steps", 2), ("sample_steps", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
@@ -80,20 +80,17 @@ def measure(arguments: argparse.Namespace, flags: Sequence[str]) -> tuple[str, i
     return format_rows(rows, request), int(any(row["status"] == FAILED for row in rows))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
     """Prints the report; returns the exit status."""
-    try:
-        arguments, flags = parse_arguments(argv)
-        if arguments.measure:
-            table, status = measure(arguments, flags)
-            print(table)
-            return status
-        from lcp_plugin.doctor.machine import describe_machine
+    arguments, flags = parse_arguments(argv)
+    if arguments.measure:
+        table, status = measure(arguments, flags)
+        print(table)
+        return status
+    from lcp_plugin.doctor.machine import describe_machine
 
-        print(describe_machine(arguments.output_dir, arguments.network_dim or 32))
-    except LcpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    print(describe_machine(arguments.output_dir, arguments.network_dim or 32))
     return 0
 
 

@@ -1,9 +1,9 @@
 """Scores what a chain of tasks has learned and forgotten, or any two folders of images.
 
-    python tools/evaluate.py output/my_run --metrics clip_i dino effnet
-    python tools/evaluate.py output/run_a output/run_b --output comparison
-    python tools/evaluate.py --adapters 1.safetensors 2.safetensors --base BASE --tasks tasks.toml
-    python tools/evaluate.py --generated A --references B --metrics effnet --output scores
+    lcp evaluate output/my_run --metrics clip_i dino effnet
+    lcp evaluate output/run_a output/run_b --output comparison
+    lcp evaluate --adapters 1.safetensors 2.safetensors --base BASE --tasks tasks.toml
+    lcp evaluate --generated A --references B --metrics effnet --output scores
 
 First comes what is still recognised, and what the rest became; then the tables. Images are made
 once: an interrupted evaluation goes on where it stopped.
@@ -11,27 +11,27 @@ once: an interrupted evaluation goes on where it stopped.
 
 from __future__ import annotations
 
-import logging
+import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from lcp_plugin.errors import LcpError
+from lcp_plugin.commands.front import command, tell_progress
+from lcp_plugin.evaluation import options
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
+    """What is scored, with what, how."""
+    return options.build_parser(__doc__)
+
+
+@command
+def main(argv: Sequence[str]) -> int:
     """Prints the tables; returns the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("lcp_plugin").setLevel(logging.INFO)
-    from lcp_plugin.evaluation.command import run_command
+    args = build_parser().parse_args(argv)
+    tell_progress()
+    from lcp_plugin.evaluation.command import evaluate
 
-    try:
-        print(run_command(sys.argv[1:] if argv is None else argv))
-    except LcpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    print(evaluate(args))
     return 0
 
 

@@ -1,8 +1,8 @@
 """Export what was learned: a LoRA for any reader, or fused into a checkpoint.
 
-    python tools/export.py out/objects.safetensors -o objects_r64.safetensors --as lora:64
-    python tools/export.py out/objects -o full.safetensors --as checkpoint --base sdxl.safetensors
-    python tools/export.py out/objects.safetensors -o no_can.safetensors --weights teapot=0.5 can=0
+    lcp export out/objects.safetensors -o objects_r64.safetensors --as lora:64
+    lcp export out/objects -o full.safetensors --as checkpoint --base sdxl.safetensors
+    lcp export out/objects.safetensors -o no_can.safetensors --weights teapot=0.5 can=0
 
 The input is a LoRA file of anyone's, a task folder or a run folder. Every export is read back and
 compared with the model after the boundary before it takes its name.
@@ -13,19 +13,25 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lcp_plugin.delivery.export import export
-from lcp_plugin.delivery.forms import Exported, Form, check_output
-from lcp_plugin.delivery.learned import read_learned, weigh_tasks
-from lcp_plugin.errors import ConfigError, LcpError
-from lcp_plugin.formats.precisions import SAVED_AS
+from lcp_plugin.commands.front import command
+from lcp_plugin.config.options import option_fields
+from lcp_plugin.config.parser import Parser
+from lcp_plugin.errors import ConfigError, DiskError
+
+if TYPE_CHECKING:
+    from lcp_plugin.delivery.forms import Exported
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+SAVED_AS = option_fields()["save_precision"].metadata["choices"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """What is exported, as what, where to."""
+    parser = Parser("export", __doc__, "SOURCE -o OUTPUT")
     parser.add_argument("source", type=Path, help="a LoRA file, a task folder or a run folder")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file or folder to write")
     parser.add_argument(
@@ -41,7 +47,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=SAVED_AS, default="float", help="of a LoRA's factors"
     )
-    return parser.parse_args(arguments)
+    return parser
 
 
 def parse_weights(texts: list[str]) -> dict[str, float]:
@@ -86,26 +92,32 @@ def describe(done: Exported) -> list[str]:
     return lines
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
+def export_as_asked(options: argparse.Namespace) -> Exported:
+    """The export that the arguments describe, read back."""
+    from lcp_plugin.delivery.export import export
+    from lcp_plugin.delivery.forms import Form, check_output
+    from lcp_plugin.delivery.learned import read_learned, weigh_tasks
+    from lcp_plugin.formats.precisions import SAVED_AS as TYPES
+
+    check_output(options.output)
+    form = Form.parse(options.form)
+    learned = read_learned(options.source)
+    if options.weights:
+        learned = weigh_tasks(learned, parse_weights(options.weights))
+    beside = options.output.absolute().parent
+    with tempfile.TemporaryDirectory(prefix=".lcp_", dir=beside) as scratch:
+        base = find_base(options.base, options.output, Path(scratch))
+        return export(learned, form, options.output, base, TYPES[options.precision])
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Prints what was written; returns the exit status."""
+    options = build_parser().parse_args(argv)
     try:
-        check_output(options.output)
-        form = Form.parse(options.form)
-        learned = read_learned(options.source)
-        if options.weights:
-            learned = weigh_tasks(learned, parse_weights(options.weights))
-        with tempfile.TemporaryDirectory(
-            prefix=".lcp_", dir=options.output.absolute().parent
-        ) as scratch:
-            base = find_base(options.base, options.output, Path(scratch))
-            precision = SAVED_AS[options.precision]
-            done = export(learned, form, options.output, base, precision)
-    except LcpError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        done = export_as_asked(options)
     except OSError as error:
-        print(f"DiskError: {options.output}: {error.strerror}", file=sys.stderr)
-        return 1
+        raise DiskError(f"{options.output}: {error.strerror}") from error
     print("\n".join(describe(done)))
     return 0
 

@@ -1,8 +1,8 @@
 """Show where a LoRA comes from: what it was trained on, its trigger words, its chain, verified.
 
-    python tools/lineage.py out/objects.safetensors
-    python tools/lineage.py someones_lora.safetensors --toml > again.toml
-    python tools/lineage.py out/objects --toml       # a run's or a task's folder: with its images
+    lcp lineage out/objects.safetensors
+    lcp lineage someones_lora.safetensors --toml > again.toml
+    lcp lineage out/objects --toml       # a run's or a task's folder: with its images
 
 Works on our deliverables, task folders and runs, and on files of kohya, OneTrainer and ai-toolkit.
 Parents are found by the hash of their tensors, beside the file and in --search folders.
@@ -14,18 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lcp_plugin.delivery.chain_tree import Search, failed, trace
-from lcp_plugin.delivery.retraining import retraining_config
-from lcp_plugin.errors import LcpError
+from lcp_plugin.commands.front import command
+from lcp_plugin.config.parser import Parser
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """Whose lineage, where its parents may lie, and how it is told."""
+    parser = Parser("lineage", __doc__, "FILE")
     parser.add_argument("file", type=Path, help="a LoRA file, a task folder or a run folder")
     parser.add_argument(
         "--search", type=Path, nargs="+", default=[], help="folders to look for parents in"
@@ -34,25 +33,27 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--toml", action="store_true", help="print TOML that would train it again")
     kinds.add_argument("--json", action="store_true", help="print the tree as JSON")
-    return parser.parse_args(arguments)
+    return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        if options.toml:
-            print(retraining_config(options.file), end="")
-            return 0
-        base_hash = ""
-        if options.base:
-            from lcp_plugin.sdxl.load import identify_base
+@command
+def main(argv: Sequence[str]) -> int:
+    """Prints the tree, or TOML; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    if args.toml:
+        from lcp_plugin.delivery.retraining import retraining_config
 
-            base_hash = identify_base(options.base).hash
-        tree = trace(options.file, Search(tuple(options.search), base_hash))
-    except LcpError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    if options.json:
+        print(retraining_config(args.file), end="")
+        return 0
+    from lcp_plugin.delivery.chain_tree import Search, failed, trace
+
+    base_hash = ""
+    if args.base:
+        from lcp_plugin.sdxl.load import identify_base
+
+        base_hash = identify_base(args.base).hash
+    tree = trace(args.file, Search(tuple(args.search), base_hash))
+    if args.json:
         print(json.dumps(asdict(tree), indent=2, ensure_ascii=False))
     else:
         print("\n".join(tree.render()))
