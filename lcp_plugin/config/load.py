@@ -18,9 +18,10 @@ from lcp_plugin.config.check import check_options, settle_options, settle_rates
 from lcp_plugin.config.convert import UNSET, convert_option, is_zero
 from lcp_plugin.config.datasets import DatasetReader
 from lcp_plugin.config.findings import FOREIGN_KEYS, Findings, closest, did_you_mean
+from lcp_plugin.config.flags import parse_flags
 from lcp_plugin.config.foreign import translate_foreign
 from lcp_plugin.config.options import Options, option_fields, option_types
-from lcp_plugin.config.sources import OWN_TABLES, find_config, flatten, parse_flags
+from lcp_plugin.config.sources import OWN_TABLES, find_config, flatten
 from lcp_plugin.config.tables import read_table
 from lcp_plugin.config.task_table import (
     TaskConfig,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.evaluation.chains import CEILINGS
 from lcp_plugin.store.run_folder import RunStore
 
 UNSCORED = ("--evaluate",)  # nothing: the sweep scores all runs together
@@ -90,11 +91,14 @@ def plan_runs(
     """Every strategy and ceiling in every lane; leaders first, then those that follow them.
 
     Raises:
-        ConfigError: nothing to run, or a strategy twice.
+        ConfigError: nothing to run, a strategy twice, or an unknown ceiling.
     """
     names = [*strategies, *ceilings]
     if not strategies or len({slug_of(name) for name in names}) != len(names) or not lanes:
         raise ConfigError("a sweep needs strategies, each once, and at least one order and seed.")
+    unknown = [name for name in ceilings if name not in CEILINGS]
+    if unknown:
+        raise ConfigError(f"--ceilings {unknown[0]}: there are {', '.join(CEILINGS)}.")
     waves: tuple[list[PlannedRun], ...] = ([], [], [])
     for lane in lanes:
         for strategy in names:

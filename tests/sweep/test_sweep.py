@@ -22,15 +22,16 @@ from lcp_plugin.evaluation.aggregate import (
     matrices_csv,
     tell_differences,
 )
-from lcp_plugin.evaluation.command import add_scoring_options
-from lcp_plugin.evaluation.metrics import METRICS
+from lcp_plugin.evaluation.metric_table import METRICS
+from lcp_plugin.evaluation.options import add_scoring_options
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.tensors import read_tensors
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.sweep import running as sweep
 from lcp_plugin.sweep.adoption import adopt_tasks
-from lcp_plugin.sweep.command import add_sweep_options, sample_as_configured
+from lcp_plugin.sweep.command import sample_as_configured
+from lcp_plugin.sweep.options import add_sweep_options
 from lcp_plugin.sweep.plan import PlannedRun, SweepPlan, list_lanes, plan_runs
 from lcp_plugin.sweep.running import execute_plan
 
