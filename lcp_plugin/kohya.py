@@ -35,13 +35,13 @@ from torch import Tensor, nn
 from lcp_plugin.adapter import AdapterSpec
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, LineageError, StrategyError
+from lcp_plugin.formats.checked_lora import write_checked_lora
 from lcp_plugin.formats.foreign_header import named_base
 from lcp_plugin.formats.lora_file import (
     LoraFile,
     lora_from_tensors,
     portable_adapter,
     read_lora,
-    write_checked_lora,
 )
 from lcp_plugin.hooks import Carry, Strategy, TaskStart, step_hooks_of
 from lcp_plugin.registry import create_strategy

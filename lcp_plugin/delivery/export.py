@@ -23,10 +23,11 @@ from lcp_plugin.delivery.learned import Learned
 from lcp_plugin.delivery.whole_folder import replacing_folder, size_of
 from lcp_plugin.delta import Entry
 from lcp_plugin.errors import ConfigError, FileFormatError
+from lcp_plugin.formats.checked_lora import check_lora
 from lcp_plugin.formats.disk import replacing, require_free_space
 from lcp_plugin.formats.header import size_header
 from lcp_plugin.formats.keys import PREFIXES, kohya_name
-from lcp_plugin.formats.lora_file import check_lora, portable_adapter, write_lora
+from lcp_plugin.formats.lora_file import portable_adapter, write_lora
 from lcp_plugin.formats.tensors import TensorReader, build_header, raw_bytes
 from lcp_plugin.store.deliverable_header import derived_header
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from torch import Tensor
 from lcp_plugin.adapter import Adapter, Factors, is_finite
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import FileFormatError, NumericError
-from lcp_plugin.formats.disk import replacing, write_json
+from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.families import check_family
 from lcp_plugin.formats.identity import write_hashed
 from lcp_plugin.formats.keys import PREFIXES, Layout
@@ -60,7 +59,6 @@ LAYOUTS: dict[str, Layout] = {
 }
 FOLDER_FILES = (PEFT_FILE, "pytorch_lora_weights.safetensors")
 FactorPart = Literal["down", "up", "alpha"]
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of ||D||
 
 
 @dataclass(frozen=True)
@@ -314,67 +312,3 @@ def _alpha_tensor(alpha: float) -> Tensor:
     """fp32, as kohya has it; fp64 where that would round."""
     single = torch.tensor(alpha, dtype=torch.float32)
     return single if single.item() == alpha else torch.tensor(alpha, dtype=torch.float64)
-
-
-def check_lora(path: Path, adapter: Adapter, dtype: torch.dtype) -> None:
-    """Reads a file back and compares its updates with the adapter's, within `dtype`'s rounding.
-
-    Raises:
-        FileFormatError: it is not what was meant.
-    """
-    back = read_lora(path).total
-    if set(back) != set(adapter):
-        raise FileFormatError(f"{path.name} reads back with other modules than were written.")
-    for name, factors in adapter.items():
-        wanted, got = factors.update(), back[name].dense()
-        if float((got - wanted).norm()) > TOLERANCE[dtype] * float(wanted.norm()) + 1e-12:
-            raise FileFormatError(
-                f"{path.name}: {name} does not read back as the update that was meant: {dtype} "
-                "cannot hold it; use fp32 or bf16."
-            )
-
-
-def write_checked_lora(
-    path: str | Path, adapter: Adapter, metadata: Mapping[str, str], dtype: torch.dtype
-) -> float:
-    """`write_lora`, and the file is read back, tensor by tensor, before it takes `path`'s place.
-
-    Returns:
-        the share of a module's factors that rounding to `dtype` took, where it took most.
-    Raises:
-        FileFormatError: what came back is not what was written; the old file is untouched.
-        NumericError: values that `dtype` cannot hold.
-    """
-    path = Path(path)
-    with replacing(path) as temporary:
-        written = write_lora(temporary, adapter, metadata, dtype)
-        try:
-            back = read_lora(temporary)
-        except NumericError as error:
-            raise NumericError(
-                f"{path.name}: a value is beyond what {dtype} holds; nothing was replaced. Use "
-                "save_precision = bf16 or float."
-            ) from error
-        if back.delta or set(back.adapter) != set(adapter) or back.metadata != written:
-            raise _not_as_written(path, "other modules or another header")
-        return max(
-            (_lost(path, n, f, back.adapter[n], dtype) for n, f in adapter.items()), default=0
-        )
-
-
-def _lost(path: Path, name: str, meant: Factors, back: Factors, dtype: torch.dtype) -> float:
-    """What rounding took of one module, as a share of its factors. Raises FileFormatError."""
-    share = 0.0
-    for wanted, got in ((meant.down, back.down), (meant.up, back.up)):
-        if back.alpha != meant.alpha or not torch.equal(got, wanted.to(dtype).float()):
-            raise _not_as_written(path, name)
-        size = float(wanted.norm()) if dtype is not torch.float32 else 0.0
-        share += (float((got - wanted).norm()) / size) ** 2 if size else 0.0
-    return math.sqrt(share)
-
-
-def _not_as_written(path: Path, what: str) -> FileFormatError:
-    return FileFormatError(
-        f"{path.name} does not read back as it was written ({what}); the file before it is "
-        "untouched. Look after disk and memory of this machine, and run the same command again."
-    )

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lcp_plugin.formats.lora_file import TOLERANCE, portable_adapter, write_checked_lora
+from lcp_plugin.formats.checked_lora import TOLERANCE, write_checked_lora
+from lcp_plugin.formats.lora_file import portable_adapter
 from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.hooks import Carry
 from lcp_plugin.run.context import Context
