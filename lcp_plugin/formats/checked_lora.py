@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lcp_plugin.adapter import Adapter, Factors
+from lcp_plugin.biases import Biases
 from lcp_plugin.errors import FileFormatError, NumericError
 from lcp_plugin.formats.disk import replacing
 from lcp_plugin.formats.lora_file import read_lora, write_lora
@@ -16,13 +17,17 @@ from lcp_plugin.formats.lora_file import read_lora, write_lora
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of ||D||
 
 
-def check_lora(path: Path, adapter: Adapter, dtype: torch.dtype) -> None:
+def check_lora(
+    path: Path, adapter: Adapter, dtype: torch.dtype, biases: Biases | None = None
+) -> None:
     """Reads a file back and compares its updates with the adapter's, within `dtype`'s rounding.
 
     Raises:
         FileFormatError: it is not what was meant.
     """
-    back = read_lora(path).total
+    file = read_lora(path)
+    back = file.total
+    _check_biases(path, file.biases, biases or Biases(), dtype)
     if set(back) != set(adapter):
         raise FileFormatError(f"{path.name} reads back with other modules than were written.")
     for name, factors in adapter.items():
@@ -35,7 +40,11 @@ def check_lora(path: Path, adapter: Adapter, dtype: torch.dtype) -> None:
 
 
 def write_checked_lora(
-    path: str | Path, adapter: Adapter, metadata: Mapping[str, str], dtype: torch.dtype
+    path: str | Path,
+    adapter: Adapter,
+    metadata: Mapping[str, str],
+    dtype: torch.dtype,
+    biases: Biases | None = None,
 ) -> float:
     """`write_lora`, and the file is read back, tensor by tensor, before it takes `path`'s place.
 
@@ -47,7 +56,7 @@ def write_checked_lora(
     """
     path = Path(path)
     with replacing(path) as temporary:
-        written = write_lora(temporary, adapter, metadata, dtype)
+        written = write_lora(temporary, adapter, metadata, dtype, biases=biases)
         try:
             back = read_lora(temporary)
         except NumericError as error:
@@ -57,9 +66,17 @@ def write_checked_lora(
             ) from error
         if back.delta or set(back.adapter) != set(adapter) or back.metadata != written:
             raise _not_as_written(path, "other modules or another header")
+        _check_biases(path, back.biases, biases or Biases(), dtype)
         return max(
             (_lost(path, n, f, back.adapter[n], dtype) for n, f in adapter.items()), default=0
         )
+
+
+def _check_biases(path: Path, got: Biases, meant: Biases, dtype: torch.dtype) -> None:
+    """Raises FileFormatError where a change of a bias came back as another one."""
+    rounded = meant.map(lambda change: change.to(dtype).float())
+    if got.keys() != rounded.keys() or any(not torch.equal(got[n], rounded[n]) for n in got):
+        raise _not_as_written(path, "other changes of biases")
 
 
 def _lost(path: Path, name: str, meant: Factors, back: Factors, dtype: torch.dtype) -> float:
