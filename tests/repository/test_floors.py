@@ -18,6 +18,7 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "tasks lora norms",
     "adapter",
     "delta",
+    "biases",
     "hooks",
     "strategies observers formats tiny",
     "registry config",
