@@ -293,7 +293,7 @@ def _check_files(options: Options, problem: Any) -> None:
             problem(key, f"= {name!r} does not exist; correct the path of the LoRA file.")
     if options.sample_prompts:
         try:
-            prompts = read_prompts(Path(options.sample_prompts))
+            prompts = read_prompts(options.sample_prompts)
             samplers = {p.sample_sampler for p in prompts if p.sample_sampler}
             if options.zero_terminal_snr and samplers - set(FROM_PURE_NOISE):
                 problem("sample_prompts", cannot_start(samplers - set(FROM_PURE_NOISE)))
