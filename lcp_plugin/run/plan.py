@@ -39,6 +39,7 @@ from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import Task
 from lcp_plugin.training.optimizers import OptimizerChoice, check_optimizer
 from lcp_plugin.training.processes import Processes, share_carry, share_decision
+from lcp_plugin.training.schedules import RateSchedule, check_schedule
 from lcp_plugin.training.state import read_manifest
 
 
@@ -123,8 +124,12 @@ def check_places(options: Options) -> None:
 
 
 def check_optimizers(config: RunConfig) -> None:
-    """Raises ConfigError for optimizer_args, of the run or of one task, that do not fit."""
+    """Raises ConfigError for an optimizer's or a schedule's arguments, of the run or of one task,
+    that do not fit.
+    """
     every = [config.options, *(task.options for task in config.tasks)]
+    for schedule in dict.fromkeys(RateSchedule.of(options) for options in every):
+        check_schedule(schedule)
     for choice in dict.fromkeys(OptimizerChoice.of(options) for options in every):
         check_optimizer(choice)
 
