@@ -29,7 +29,8 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "report",
     "run",
     "cli kohya doctor",
-    "sweep",
+    "sweep initial",
+    "commands",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 HEAVY = {"diffusers", "transformers", "peft", "bitsandbytes"}
