@@ -86,7 +86,7 @@ def _train(config: RunConfig) -> int:
     with without_collecting():
         import torch
 
-        from lcp_plugin.run.follow_up import close_run, sum_up_run
+        from lcp_plugin.run.follow_up import close_run, next_steps, sum_up_run
         from lcp_plugin.run.runner import execute
         from lcp_plugin.training.loop import Interrupted
 
@@ -107,14 +107,15 @@ def _train(config: RunConfig) -> int:
     del run  # the model leaves memory before another is loaded for the scores
     _leave_processes(failed=False)
     if told:
-        print("\n".join([told, *close_run(folder, options, device)]))
+        made = close_run(folder, options, device)
+        print("\n".join([told, *made, *next_steps(folder, options)]))
     return 0
 
 
 def _close_anew(config: RunConfig) -> bool:
     """Makes what a kill has left out behind a run's last task; whether anything was missing."""
     from lcp_plugin.evaluation.command import choose_device
-    from lcp_plugin.run.follow_up import close_run
+    from lcp_plugin.run.follow_up import close_run, next_steps
 
     if os.environ.get("RANK", "0") != "0":
         return True  # the main process's business
@@ -122,7 +123,15 @@ def _close_anew(config: RunConfig) -> bool:
     folder = Path(options.output_dir or "output") / (options.output_name or "last")
     made = close_run(folder, options, choose_device(None))
     if made:
-        print("\n".join([f"finished     {folder}; what was missing is made", *made]))
+        print(
+            "\n".join(
+                [
+                    f"finished     {folder}; what was missing is made",
+                    *made,
+                    *next_steps(folder, options),
+                ]
+            )
+        )
     return bool(made)
 
 

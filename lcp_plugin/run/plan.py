@@ -66,6 +66,11 @@ class RunPlan:
         """output_name."""
         return self.store.name
 
+    def count_steps(self, task: Task) -> int | None:
+        """Optimizer steps of a task; None where epochs decide and images must be counted."""
+        options = self.configs[task.name].options
+        return None if options.max_train_epochs else options.max_train_steps
+
 
 def make_plan(config: RunConfig) -> RunPlan:
     """Everything that can be known before a model is loaded, checked.
@@ -198,6 +203,7 @@ def describe_beginning(plan: RunPlan) -> dict[str, Any]:
         "fingerprint": plan.config.fingerprint(),
         "options": describe_options(plan.options),
         "tasks": [record.to_json() for task in plan.tasks for record in task.records()],
+        "steps": {task.name: plan.count_steps(task) for task in plan.tasks},
         "images": list_image_folders(plan.config),
         "strategy": {"name": plan.strategy.name, "args": list(plan.options.strategy_args)},
         "base": asdict(plan.base_id),
