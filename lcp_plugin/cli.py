@@ -10,7 +10,7 @@ from pathlib import Path
 from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.config.logs import configure_messages
 from lcp_plugin.config.write import write_given_options
-from lcp_plugin.errors import ConfigError, FinishedError, LcpError
+from lcp_plugin.errors import ConfigError, FinishedError, LcpError, Page, explaining
 from lcp_plugin.run.session import without_collecting
 
 INTERRUPTED = 130
@@ -31,12 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: Sequence[str]) -> int:
     try:
-        config = load_config(argv)
-        _open_log(config)
-        return _train(config) if not _answer(config) else 0
+        with explaining(Page.OPTIONS, ConfigError):
+            config = load_config(argv)
+            _open_log(config)
+            return _train(config) if not _answer(config) else 0
     except LcpError as error:
-        for line in str(error).split("\n"):
-            print(f"error: {line}", file=sys.stderr)
+        print(error.told, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last saved state.", file=sys.stderr)
@@ -100,7 +100,7 @@ def _train(config: RunConfig) -> int:
             raise
         return 0
     except torch.OutOfMemoryError:
-        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+        print(f"error: {OUT_OF_MEMORY}\nsee {Page.MEMORY}", file=sys.stderr)
         return 1
     told = sum_up_run(run) if run.is_main else ""
     folder, options, device = run.output_dir, run.options, run.device

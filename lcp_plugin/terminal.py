@@ -1,8 +1,7 @@
 """Whether people look at a stream, and how it may be drawn on.
 
 A stream is a terminal if it says so and TERM is not "dumb"; anything else (a pipe, a log file)
-gets plain lines. Colours only on a terminal, and never where NO_COLOR is set to anything
-(https://no-color.org).
+gets plain lines. Colours only on a terminal, and never where NO_COLOR is set (no-color.org).
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         )
     except LcpError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.told, file=sys.stderr)
         return error.exit_code
     return 0
 

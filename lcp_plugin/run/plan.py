@@ -17,7 +17,7 @@ from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.examples import check_images
-from lcp_plugin.errors import ConfigError, FinishedError
+from lcp_plugin.errors import ConfigError, FinishedError, Page, explaining
 from lcp_plugin.hooks import Strategy
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.run.chaining import check_base, fit_strategy, tell_apart
@@ -90,7 +90,8 @@ def make_plan(config: RunConfig) -> RunPlan:
     if found is None:
         parent = choose_parent(options, strategy, base)
         parent = tell_apart(parent, [task.name for task in config.tasks])
-        parent = note_prompts(parent, options.prev_prompts, strategy)
+        with explaining(Page.RECALL, ConfigError):
+            parent = note_prompts(parent, options.prev_prompts, strategy)
         check_start(options, parent, is_new=True)
         seed = options.seed if options.seed is not None else secrets.randbelow(2**31)
     else:

@@ -1,4 +1,4 @@
-"""What people look at while a run goes on, and at its end: the whole chain, the clock, what next."""
+"""What people look at while a run goes on, and at its end: chain, clock, and what comes next."""
 
 from __future__ import annotations
 
