@@ -22,12 +22,8 @@ from lcp_plugin.evaluation.evaluate import Evaluation, score_folders
 from lcp_plugin.evaluation.extras import EXTRAS, measure_extras
 from lcp_plugin.evaluation.images import require_images
 from lcp_plugin.evaluation.inputs import collect_chains
-from lcp_plugin.evaluation.metrics import (
-    METRICS,
-    choose_metrics,
-    load_encoder,
-    parse_encoder_paths,
-)
+from lcp_plugin.evaluation.metric_table import METRICS
+from lcp_plugin.evaluation.metrics import choose_metrics, load_encoder, parse_encoder_paths
 from lcp_plugin.evaluation.protocols import (
     Protocol,
     override,

@@ -17,9 +17,9 @@ import torch
 
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
-from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.evaluate import Evaluation
 from lcp_plugin.evaluation.losses import Prober, describe_losses, encode_files
+from lcp_plugin.evaluation.metric_table import Metric
 from lcp_plugin.evaluation.pictures import Stage
 from lcp_plugin.evaluation.recognition import share_of_ceiling
 from lcp_plugin.evaluation.scores import mean_cosine, none_if_nan

@@ -23,7 +23,7 @@ from lcp_plugin.evaluation.aggregate import (
     tell_differences,
 )
 from lcp_plugin.evaluation.command import add_scoring_options
-from lcp_plugin.evaluation.metrics import METRICS
+from lcp_plugin.evaluation.metric_table import METRICS
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.tensors import read_tensors
