@@ -53,6 +53,7 @@ setup(
         "lcp_plugin.tiny": ["*.png", "model/*", "model/*/*", "tokenizer/*"],
         "lcp_plugin.evaluation": ["*.safetensors"],
         "lcp_plugin.report": ["*.js", "*.css", "*.j2"],
+        "lcp_plugin.watch": ["*.js", "*.css", "*.j2"],
     },
     data_files=share("configs", "*.toml", "protocols/*.toml", "quickstart/**/*.png"),
     py_modules=["train_continual_sdxl"],

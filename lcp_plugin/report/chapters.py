@@ -144,8 +144,8 @@ def show_training(material: Material, one: ScoredRun) -> list[Block]:
 def show_details(material: Material, one: ScoredRun) -> list[Block]:
     """Options and lineage, folded away."""
     links = [(_link_title(link), _link_facts(link)) for link in one.run.lineage]
-    options = [("", one.run.options)]
-    return [Folded(f"Options ({len(one.run.options)})", options), Folded("Lineage", links)]
+    options = Folded(f"Options ({len(one.run.options)})", [("", one.run.options)])
+    return [options, *([Folded("Lineage", links)] if links else [])]
 
 
 def show_extras(material: Material) -> list[Block]:

@@ -27,9 +27,10 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "delivery training",
     "evaluation",
     "report",
-    "run",
+    "run watch",
     "cli kohya doctor",
     "sweep",
+    "commands",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 HEAVY = {"diffusers", "transformers", "peft", "bitsandbytes"}
