@@ -24,6 +24,7 @@ from lcp_plugin.run.chaining import check_base, fit_strategy, tell_apart
 from lcp_plugin.run.network_weights import check_start
 from lcp_plugin.run.parent_prompts import note_prompts
 from lcp_plugin.run.record import (
+    describe_command,
     describe_options,
     describe_parent,
     list_image_folders,
@@ -206,6 +207,7 @@ def describe_beginning(plan: RunPlan) -> dict[str, Any]:
     """What run.json says of a run before it begins."""
     return {
         "name": plan.name,
+        "command": describe_command(plan.config.arguments),
         "fingerprint": plan.config.fingerprint(),
         "options": describe_options(plan.options),
         "tasks": [record.to_json() for task in plan.tasks for record in task.records()],

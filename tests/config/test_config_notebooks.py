@@ -205,7 +205,7 @@ def test_a_form_for_sd15_is_pointed_out(run: Run) -> None:
         ({"init_word": "toy", "LoRA_type": None, "network_dim": None, "network_alpha": None},
          "a textual inversion"),
         ({"LoRA_type": "LyCORIS/LoCon", "dora_wd": True}, "a DoRA"),
-        ({"LoRA_type": "LyCORIS/LoCon", "LyCORIS_preset": "unet-convblock-only"}, "adapts other layers"),
+        ({"LoRA_type": "LyCORIS/LoCon", "LyCORIS_preset": "attn-only"}, "adapts other layers"),
         ({"LoRA_type": "LoRA-FA"}, "LoRA-FA"),
         ({"lumina_checkbox": True}, "SDXL only"),
     ],
