@@ -129,14 +129,16 @@ class Model(Protocol):
 
     def draw(
         self,
-        prompt: str,
+        prompts: str | Sequence[str],
         noise: Tensor,
         steps: int,
         guidance: float,
         generator: Generator,
         weights: Weights = "carry",
     ) -> Trajectory:
-        """Draws an image from each noise (n, 4, h, w) in latent space, and keeps every state."""
+        """Draws an image from each noise (n, 4, h, w) in latent space, by one prompt or n of them,
+        and keeps every state: the rows of a step together, steps in their order.
+        """
 
     def keep(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What `make` gives, kept on disk with the state of the task: a resumed run reads it
