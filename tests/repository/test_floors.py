@@ -30,6 +30,8 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "run",
     "cli kohya doctor",
     "sweep",
+    "commands",
+    "__main__",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 HEAVY = {"diffusers", "transformers", "peft", "bitsandbytes"}
