@@ -39,11 +39,7 @@ class Verb:
 GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
     (
         "Learn",
-        (
-            Verb("train", "learn a sequence of tasks, one LoRA for all; takes kohya's options"),
-            Verb("doctor", "what this machine has, and which preset fits"),
-            Verb("options", "every option of train, with defaults and kohya's differences"),
-        ),
+        (Verb("train", "learn a sequence of tasks, one LoRA for all; takes kohya's options"),),
     ),
     (
         "Look",
@@ -67,6 +63,14 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
             Verb("merge", "LoRA files that were trained apart into one, exactly or by a rule"),
             Verb("export", "a LoRA for any reader, or fused into a checkpoint"),
             Verb("rehearse", "draw what a LoRA knows, as regularisation images for any trainer"),
+        ),
+    ),
+    (
+        "Know",
+        (
+            Verb("doctor", "what this machine has, and which preset fits"),
+            Verb("options", "every option of train, with defaults and kohya's differences"),
+            Verb("completion", "what makes bash, zsh or tcsh complete all of this"),
         ),
     ),
 )

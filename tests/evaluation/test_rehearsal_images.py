@@ -1,4 +1,4 @@
-"""tools/rehearsal_images.py: what a LoRA knows as regularisation images, for any trainer."""
+"""`lcp rehearse`: what a LoRA knows as regularisation images, for any trainer."""
 
 from __future__ import annotations
 
