@@ -42,7 +42,10 @@ def read_deltas(paths: Sequence[Path]) -> dict[str, Delta]:
     deltas: dict[str, Delta] = {}
     for path in paths:
         name = path.stem if path.stem not in deltas else f"{path.stem} ({len(deltas) + 1})"
-        deltas[name] = read_lora(path).total
+        lora = read_lora(path)
+        if lora.biases:
+            print(f"{path.name}: its changes of {len(lora.biases)} biases are not compared")
+        deltas[name] = lora.total
     return deltas
 
 

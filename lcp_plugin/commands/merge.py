@@ -71,7 +71,7 @@ def merge(options: argparse.Namespace) -> list[str]:
     from lcp_plugin.delivery.forms import check_output
     from lcp_plugin.delivery.learned import Learned
     from lcp_plugin.delivery.merge_header import describe_merge
-    from lcp_plugin.delivery.merging import MergeOptions, merge_deltas
+    from lcp_plugin.delivery.merging import MergeOptions, merge_biases, merge_deltas
     from lcp_plugin.evaluation.conflicts import energy_lost
 
     check_output(options.output)
@@ -83,7 +83,8 @@ def merge(options: argparse.Namespace) -> list[str]:
         options.method, options.density, options.energy, options.scale, options.rank, options.seed
     )
     merged = merge_deltas(deltas, [file.weight for file in files], how)
-    if not merged.delta:
+    biases = merge_biases([file.lora.biases for file in files], [f.weight for f in files], how)
+    if not merged.delta and not biases:
         raise ConfigError("nothing is left of the merge: all weights are 0.")
     header, said = describe_merge(files, how, merged, options.output.stem)
     for line in said:
@@ -92,7 +93,7 @@ def merge(options: argparse.Namespace) -> list[str]:
         lost = energy_lost(merged)
         shares = ", ".join(f"{block} {share:.1%}" for block, share in lost.items() if block)
         print(f"energy lost at rank {options.rank}: {lost['']:.2%} ({shares})")
-    return write(Learned(merged.delta.as_adapter(), header), options)
+    return write(Learned(merged.delta.as_adapter(), header, biases=biases), options)
 
 
 def read_files(paths: Sequence[Path], weights: Sequence[float] | None) -> list[MergedFile]:

@@ -13,7 +13,11 @@ def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
     """What is run: strategies, ceilings, orders, seeds, where."""
     group = parser.add_argument_group("runs")
     group.add_argument("--config", type=Path, required="config" not in defaults, help="run's TOML")
-    group.add_argument("--strategies", nargs="+", help="what is compared; the first one leads")
+    group.add_argument(
+        "--strategies",
+        nargs="+",
+        help="what is compared, with arguments in quotes ('recall of=merge_init'); the first leads",
+    )
     group.add_argument(
         "--ceilings",
         nargs="*",

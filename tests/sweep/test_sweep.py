@@ -87,6 +87,17 @@ def test_a_lane_has_a_leader_and_the_others_follow_it(tmp_path):
     assert "--order_seed" not in by_name["naive_seed0"].arguments
 
 
+def test_a_strategy_is_swept_with_arguments_of_its_own():
+    strategies = ("naive", "recall", "recall of=merge_init images=4")
+    plan = plan_runs(Path("c.toml"), strategies, (), list_lanes((None,), (0,)), Path("o"))
+    by_name = {run.name: run.arguments for run in plan.runs}
+    varied = " ".join(by_name["recall_of_merge_init_images_4_seed0"])
+    assert (
+        "--strategy recall --seed 0 --strategy_args of=merge_init images=4 --output_dir" in varied
+    )
+    assert "--strategy_args" not in by_name["recall_seed0"]
+
+
 def test_merging_at_the_end_waits_for_the_independent_adapters():
     ceilings = ("independent", "merge_at_end")
     plan = plan_runs(Path("c.toml"), ("naive",), ceilings, list_lanes((None,), (0,)), Path("o"))
