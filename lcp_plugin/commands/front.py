@@ -39,7 +39,11 @@ class Verb:
 GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
     (
         "Learn",
-        (Verb("train", "learn a sequence of tasks, one LoRA for all; takes kohya's options"),),
+        (
+            Verb("init", "a folder of folders of photos becomes a commented config that runs"),
+            Verb("train", "learn a sequence of tasks, one LoRA for all; takes kohya's options"),
+            Verb("watch", "a page on this machine that shows a run while it goes on"),
+        ),
     ),
     (
         "Look",
