@@ -42,12 +42,12 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
         (
             Verb("init", "a folder of folders of photos becomes a commented config that runs"),
             Verb("train", "learn a sequence of tasks, one LoRA for all; takes kohya's options"),
-            Verb("watch", "a page on this machine that shows a run while it goes on"),
         ),
     ),
     (
         "Look",
         (
+            Verb("watch", "a page in your browser that shows a run while it runs"),
             Verb("evaluate", "score what a run has learned and forgotten"),
             Verb("report", "one HTML page for one run, or for several side by side"),
             Verb("conflicts", "what collides between tasks, or between LoRA files"),

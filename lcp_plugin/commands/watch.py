@@ -11,10 +11,10 @@ from pathlib import Path
 from lcp_plugin.commands.front import command
 from lcp_plugin.config.parser import Parser
 
-DESCRIPTION = """A local page that shows a run while it goes on: task, step, time left, losses, memory, the sample
-grid as it grows and, once it is scored, what is still recognised. It works on a finished run and on
-one that has died, and gives the command that goes on. It only reads, takes no lock and loads
-nothing from elsewhere; Ctrl-C ends it.
+DESCRIPTION = """A local page that shows a run while it goes on: task, step, time left, losses,
+memory, the sample grid as it grows and, once it is scored, what is still recognised. It works on a
+finished run and on one that has died, and gives the command that goes on. It only reads, takes no
+lock and loads nothing from elsewhere; Ctrl-C ends it.
 
 From another machine: ssh -L 8000:127.0.0.1:PORT HOST, then open http://127.0.0.1:8000.
 """
