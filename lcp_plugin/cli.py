@@ -1,7 +1,8 @@
-"""The command line of train_continual_sdxl.py: a config is checked before torch is imported."""
+"""`lcp train` and train_continual_sdxl.py: a config is checked before torch is imported."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from lcp_plugin.config.write import write_given_options
 from lcp_plugin.errors import ConfigError, FinishedError, LcpError, Page, explaining
 from lcp_plugin.run.session import without_collecting
 
+log = logging.getLogger(__name__)
 INTERRUPTED = 130
 OUT_OF_MEMORY = (
     "out of memory; what helps, strongest first: --gradient_checkpointing, --cache_latents and "
@@ -90,6 +92,7 @@ def _train(config: RunConfig) -> int:
         from lcp_plugin.run.runner import execute
         from lcp_plugin.training.loop import Interrupted
 
+    _tell_of_idle_gpus(torch.cuda.device_count())
     try:
         run = execute(config)
     except Interrupted as interruption:
@@ -110,6 +113,16 @@ def _train(config: RunConfig) -> int:
         made = close_run(folder, options, device)
         print("\n".join([told, *made, *next_steps(folder, options)]))
     return 0
+
+
+def _tell_of_idle_gpus(count: int) -> None:
+    """A process by itself trains on one GPU; who has several learns what would use them."""
+    if count > 1 and "WORLD_SIZE" not in os.environ:
+        log.warning(
+            "%d GPUs are here, one is used; all of them: "
+            "accelerate launch --multi_gpu -m lcp_plugin train ... (or train_continual_sdxl.py)",
+            count,
+        )
 
 
 def _close_anew(config: RunConfig) -> bool:

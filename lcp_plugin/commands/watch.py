@@ -8,20 +8,21 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from lcp_plugin.errors import LcpError
+from lcp_plugin.commands.front import command
+from lcp_plugin.config.parser import Parser
 
-DESCRIPTION = """
-A local page that shows a run while it goes on: task, step, time left, losses, memory, the sample
-grid as it grows and, once it is scored, what is still recognised. It works on a finished run and on
-one that has died, and gives the command that goes on. It only reads, takes no lock and loads
-nothing from elsewhere; Ctrl-C ends it.
+DESCRIPTION = """A local page that shows a run while it goes on: task, step, time left, losses,
+memory, the sample grid as it grows and, once it is scored, what is still recognised. It works on a
+finished run and on one that has died, and gives the command that goes on. It only reads, takes no
+lock and loads nothing from elsewhere; Ctrl-C ends it.
+
+From another machine: ssh -L 8000:127.0.0.1:PORT HOST, then open http://127.0.0.1:8000.
 """
-TUNNEL = "From another machine: ssh -L 8000:127.0.0.1:PORT HOST, then open http://127.0.0.1:8000."
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="lcp watch", description=DESCRIPTION, epilog=TUNNEL)
+    parser = Parser("watch", DESCRIPTION, "RUN")
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="the run's folder: <output_dir>/<output_name>"
     )
@@ -32,14 +33,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
     """Serves until Ctrl-C; returns the exit status."""
     args = build_parser().parse_args(argv)
-    try:
-        return serve(args.run, args.port, args.open)
-    except LcpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return serve(args.run, args.port, args.open)
 
 
 def serve(run: Path, port: int, opens: bool) -> int:
