@@ -113,14 +113,14 @@ def _train(config: RunConfig) -> int:
 
 def _close_anew(config: RunConfig) -> bool:
     """Makes what a kill has left out behind a run's last task; whether anything was missing."""
-    from lcp_plugin.evaluation.command import choose_device
     from lcp_plugin.run.follow_up import close_run
+    from lcp_plugin.sdxl.devices import choose_device
 
     if os.environ.get("RANK", "0") != "0":
         return True  # the main process's business
     options = config.options
     folder = Path(options.output_dir or "output") / (options.output_name or "last")
-    made = close_run(folder, options, choose_device(None))
+    made = close_run(folder, options, choose_device())
     if made:
         print("\n".join([f"finished     {folder}; what was missing is made", *made]))
     return bool(made)

@@ -37,6 +37,7 @@ from lcp_plugin.evaluation.protocols import (
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.precisions import PRECISIONS
+from lcp_plugin.sdxl.devices import choose_device
 from lcp_plugin.store.lock import locked
 
 
@@ -59,7 +60,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance", type=float, help="classifier-free guidance (5)")
     group.add_argument("--latent_seed", type=int, help="seed of the starting latents (42)")
     group.add_argument("--size", type=int, help="pixels per side (the base's own)")
-    group.add_argument("--device", help="cpu, cuda, ... (cuda where there is one)")
+    group.add_argument("--device", help="cpu, cuda, mps, ... (a GPU where there is one)")
     group.add_argument(
         "--dtype", choices=tuple(PRECISIONS), help="of the model (fp16 on cuda, else fp32)"
     )
@@ -229,10 +230,3 @@ def choose_protocol(args: argparse.Namespace) -> Protocol:
     if args.protocol is not None:
         return read_protocol(args.protocol, overrides, listed)
     return override(Protocol(prompts=listed), overrides)
-
-
-def choose_device(name: str | None) -> str:
-    """What was asked for, else cuda where there is one."""
-    import torch
-
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.evaluation.command import choose_device, count
+from lcp_plugin.evaluation.command import count
 from lcp_plugin.evaluation.pictures import Sampling, Studio
 from lcp_plugin.evaluation.rehearsal_set import SNIPPET, Wishes, draw_set, plan_set
 from lcp_plugin.formats.precisions import PRECISIONS
+from lcp_plugin.sdxl.devices import choose_device
 from lcp_plugin.store.lock import locked
 
 
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance", type=float, default=5.0, help="(5)")
     parser.add_argument("--seed", type=int, default=42, help="of the starting noise (42)")
     parser.add_argument("--size", type=count, help="pixels per side (the base's own)")
-    parser.add_argument("--device", help="cpu, cuda, ... (cuda where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, mps, ... (a GPU where there is one)")
     parser.add_argument("--dtype", choices=tuple(PRECISIONS), help="(fp16 on cuda, else fp32)")
     parser.add_argument("--batch_size", type=count, default=4, help="images drawn at once (4)")
     parser.add_argument("--vae", help="a replacement VAE, as in training")

@@ -44,7 +44,7 @@ def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
         type=count,
         metavar="N",
         help="runs at a time here, and processes that make images, each on its share of the cores "
-        "(the CPU's cores, at most 4; 1 with cuda)",
+        "(the CPU's cores, at most 4; 1 with a GPU)",
     )
     group.add_argument(
         "--no_conflicts", action="store_true", help="leave out Figure 2 (tools/conflicts.py)"
@@ -123,6 +123,6 @@ def save_conflicts(run: Path) -> None:
 
 def choose_parallel() -> int:
     """Runs at a time: one on a GPU; small models on a CPU train best with one core each."""
-    import torch
+    from lcp_plugin.sdxl.devices import choose_device
 
-    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+    return min(4, os.cpu_count() or 1) if choose_device() == "cpu" else 1
