@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from lcp_plugin.errors import FileFormatError
-from lcp_plugin.evaluation.encoders import Encoder, Metric, TextEncoder
+from lcp_plugin.evaluation.encoders import Encoder, TextEncoder
 from lcp_plugin.evaluation.images import hash_image
+from lcp_plugin.evaluation.metric_table import Metric
 from lcp_plugin.evaluation.scores import mean_cosine
 from lcp_plugin.formats.pictures import open_rgb
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
