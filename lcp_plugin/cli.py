@@ -127,14 +127,14 @@ def _tell_of_idle_gpus(count: int) -> None:
 
 def _close_anew(config: RunConfig) -> bool:
     """Makes what a kill has left out behind a run's last task; whether anything was missing."""
-    from lcp_plugin.evaluation.command import choose_device
     from lcp_plugin.run.follow_up import close_run, next_steps
+    from lcp_plugin.sdxl.devices import choose_device
 
     if os.environ.get("RANK", "0") != "0":
         return True  # the main process's business
     options = config.options
     folder = Path(options.output_dir or "output") / (options.output_name or "last")
-    made = close_run(folder, options, choose_device(None))
+    made = close_run(folder, options, choose_device())
     if made:
         print(
             "\n".join(

@@ -143,7 +143,7 @@ def read_json(path: str | Path) -> Any:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise FileFormatError(f"{path} is too large for a JSON file of ours.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise FileFormatError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:

@@ -84,6 +84,6 @@ def save_conflicts(run: Path) -> None:
 
 def choose_parallel() -> int:
     """Runs at a time: one on a GPU; small models on a CPU train best with one core each."""
-    import torch
+    from lcp_plugin.sdxl.devices import choose_device
 
-    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+    return min(4, os.cpu_count() or 1) if choose_device() == "cpu" else 1

@@ -42,7 +42,7 @@ def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
         type=count,
         metavar="N",
         help="runs at a time here, and processes that make images, each on its share of the cores "
-        "(the CPU's cores, at most 4; 1 with cuda)",
+        "(the CPU's cores, at most 4; 1 with a GPU)",
     )
     group.add_argument(
         "--no_conflicts", action="store_true", help="leave out Figure 2 (lcp conflicts)"
