@@ -11,6 +11,7 @@ from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.config.logs import configure_messages
 from lcp_plugin.config.write import write_given_options
 from lcp_plugin.errors import ConfigError, FinishedError, LcpError
+from lcp_plugin.formats.disk import full_disk
 from lcp_plugin.run.session import without_collecting
 
 INTERRUPTED = 130
@@ -35,12 +36,20 @@ def _serve(argv: Sequence[str]) -> int:
         _open_log(config)
         return _train(config) if not _answer(config) else 0
     except LcpError as error:
-        for line in str(error).split("\n"):
-            print(f"error: {line}", file=sys.stderr)
-        return error.exit_code
+        return _complain(error)
+    except OSError as error:
+        if (told := full_disk(error)) is None:
+            raise
+        return _complain(told)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last saved state.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _complain(error: LcpError) -> int:
+    for line in str(error).split("\n"):
+        print(f"error: {line}", file=sys.stderr)
+    return error.exit_code
 
 
 def _open_log(config: RunConfig) -> None:
