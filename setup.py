@@ -52,7 +52,9 @@ setup(
     package_data={
         "lcp_plugin.tiny": ["*.png", "model/*", "model/*/*", "tokenizer/*"],
         "lcp_plugin.evaluation": ["*.safetensors"],
+        "lcp_plugin.initial": ["*.j2"],
         "lcp_plugin.report": ["*.js", "*.css", "*.j2"],
+        "lcp_plugin.watch": ["*.js", "*.css", "*.j2"],
     },
     data_files=share("configs", "*.toml", "protocols/*.toml", "quickstart/**/*.png"),
     py_modules=["train_continual_sdxl"],
@@ -89,7 +91,10 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["lcp-train=lcp_plugin.cli:main"],
+        "console_scripts": [
+            "lcp=lcp_plugin.commands.front:main",
+            "lcp-train=lcp_plugin.cli:main",
+        ],
         "lcp_plugin.strategies": [
             f"{name} = lcp_plugin.strategies.{path}" for name, path in STRATEGIES.items()
         ],

@@ -19,9 +19,10 @@ from typing import Any
 from lcp_plugin.config.convert import is_zero
 from lcp_plugin.config.datasets import SUBSET_KEYS
 from lcp_plugin.config.findings import Findings
+from lcp_plugin.config.flags import parse_flags
 from lcp_plugin.config.foreign_networks import is_foreign, translate_network
 from lcp_plugin.config.options import option_fields
-from lcp_plugin.config.sources import flatten, parse_flags
+from lcp_plugin.config.sources import flatten
 from lcp_plugin.errors import ConfigError
 
 _RENAMED = {  # a front end's name -> the trainer's

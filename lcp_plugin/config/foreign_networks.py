@@ -1,9 +1,16 @@
 """Which network a config of another tool asks for, in network_args of ours, or why it stops here.
 
 LoRA and LoCon are trained. LyCORIS' "locon" (its "lora" is the same) is LoCon: where conv_dim and
-conv_alpha are not given it takes network_dim and network_alpha for them, kohya's takes none. It
-adapts a few layers more: the first and last convolution and the embeddings of time and size.
-(KohakuBlueleaf/LyCORIS, lycoris/kohya.py; bmaltais/kohya_ss, kohya_gui/lora_gui.py)
+conv_alpha are not given it takes network_dim and network_alpha for them, kohya's takes none. On
+SDXL in sd-scripts its presets adapt these layers (lycoris/kohya.py and config.py at f49d30d):
+
+    full                   Transformer2DModel, ResnetBlock2D, Down- and Upsample2D, text encoders:
+                           networks.lora with conv_dim
+    attn-mlp               Transformer2DModel and text encoders: networks.lora without it
+    unet-only              full without text encoders
+    unet-transformer-only  attn-mlp without text encoders
+
+(the fields of a form: bmaltais/kohya_ss, kohya_gui/lora_gui.py)
 """
 
 from __future__ import annotations
@@ -23,10 +30,13 @@ _LYCORIS_LOCON = ("locon", "lycoris/locon")
 _WITH_CONV = ("kohya locon", *_LYCORIS_LOCON)
 _CONV = ("conv_dim", "conv_alpha", "conv_block_dims", "conv_block_alphas")
 _OF_LYCORIS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout")
+_PRESETS = {"full": True, "attn-mlp": False, "unet-only": True, "unet-transformer-only": False}
 _DECISIVE = {  # of LyCORIS' arguments: what they train that is not trained here
     "dora_wd": "a DoRA (its magnitudes too)",
     "train_norm": "norm layers too",
+    "rs_lora": "at alpha / sqrt(rank)",
 }
+_DROPOUTS = ("rank_dropout", "network_dropout", "dropout")  # LyCORIS drops outputs, unscaled
 _SHADES = ("use_tucker", "use_cp", "use_conv_cp", "use_scalar", "bypass_mode", "rank_dropout_scale")
 
 
@@ -54,19 +64,18 @@ def translate_network(
         )
     is_form = "LoRA_type" in rest
     settings = {**rest, **given} if is_form else given
+    preset = _preset_of(settings)
     if kind.lower() in _LYCORIS_LOCON:
         if not accepted:
             _stop_at_more_than_locon(settings, source, findings)
-        _tell_what_differs(settings, source, findings)
+        _tell_what_differs({**rest, **given}, preset, source, findings)
     rest.pop("LoRA_type", None)
     if dropout := given.pop("dropout", None):
         rest.setdefault("network_dropout", dropout)
     fields = {name: rest.pop(name, None) for name in NETWORK_ARGS}
     arguments = {**_used_fields(fields, kind.lower()), **given}
     if kind.lower() in _LYCORIS_LOCON:
-        arguments.setdefault("conv_dim", rest.get("network_dim", 4))
-        if "network_alpha" in rest:
-            arguments.setdefault("conv_alpha", rest["network_alpha"])
+        _settle_preset(rest, arguments, preset)
     if module not in _OURS or kind.lower() not in _PLAIN:
         arguments = {k: v for k, v in arguments.items() if k in NETWORK_ARGS}
     rest["network_module"] = module if module in _OURS and module else "networks.lora"
@@ -107,21 +116,41 @@ def _stop_at_more_than_locon(settings: Mapping[str, Any], source: str, findings:
             findings.problem(
                 source, f"{name} = true trains {what}, which is not done here; {accept}"
             )
-    preset = next((settings[k] for k in ("LyCORIS_preset", "preset") if settings.get(k)), "full")
-    if str(preset).lower() != "full":
+    if (preset := _preset_of(settings)) not in _PRESETS:
         findings.problem(
             source,
             f"preset = {preset!r} adapts other layers than kohya's LoCon does; {accept}",
         )
 
 
-def _tell_what_differs(settings: Mapping[str, Any], source: str, findings: Findings) -> None:
+def _preset_of(settings: Mapping[str, Any]) -> str:
+    given = next((settings[k] for k in ("LyCORIS_preset", "preset") if settings.get(k)), "full")
+    return str(given).strip("\"' ").lower()
+
+
+def _settle_preset(rest: dict[str, Any], arguments: dict[str, Any], preset: str) -> None:
+    """Ranks of convolutions as LyCORIS fills them in, or none; text encoders left out or not."""
+    if not _PRESETS.get(preset, True):
+        for name in _CONV:
+            arguments.pop(name, None)
+    else:
+        arguments.setdefault("conv_dim", rest.get("network_dim", 4))
+        arguments.setdefault("conv_alpha", rest.get("network_alpha", 1))
+    if preset.startswith("unet-"):
+        rest["network_train_unet_only"] = True
+
+
+def _tell_what_differs(
+    settings: Mapping[str, Any], preset: str, source: str, findings: Findings
+) -> None:
     """One notice of what LyCORIS' LoCon does otherwise, without weight for the result."""
     shades = [name for name in _SHADES if _is_on(settings.get(name))]
     told = f"; {', '.join(shades)} of it is not used" if shades else ""
+    dropped = [name for name in _DROPOUTS if not is_zero(settings.get(name) or 0)]
+    told += f"; {' and '.join(dropped)} as networks.lora has it" if dropped else ""
     findings.notice(
-        f"{source}: LyCORIS' LoCon is trained as kohya's: the first and last convolution and the "
-        f"embeddings of time and size stay as they are{told}."
+        f"{source}: LyCORIS' LoCon (preset {preset}) is trained as networks.lora "
+        f"{'with' if _PRESETS.get(preset, True) else 'without'} conv_dim, on the same layers{told}."
     )
 
 

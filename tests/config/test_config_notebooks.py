@@ -119,7 +119,7 @@ def test_lycoris_locon_is_kohyas(
     text = NOTEBOOK.replace(MODULE, LYCORIS.format(algorithm, more))
     status, told = run("config_file.toml", text, *BESIDE)
     assert status == 0, told
-    assert "LyCORIS' LoCon is trained as kohya's" in told
+    assert "LyCORIS' LoCon (preset full) is trained as networks.lora with conv_dim" in told
     options = load_config(["--config", "config_file.toml", *BESIDE]).options
     assert (options.network_module, options.network_args) == ("networks.lora", wanted)
 
@@ -131,7 +131,7 @@ def test_lycoris_locon_is_kohyas(
         (LYCORIS.format("ia3", ""), "algo = 'ia3' is not trained here"),
         (LYCORIS.format("locon", '"dora_wd=True"'), "dora_wd = true trains a DoRA"),
         (LYCORIS.format("locon", '"train_norm=True"'), "train_norm = true trains norm layers"),
-        (LYCORIS.format("locon", '"preset=attn-mlp"'), "preset = 'attn-mlp' adapts other layers"),
+        (LYCORIS.format("locon", '"preset=attn-only"'), "preset = 'attn-only' adapts other layers"),
         ('network_module = "networks.dylora"\nnetwork_args = ["unit=4"]', "'networks.dylora' is"),
         ('network_module = "networks.lora_fa"', "'networks.lora_fa' is not trained here"),
     ],
@@ -152,7 +152,7 @@ def test_the_tables_of_a_lycoris_locon_stay_together(run: Run) -> None:
     status, told = run("e.toml", EASY.replace('"locon"', '"locon"\npreset = ""'))
     assert status == 0, told
     args = load_config(["--config", "e.toml"]).options.network_args
-    assert args == ("conv_dim=2",)
+    assert args == ("conv_dim=2", "conv_alpha=1")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_form_for_sd15_is_pointed_out(run: Run) -> None:
         ({"init_word": "toy", "LoRA_type": None, "network_dim": None, "network_alpha": None},
          "a textual inversion"),
         ({"LoRA_type": "LyCORIS/LoCon", "dora_wd": True}, "a DoRA"),
-        ({"LoRA_type": "LyCORIS/LoCon", "LyCORIS_preset": "unet-only"}, "adapts other layers"),
+        ({"LoRA_type": "LyCORIS/LoCon", "LyCORIS_preset": "attn-only"}, "adapts other layers"),
         ({"LoRA_type": "LoRA-FA"}, "LoRA-FA"),
         ({"lumina_checkbox": True}, "SDXL only"),
     ],

@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lcp_plugin"
 
 FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
-    "lcp_plugin errors seeds",
+    "lcp_plugin errors seeds terminal",
     "tasks lora norms",
     "adapter",
     "delta",
+    "biases",
     "hooks",
     "strategies observers formats tiny",
     "registry config",
@@ -27,9 +28,11 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "delivery training",
     "evaluation",
     "report",
-    "run",
+    "run watch",
     "cli kohya doctor",
-    "sweep",
+    "sweep initial",
+    "commands",
+    "__main__",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 HEAVY = {"diffusers", "transformers", "peft", "bitsandbytes"}
