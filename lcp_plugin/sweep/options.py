@@ -49,6 +49,15 @@ def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
         "--no_conflicts", action="store_true", help="leave out Figure 2 (lcp conflicts)"
     )
     group.add_argument("--plan", action="store_true", help="print the runs and stop")
+    group.add_argument(
+        "--dry_run", action="store_true", help="print steps, images and GPU hours, and stop"
+    )
+    group.add_argument(
+        "--seconds_per_step",
+        type=float,
+        metavar="S",
+        help="of the training, for --dry_run (what `lcp doctor --measure` found, or an estimate)",
+    )
     parser.set_defaults(**{"samples_of_config": False, **defaults})
 
 

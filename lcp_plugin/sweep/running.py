@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.evaluation.cards import Cards, environment_on
 from lcp_plugin.evaluation.processes import library_server
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.sweep.adoption import adopt_tasks
-from lcp_plugin.sweep.cards import Cards, environment_on
 from lcp_plugin.sweep.plan import PlannedRun, SweepPlan
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
-"""A GPU for each of the runs that are trained at the same time.
+"""A GPU for each of the processes that train or draw at the same time.
 
-CUDA_VISIBLE_DEVICES names the cards that may be used, here as everywhere; each run gets one of them
-in a CUDA_VISIBLE_DEVICES of its own, before its process touches CUDA, and gives it back at its end.
-Where more runs work at a time than there are cards, they share them in turn.
+CUDA_VISIBLE_DEVICES names the cards that may be used, here as everywhere; each process gets one of
+them in a CUDA_VISIBLE_DEVICES of its own, before it touches CUDA, and gives it back at its end.
+Where more work at a time than there are cards, they share them in turn.
 """
 
 from __future__ import annotations
@@ -33,14 +33,19 @@ def visible_cards() -> list[str]:
     return cards
 
 
-class Cards:
-    """Cards that runs take for a while and give back."""
+def deal_cards(workers: int) -> list[str | None]:
+    """The card of each of `workers` that work at the same time; None where there is no choice."""
+    cards = visible_cards()
+    return [cards[i % len(cards)] if len(cards) > 1 else None for i in range(workers)]
 
-    def __init__(self, runs_at_a_time: int) -> None:
-        cards = visible_cards()
+
+class Cards:
+    """Cards that `workers` take for a while and give back."""
+
+    def __init__(self, workers: int) -> None:
         self._free: SimpleQueue[str | None] = SimpleQueue()
-        for number in range(runs_at_a_time):
-            self._free.put(cards[number % len(cards)] if len(cards) > 1 else None)
+        for card in deal_cards(workers):
+            self._free.put(card)
 
     @contextmanager
     def taken(self) -> Iterator[str | None]:
