@@ -12,6 +12,7 @@ from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.config.logs import configure_messages
 from lcp_plugin.config.write import write_given_options
 from lcp_plugin.errors import ConfigError, FinishedError, LcpError, Page, explaining
+from lcp_plugin.formats.disk import full_disk
 from lcp_plugin.run.session import without_collecting
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,19 @@ def _serve(argv: Sequence[str]) -> int:
             _open_log(config)
             return _train(config) if not _answer(config) else 0
     except LcpError as error:
-        print(error.told, file=sys.stderr)
-        return error.exit_code
+        return _complain(error)
+    except OSError as error:
+        if (told := full_disk(error)) is None:
+            raise
+        return _complain(told)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last saved state.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _complain(error: LcpError) -> int:
+    print(error.told, file=sys.stderr)
+    return error.exit_code
 
 
 def _open_log(config: RunConfig) -> None:

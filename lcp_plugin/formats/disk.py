@@ -55,6 +55,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def full_disk(error: OSError) -> DiskError | None:
+    """The one line of a write outside `replacing` for which there was no space; None for others."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        return None
+    what = error.filename or "a file"
+    return DiskError(
+        f"{what} could not be written ({error.strerror}); what was learned so far is whole. Free "
+        "some space and run the same command again."
+    )
+
+
 def sync(path: Path) -> None:
     """fsync of a file or folder. Raises OSError."""
     if path.is_dir() and os.name == "nt":
