@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lcp_plugin.evaluation import scores as measures
-from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.evaluate import Evaluation
+from lcp_plugin.evaluation.metric_table import Metric
 from lcp_plugin.evaluation.recognition import read_recognition, tell_recognised
 from lcp_plugin.evaluation.scores import Matrix, RunScores, none_if_nan, score_matrix, spread
 from lcp_plugin.evaluation.tables import Column, Row, Table, to_csv, to_latex, to_markdown

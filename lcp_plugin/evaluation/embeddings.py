@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from lcp_plugin.errors import FileFormatError
-from lcp_plugin.evaluation.encoders import Encoder, Metric, TextEncoder
+from lcp_plugin.evaluation.encoders import Encoder, TextEncoder
 from lcp_plugin.evaluation.images import hash_image
+from lcp_plugin.evaluation.metric_table import Metric
 from lcp_plugin.evaluation.scores import mean_cosine
 from lcp_plugin.formats.pictures import open_rgb
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
@@ -70,7 +71,7 @@ def _read_rows(file: Path) -> dict[str, Tensor]:
     """A damaged cache is only a cache: it is made again."""
     try:
         hashes = json.loads(read_header(file).metadata["images"])
-        matrix = read_tensors(file)["embeddings"]
+        matrix = read_tensors(file)["embeddings"].clone()  # the file is written anew: not mapped
         return dict(zip(hashes, matrix, strict=True))
     except (FileFormatError, KeyError, ValueError):
         return {}

@@ -53,17 +53,6 @@ class TextEncoder(ABC):
 
 
 @dataclass(frozen=True)
-class Metric:
-    """What a column of a table is."""
-
-    name: str
-    encoder: str
-    title: str
-    against_prompt: bool = False  # clip_t: the prompt, not the reference images
-    about: str = ""
-
-
-@dataclass(frozen=True)
 class EncoderFiles:
     """Files of one encoder on this machine."""
 

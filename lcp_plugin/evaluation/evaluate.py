@@ -16,8 +16,8 @@ from lcp_plugin.errors import DataError
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage, require_references
 from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
-from lcp_plugin.evaluation.encoders import Metric
-from lcp_plugin.evaluation.metrics import METRICS, load_encoder
+from lcp_plugin.evaluation.metric_table import METRICS, Metric
+from lcp_plugin.evaluation.metrics import load_encoder
 from lcp_plugin.evaluation.pictures import Picture, Stage, Studio, plan_pictures
 from lcp_plugin.evaluation.protocols import Protocol
 from lcp_plugin.evaluation.recognition import Look, Recognition, judge

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from lcp_plugin.errors import FileFormatError
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
-from lcp_plugin.evaluation.encoders import Metric
 from lcp_plugin.evaluation.images import Preprocessing, preprocess
+from lcp_plugin.evaluation.metric_table import Metric
 from lcp_plugin.evaluation.pictures import Stage, Studio
 from lcp_plugin.evaluation.scores import none_if_nan, normalise_losses, rank_correlation
 from lcp_plugin.formats.disk import read_json, write_json

@@ -12,9 +12,9 @@
 Sources: CLIP-I and DINO as DreamBooth (arXiv 2208.12242) and arXiv 2410.04891 use them, DINO
 arXiv 2104.14294, DINOv2 arXiv 2304.07193, CSD arXiv 2404.01292, EfficientNet arXiv 1905.11946.
 A score is the mean cosine over all generated x reference pairs (clip_t: image x its own prompt).
-A further metric is a row of `METRICS`; a further network an encoder, its loader, and a row of
-`NETWORKS`. What lists, offers, titles or loads metrics reads these two. CSD's sizes are read off
-the shapes of its checkpoint, whose heads are `last_layer_style` and `last_layer_content`.
+A further metric is a row of `METRICS` in metric_table.py; a further network an encoder, its loader,
+and a row of `NETWORKS`. What lists, offers, titles or loads metrics reads these two. CSD's sizes
+are those of its checkpoint, whose heads are `last_layer_style` and `last_layer_content`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from lcp_plugin.evaluation.checkpoints import read_checkpoint
 from lcp_plugin.evaluation.encoders import (
     Encoder,
     EncoderFiles,
-    Metric,
     Network,
     TextEncoder,
     find_files,
@@ -44,6 +43,7 @@ from lcp_plugin.evaluation.images import (
     IMAGENET_STD,
     Preprocessing,
 )
+from lcp_plugin.evaluation.metric_table import METRICS, Metric
 from lcp_plugin.evaluation.networks import (
     build_transformers,
     count_layers,
@@ -243,19 +243,6 @@ NETWORKS: Mapping[str, Network] = {
         ),
     )
 }
-
-METRICS: Mapping[str, Metric] = {
-    m.name: m
-    for m in (
-        Metric("clip_i", "clip", "CLIP-I", about="same subject, by CLIP's eye"),
-        Metric("clip_t", "clip", "CLIP-T", True, "does the picture show what the prompt says"),
-        Metric("dino", "dino", "DINO", about="same subject, with its details"),
-        Metric("dinov2", "dinov2", "DINOv2", about="same subject, a newer eye"),
-        Metric("csd", "csd", "CSD", about="same style, whatever is shown"),
-        Metric("effnet", "effnet", "EffNet", about="same subject, by the encoder that needs no "
-               "download"),
-    )
-}  # fmt: skip
 
 
 def choose_metrics(names: Sequence[str]) -> list[Metric]:

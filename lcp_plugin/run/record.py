@@ -114,8 +114,9 @@ def describe_options(options: Options) -> dict[str, Any]:
 
 def text_delta_hash(carry: Carry) -> str:
     """Names the text encoders' delta, for caches of their outputs: "none" where there is none."""
-    names = [name for name in carry.total if not name.startswith("unet.")]
-    return hash_carry(Carry(carry.total.restrict(names))) if names else "none"
+    names = [name for name in carry.change.modules() if not name.startswith("unet.")]
+    texts = Carry(carry.total.restrict(names), biases=carry.biases.restrict(names))
+    return hash_carry(texts) if names else "none"
 
 
 def versions() -> dict[str, str]:

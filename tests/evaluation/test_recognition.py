@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lcp_plugin.evaluation.evaluate import choose_eye
-from lcp_plugin.evaluation.metrics import METRICS
+from lcp_plugin.evaluation.metric_table import METRICS
 from lcp_plugin.evaluation.recognition import (
     Look,
     Recognition,

@@ -18,6 +18,7 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "tasks lora norms",
     "adapter",
     "delta",
+    "biases",
     "hooks",
     "strategies observers formats tiny",
     "registry config",
@@ -31,6 +32,7 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "cli kohya doctor",
     "sweep initial",
     "commands",
+    "__main__",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 HEAVY = {"diffusers", "transformers", "peft", "bitsandbytes"}
