@@ -54,6 +54,7 @@ setup(
         "lcp_plugin.evaluation": ["*.safetensors"],
         "lcp_plugin.initial": ["*.j2"],
         "lcp_plugin.report": ["*.js", "*.css", "*.j2"],
+        "lcp_plugin.watch": ["*.js", "*.css", "*.j2"],
     },
     data_files=share("configs", "*.toml", "protocols/*.toml", "quickstart/**/*.png"),
     py_modules=["train_continual_sdxl"],

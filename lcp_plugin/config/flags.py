@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from lcp_plugin.config.convert import type_name
 from lcp_plugin.config.findings import did_you_mean
+from lcp_plugin.config.logs import SECRETS
 from lcp_plugin.config.option_text import OURS, default_of, describe, is_rare
 from lcp_plugin.config.options import option_fields, option_types
 from lcp_plugin.config.parser import Formatter
@@ -39,6 +40,23 @@ def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise ConfigError(*problems)
     return {k: v for k, v in vars(given).items() if k != "local_rank"}
+
+
+def hide_secrets(argv: Sequence[str]) -> tuple[str, ...]:
+    """The words of a command line with `...` for every key and token, so that it can be shown."""
+    shown: list[str] = []
+    for word in argv:
+        name, equals, _ = _expand(word)[2:].partition("=") if word.startswith("--") else ("",) * 3
+        if name in SECRETS and equals:
+            word = f"--{name}=..."
+        elif shown and _names_secret(shown[-1]) and not word.startswith("--"):
+            word = "..."
+        shown.append(word)
+    return tuple(shown)
+
+
+def _names_secret(word: str) -> bool:
+    return word.startswith("--") and _expand(word)[2:] in SECRETS
 
 
 def _expand(word: str) -> str:

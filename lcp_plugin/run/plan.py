@@ -24,6 +24,7 @@ from lcp_plugin.run.chaining import check_base, fit_strategy, tell_apart
 from lcp_plugin.run.network_weights import check_start
 from lcp_plugin.run.parent_prompts import note_prompts
 from lcp_plugin.run.record import (
+    describe_command,
     describe_options,
     describe_parent,
     list_image_folders,
@@ -39,6 +40,7 @@ from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import Task
 from lcp_plugin.training.optimizers import OptimizerChoice, check_optimizer
 from lcp_plugin.training.processes import Processes, share_carry, share_decision
+from lcp_plugin.training.schedules import RateSchedule, check_schedule
 from lcp_plugin.training.state import read_manifest
 
 
@@ -129,8 +131,12 @@ def check_places(options: Options) -> None:
 
 
 def check_optimizers(config: RunConfig) -> None:
-    """Raises ConfigError for optimizer_args, of the run or of one task, that do not fit."""
+    """Raises ConfigError for an optimizer's or a schedule's arguments, of the run or of one task,
+    that do not fit.
+    """
     every = [config.options, *(task.options for task in config.tasks)]
+    for schedule in dict.fromkeys(RateSchedule.of(options) for options in every):
+        check_schedule(schedule)
     for choice in dict.fromkeys(OptimizerChoice.of(options) for options in every):
         check_optimizer(choice)
 
@@ -201,6 +207,7 @@ def describe_beginning(plan: RunPlan) -> dict[str, Any]:
     """What run.json says of a run before it begins."""
     return {
         "name": plan.name,
+        "command": describe_command(plan.config.arguments),
         "fingerprint": plan.config.fingerprint(),
         "options": describe_options(plan.options),
         "tasks": [record.to_json() for task in plan.tasks for record in task.records()],

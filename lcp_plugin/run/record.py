@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
+import shlex
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from lcp_plugin import __version__
@@ -110,6 +115,23 @@ def describe_options(options: Options) -> dict[str, Any]:
         for key, value in asdict(options).items()
         if value != getattr(plain, key) and key not in SECRETS
     }
+
+
+def describe_command(arguments: Sequence[str]) -> dict[str, str]:
+    """The command line that started this process, and the folder it was given in."""
+    program = Path(sys.argv[0] or "lcp")
+    words = ["lcp", "train"]
+    if program.name == "__main__.py":
+        words = ["python", "-m", "lcp_plugin", "train"]
+    elif program.suffix == ".py":
+        words = ["python", str(program)]
+        if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate's launcher sets it
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            several = ["--num_processes", str(processes)] if processes > 1 else []
+            words = ["accelerate", "launch", *several, str(program)]
+    words += arguments
+    line = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    return {"line": line, "folder": str(Path.cwd())}
 
 
 def text_delta_hash(carry: Carry) -> str:

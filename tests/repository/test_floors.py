@@ -28,7 +28,7 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "delivery training",
     "evaluation",
     "report",
-    "run",
+    "run watch",
     "cli kohya doctor",
     "sweep initial",
     "commands",
