@@ -90,7 +90,10 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["lcp-train=lcp_plugin.cli:main"],
+        "console_scripts": [
+            "lcp=lcp_plugin.commands.front:main",
+            "lcp-train=lcp_plugin.cli:main",
+        ],
         "lcp_plugin.strategies": [
             f"{name} = lcp_plugin.strategies.{path}" for name, path in STRATEGIES.items()
         ],

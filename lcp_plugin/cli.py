@@ -35,8 +35,7 @@ def _serve(argv: Sequence[str]) -> int:
         _open_log(config)
         return _train(config) if not _answer(config) else 0
     except LcpError as error:
-        for line in str(error).split("\n"):
-            print(f"error: {line}", file=sys.stderr)
+        print(error.told, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last saved state.", file=sys.stderr)

@@ -8,6 +8,11 @@ class LcpError(Exception):
 
     exit_code = 1
 
+    @property
+    def told(self) -> str:
+        """What a command line prints: `error: ` before each line."""
+        return "\n".join(f"error: {line}" for line in str(self).split("\n"))
+
 
 class ConfigError(LcpError):
     """An option, a TOML key or a task that does not fit; `problems` lists all that were found."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from torch import Generator, Tensor, nn
 
 from lcp_plugin.adapter import Adapter, AdapterSpec
+from lcp_plugin.biases import Biases, Change
 from lcp_plugin.delta import Delta
 from lcp_plugin.tasks import Task, TaskRecord
 
@@ -41,15 +42,21 @@ class Carry:
     delta: Delta = field(default_factory=Delta)
     adapter: Adapter | None = None
     tasks: tuple[TaskRecord, ...] = ()
+    biases: Biases = field(default_factory=Biases)  # of a parent; the run keeps them, no strategy
 
     @property
     def total(self) -> Delta:
         """delta + Delta.of(adapter): the model after the boundary is W0 + total."""
         return self.delta + Delta.of(self.adapter) if self.adapter else self.delta
 
+    @property
+    def change(self) -> Change:
+        """The total and the biases: all that the model after the boundary adds to W0."""
+        return Change(self.total, self.biases)
+
     def after(self, task: Task, delta: Delta, adapter: Adapter | None = None) -> Carry:
         """The carry behind `task`: a new delta, an adapter if its factors go on, its records."""
-        return Carry(delta=delta, adapter=adapter, tasks=(*self.tasks, *task.records()))
+        return Carry(delta, adapter, (*self.tasks, *task.records()), self.biases)
 
     def noting(self, **facts: Any) -> Carry:
         """The same carry with facts added to the newest record (strings and numbers only)."""
@@ -129,14 +136,16 @@ class Model(Protocol):
 
     def draw(
         self,
-        prompt: str,
+        prompts: str | Sequence[str],
         noise: Tensor,
         steps: int,
         guidance: float,
         generator: Generator,
         weights: Weights = "carry",
     ) -> Trajectory:
-        """Draws an image from each noise (n, 4, h, w) in latent space, and keeps every state."""
+        """Draws an image from each noise (n, 4, h, w) in latent space, by one prompt or n of them,
+        and keeps every state: the rows of a step together, steps in their order.
+        """
 
     def keep(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What `make` gives, kept on disk with the state of the task: a resumed run reads it

@@ -33,15 +33,17 @@ import torch
 from torch import Tensor, nn
 
 from lcp_plugin.adapter import AdapterSpec
+from lcp_plugin.biases import Change
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, LineageError, StrategyError
+from lcp_plugin.formats.checked_lora import write_checked_lora
 from lcp_plugin.formats.foreign_header import named_base
 from lcp_plugin.formats.lora_file import (
+    BIAS_READERS,
     LoraFile,
     lora_from_tensors,
     portable_adapter,
     read_lora,
-    write_checked_lora,
 )
 from lcp_plugin.hooks import Carry, Strategy, TaskStart, step_hooks_of
 from lcp_plugin.registry import create_strategy
@@ -254,7 +256,7 @@ class ContinualNetwork(LoraNetwork):
         self._carry = arguments.parent.carry
         self._start: TaskStart | None = None
         self._base: BaseId | None = None  # of prepare_network
-        self._resting = Delta()  # what network_weights brought for modules that do not train
+        self._resting = Change()  # what network_weights brought for modules that do not train
 
     # ------------------------------------------------------------------------ setting up
 
@@ -267,7 +269,7 @@ class ContinualNetwork(LoraNetwork):
         """
         parent = self._arguments.parent
         cached = getattr(args, "cache_text_encoder_outputs", False)
-        if cached and any(not name.startswith("unet.") for name in parent.carry.total):
+        if cached and any(not n.startswith("unet.") for n in parent.carry.change.modules()):
             raise ConfigError(
                 "prev changes the text encoders, but cache_text_encoder_outputs stores what they "
                 "said before; drop cache_text_encoder_outputs."
@@ -296,6 +298,7 @@ class ContinualNetwork(LoraNetwork):
         self._start = start
         self.check_fits(start.adapter)
         self.set_base(start.base)
+        self.add_biases(self._carry.biases)
         self.set_factors(start.adapter, start.trainable)
         log.info(
             "%s: task %d (%s), %d layers train on %d changed by %d earlier tasks",
@@ -328,20 +331,23 @@ class ContinualNetwork(LoraNetwork):
                 )
         assert self._start is not None
         self.set_factors(lora.adapter.restrict(fitting), self._start.trainable)
-        resting = lora.delta + Delta.of(lora.adapter.without(fitting))
-        self.set_base(resting)
+        resting = Change(lora.delta + Delta.of(lora.adapter.without(fitting)), lora.biases)
+        self.set_base(resting.delta)
+        self.add_biases(resting.biases)
         self._resting = self._resting + resting
-        return f"{len(fitting)} modules go on training, {len(resting)} rest"
+        return f"{len(fitting)} modules go on training, {len(resting.modules())} rest"
 
     # ------------------------------------------------------------------------------ saving
 
     def carry_after(self) -> Carry:
         """end_task on the factors as they are now; may be asked for at every save."""
         strategy = copy.deepcopy(self._arguments.strategy)  # end_task may change its state
-        carry = self._carry
-        if self._resting:
-            carry = replace(carry, delta=carry.delta + self._resting)
-        return strategy.end_task(self._arguments.task, carry, self.trained())
+        carry, resting = self._carry, self._resting
+        biases = carry.biases + resting.biases
+        if resting.delta:
+            carry = replace(carry, delta=carry.delta + resting.delta)
+        after = strategy.end_task(self._arguments.task, carry, self.trained())
+        return replace(after, biases=biases)
 
     def save_weights(
         self, file: str, dtype: torch.dtype | None, metadata: Mapping[str, str] | None
@@ -363,7 +369,9 @@ class ContinualNetwork(LoraNetwork):
             carry, args.strategy.name, args.strategy_args, *self._named_base(header)
         )
         header = complete_header(header, adapter, lineage, len(args.parent.carry.tasks))
-        write_checked_lora(file, adapter, header, dtype or torch.float32)
+        write_checked_lora(file, adapter, header, dtype or torch.float32, carry.biases)
+        if carry.biases:
+            log.warning("%s %s", Path(file).name, BIAS_READERS)
 
     def _named_base(self, header: Mapping[str, str]) -> tuple[str, str]:
         """Name and hash of the base: our own identity of it, else sd-scripts' own words."""
@@ -387,3 +395,4 @@ class ContinualNetwork(LoraNetwork):
         self.check_fits(lora.total)
         for name, entry in lora.total.weighted(self.multiplier).items():
             fuse_for_good(name, self._layers[name], entry, dtype)
+        self.add_biases(lora.biases.weighted(self.multiplier))

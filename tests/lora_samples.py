@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lcp_plugin.adapter import Adapter, Factors, Kernel
+from lcp_plugin.biases import Biases
 from lcp_plugin.delta import Delta
 from lcp_plugin.formats.keys import canonical, is_module
 from lcp_plugin.formats.lora_file import portable_adapter, write_lora
@@ -174,3 +175,19 @@ def run_of(folder: Path, strategy_name: str) -> tuple[Path, list[Adapter]]:
     header = lineage_of(carry, strategy_name, [], "toy", "ab").to_metadata()
     write_lora(store.deliverable, portable_adapter(deliverable_adapter(carry)), header)
     return store.root, updates
+
+
+def random_biases(pipeline: object, pick: Callable[[str], bool]) -> Biases:
+    """Changes of the biases of all modules of a pipeline that have one and `pick` names."""
+    found = [(n, m.bias) for n, m in modules(pipeline) if pick(n) and m.bias is not None]
+    draw = torch.Generator().manual_seed(3)
+    return Biases({n: torch.randn(len(bias), generator=draw) * 0.3 for n, bias in found})
+
+
+def with_biases(pipeline: object, biases: Biases) -> object:
+    """A copy of a pipeline with b0 + d for its biases."""
+    changed = copy.deepcopy(pipeline)
+    for name, module in modules(changed):
+        if name in biases:
+            module.bias.data += biases[name].to(module.bias.dtype)
+    return changed

@@ -1,101 +1,11 @@
-"""Prints what this machine has and which preset fits on its GPU, or measures it.
+"""`lcp doctor` of this checkout, installed or not: python tools/doctor.py --help"""
 
-    python tools/doctor.py
-    python tools/doctor.py --output_dir /data/runs --network_dim 64
-    python tools/doctor.py --measure                    every preset, on SDXL with random weights
-    python tools/doctor.py --measure --limit 8GB        as on a card with that much memory
-    python tools/doctor.py --measure --tasks 10 --json measured.json --strategy magmax
-
-With --measure, options that this tool does not know go to the training command.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lcp_plugin.errors import ConfigError, LcpError
-
-
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Where a run would write, its rank, what is measured; and options of the training command."""
-    parser = argparse.ArgumentParser(
-        prog="doctor.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("output"))
-    parser.add_argument("--network_dim", type=int, help="rank (32; with --measure paper's is 64)")
-    group = parser.add_argument_group("measuring")
-    group.add_argument("--measure", action="store_true", help="train and sample under each preset")
-    group.add_argument("--presets", nargs="+", choices=("8gb", "12gb", "24gb", "paper"))
-    group.add_argument("--limit", metavar="SIZE", help="GPU memory that PyTorch may hold, like 8GB")
-    group.add_argument("--tasks", type=int, default=1, metavar="N", help="measure task N too (1)")
-    group.add_argument(
-        "--size", choices=("tiny", "topo", "sdxl"), help="of the base (sdxl on a GPU, else tiny)"
-    )
-    group.add_argument("--side", type=int, help="pixels per side (the base's own: 1024 for sdxl)")
-    group.add_argument("--steps", type=int, default=10, help="steps that are timed (10)")
-    group.add_argument("--sample_steps", type=int, default=20, help="of the image (20)")
-    group.add_argument("--json", type=Path, metavar="FILE", help="rows, written as they come")
-    arguments, more = parser.parse_known_args(argv)
-    for name, least in (("network_dim", 1), ("tasks", 1), ("steps", 2), ("sample_steps", 1)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name} {value}: at least {least}.")
-    if more and not arguments.measure:
-        raise ConfigError(f"{more[0]}: options of a run are looked at with --measure only.")
-    return arguments, more
-
-
-def measure(arguments: argparse.Namespace, flags: Sequence[str]) -> tuple[str, int]:
-    """The table of what was measured, and the exit status: 1 where something went wrong."""
-    import torch
-
-    from lcp_plugin.doctor.measure_report import format_rows, measure_presets, parse_limit
-    from lcp_plugin.doctor.measuring import FAILED, SIZES, Request
-
-    size = arguments.size or ("sdxl" if torch.cuda.is_available() else "tiny")
-    request = Request(
-        preset="",
-        size=size,
-        side=arguments.side or SIZES[size].resolution,
-        rank=arguments.network_dim,
-        steps=arguments.steps,
-        sample_steps=arguments.sample_steps,
-        tasks=arguments.tasks,
-        limit=parse_limit(arguments.limit),
-        flags=tuple(flags),
-    )
-
-    def tell(message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
-
-    rows = measure_presets(request, arguments.presets or (), arguments.json, tell)
-    return format_rows(rows, request), int(any(row["status"] == FAILED for row in rows))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the report; returns the exit status."""
-    try:
-        arguments, flags = parse_arguments(argv)
-        if arguments.measure:
-            table, status = measure(arguments, flags)
-            print(table)
-            return status
-        from lcp_plugin.doctor.machine import describe_machine
-
-        print(describe_machine(arguments.output_dir, arguments.network_dim or 32))
-    except LcpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
+from lcp_plugin.commands.doctor import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,9 +18,11 @@ from typing import Any
 from lcp_plugin.config.convert import is_zero
 from lcp_plugin.config.datasets import SUBSET_KEYS
 from lcp_plugin.config.findings import Findings
+from lcp_plugin.config.flags import parse_flags
+from lcp_plugin.config.lycoris_args import as_networks_lora
 from lcp_plugin.config.network_args import NETWORK_ARGS
 from lcp_plugin.config.options import option_fields
-from lcp_plugin.config.sources import flatten, parse_flags
+from lcp_plugin.config.sources import flatten
 from lcp_plugin.errors import ConfigError
 
 _RENAMED = {  # a front end's name -> the trainer's
@@ -60,6 +62,8 @@ def translate_foreign(
     if easy or gui:
         found = {k: v for k, v in flatten(found).items() if v not in ("", None, [], "None")}
         _stop_at_other_networks(found, source, flags, findings)
+        if not flags.get("network_module"):
+            _settle_lycoris(found, source, findings)
         found = _from_form(found)
         found |= _additional(found.pop("additional_parameters", ""), source, findings)
     _rename(found, source, findings)
@@ -102,7 +106,7 @@ def _stop_at_other_networks(
 ) -> None:
     """Problems for networks and models that cannot be trained here."""
     args = found.get("network_args")
-    algorithm = args.get("algo", "") if isinstance(args, Mapping) else ""
+    algorithm = _split_args(args).get("algo", "")
     kind = str(found.get("LoRA_type") or algorithm)
     if kind.lower() not in (*_PLAIN, *_WITH_CONV) and not flags.get("network_module"):
         key = "LoRA_type" if "LoRA_type" in found else "algo"
@@ -114,6 +118,14 @@ def _stop_at_other_networks(
     for key in _OTHER_MODELS:
         if found.get(key) is True:
             findings.problem(source, f"{key} = true: this trains SDXL only.")
+
+
+def _settle_lycoris(found: dict[str, Any], source: str, findings: Findings) -> None:
+    """LyCORIS' LoCon, by module, type or `algo` (networks.lora has none), as networks.lora."""
+    given, kind = _split_args(found.get("network_args")), str(found.get("LoRA_type", "")).lower()
+    named = found.get("network_module") == "lycoris.kohya" or "algo" in given
+    if named or kind == _WITH_CONV[-1]:
+        found["network_args"] = as_networks_lora(found, given, source, findings)
 
 
 def _from_form(found: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +166,14 @@ def _collect_network_args(found: dict[str, Any], kind: str) -> None:
         found["network_args"] = [*(f"{k}={v}" for k, v in given.items()), *extra]
     elif given or isinstance(args, Mapping):
         found["network_args"] = [f"{k}={_joined(v)}" for k, v in given.items()]
+
+
+def _split_args(args: Any) -> dict[str, Any]:
+    """network_args as a table, however they are given."""
+    if isinstance(args, Mapping):
+        return dict(args)
+    texts = shlex.split(args) if isinstance(args, str) else args or ()
+    return {key: value for key, _, value in (str(text).partition("=") for text in texts)}
 
 
 def _joined(value: Any) -> str:

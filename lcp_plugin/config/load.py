@@ -18,15 +18,10 @@ from lcp_plugin.config.check import check_options, settle_options, settle_rates
 from lcp_plugin.config.convert import UNSET, convert_option, is_zero
 from lcp_plugin.config.datasets import DatasetReader
 from lcp_plugin.config.findings import FOREIGN_KEYS, Findings, closest, did_you_mean
+from lcp_plugin.config.flags import hide_secrets, parse_flags
 from lcp_plugin.config.foreign import translate_foreign
 from lcp_plugin.config.options import Options, option_fields, option_types
-from lcp_plugin.config.sources import (
-    OWN_TABLES,
-    find_config,
-    flatten,
-    hide_secrets,
-    parse_flags,
-)
+from lcp_plugin.config.sources import OWN_TABLES, find_config, flatten
 from lcp_plugin.config.tables import read_table
 from lcp_plugin.config.task_table import (
     TaskConfig,
@@ -137,6 +132,7 @@ def _merge(
     provenance: dict[str, str] = {}
     strict = any(_is_true(layer.get("strict_config")) for _, layer in layers)
     for source, layer in layers:
+        _drop_arguments(layer, values, provenance, findings)
         for key, raw in layer.items():
             if key not in option_fields():
                 _report_unknown(key, raw, source, strict, findings)
@@ -152,6 +148,21 @@ def _merge(
     if any(map(is_zero, steps)) and not {"max_train_steps", "max_train_epochs"} & set(values):
         findings.problem("", "max_train_steps = 0: wanted at least 1, or max_train_epochs.")
     return Options(**values), provenance
+
+
+def _drop_arguments(
+    layer: Mapping[str, Any],
+    values: dict[str, Any],
+    provenance: dict[str, str],
+    findings: Findings,
+) -> None:
+    """Arguments of one strategy are not those of another that a higher layer names instead."""
+    name, before = layer.get("strategy"), values.get("strategy")
+    if None in (name, before) or name == before or "strategy_args" in layer:
+        return
+    if values.pop("strategy_args", None):
+        source = provenance.pop("strategy_args")
+        findings.notice(f"{source}: strategy_args are left out; they are {before}'s, not {name}'s.")
 
 
 def _is_true(value: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lcp_plugin.config.convert import type_name
 from lcp_plugin.config.network_args import NETWORK_ARGS
+from lcp_plugin.config.option_text import OURS, choices_of, default_of
 from lcp_plugin.config.options import option_fields, option_types
 
 _HEAD = """# Options
@@ -96,16 +97,14 @@ def render_options_page() -> str:
 
 def _row(name: str, field: Field[Any]) -> str:
     meta = field.metadata
-    marks = " **new**" if meta["grade"] == "ours" else ""
+    marks = " **new**" if meta["grade"] == OURS else ""
     marks += " *task*" if meta["per_task"] else ""
-    meaning = meta["help"]
-    if meta["choices"]:
-        meaning += f" ({', '.join(str(c) for c in meta['choices'])})"
+    meaning = meta["help"] + choices_of(field)
     differs = f"no effect: {meta['no_effect']}" if meta["no_effect"] else meta["differs"]
     cells = [
         f"`{name}`{marks}",
         type_name(option_types()[name]),
-        _default(field.default),
+        default_of(field.default),
         meaning,
         differs,
     ]
@@ -115,11 +114,3 @@ def _row(name: str, field: Field[Any]) -> str:
 def _escape(text: str) -> str:
     """Text that Markdown tables show as it is."""
     return text.replace("|", "\\|").replace("<", "&lt;")
-
-
-def _default(value: Any) -> str:
-    if value is None or value in ((), ""):
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Configuration files: where they are found and how they are flattened; and the flags.
+"""Configuration files: where they are found and how they are flattened.
 
 kohya's rules (sd-scripts, library/train_util.py at 48d368fa): ".toml" is appended if missing, every
 top-level table is flattened one level, section names mean nothing, later duplicates win.
@@ -6,21 +6,16 @@ top-level table is flattened one level, section names mean nothing, later duplic
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from lcp_plugin.config.convert import type_name
-from lcp_plugin.config.fields import Grade
 from lcp_plugin.config.findings import did_you_mean
-from lcp_plugin.config.logs import SECRETS
-from lcp_plugin.config.options import option_fields, option_types
+from lcp_plugin.config.options import option_fields
 from lcp_plugin.errors import ConfigError
 
 OWN_TABLES = ("tasks", "datasets")  # not flattened: they hold tasks and data sets
-OURS: Grade = "ours"
 
 
 def config_folders() -> list[Path]:
@@ -68,94 +63,3 @@ def _are_pairs(table: Any) -> bool:
     if not isinstance(table, Mapping):
         return True
     return not any(k in option_fields() or isinstance(v, Mapping) for k, v in table.items())
-
-
-def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
-    """The flags as given, unconverted: option name -> text, list of texts or True.
-
-    Abbreviations that are unique among kohya's options work, and `-` for `_`. Raises ConfigError.
-    """
-    parser = build_parser()
-    given, rest = parser.parse_known_args([_expand(word) for word in argv])
-    problems = [_unknown_flag(word) for word in rest if word.startswith("--")]
-    if rest and not problems:
-        problems = [f"command line: {rest[0]!r} belongs to no option; options start with --."]
-    if problems:
-        raise ConfigError(*problems)
-    return {k: v for k, v in vars(given).items() if k != "local_rank"}
-
-
-def hide_secrets(argv: Sequence[str]) -> tuple[str, ...]:
-    """The words of a command line with `...` for every key and token, so that it can be shown."""
-    shown: list[str] = []
-    for word in argv:
-        name, equals, _ = _expand(word)[2:].partition("=") if word.startswith("--") else ("",) * 3
-        if name in SECRETS and equals:
-            word = f"--{name}=..."
-        elif shown and _names_secret(shown[-1]) and not word.startswith("--"):
-            word = "..."
-        shown.append(word)
-    return tuple(shown)
-
-
-def _names_secret(word: str) -> bool:
-    return word.startswith("--") and _expand(word)[2:] in SECRETS
-
-
-def _expand(word: str) -> str:
-    if not word.startswith("--") or word == "--":
-        return word
-    name, equals, value = word[2:].partition("=")
-    name = name.replace("-", "_")
-    fields = option_fields()
-    if name in fields or name in ("help", "local_rank") or not name:
-        return f"--{name}{equals}{value}"
-    known = [n for n, f in fields.items() if f.metadata["grade"] != OURS]
-    matches = [n for n in known if n.startswith(name)]
-    matches = matches or [n for n in fields if n.startswith(name)]
-    if len(matches) > 1:
-        names = ", ".join(f"--{m}" for m in matches[:6])
-        raise ConfigError(f"command line: --{name} could be {names}; write it in full.")
-    return f"--{matches[0] if matches else name}{equals}{value}"
-
-
-def _unknown_flag(word: str) -> str:
-    name = word[2:].partition("=")[0]
-    return f"command line: unknown option --{name}.{did_you_mean(name, option_fields())}"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"command line: {message}.")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """One flag per option; values stay text until all sources are merged."""
-    parser = _Parser(
-        prog="train_continual_sdxl.py",
-        description="Learn a sequence of tasks with an SDXL LoRA. kohya's options work as they do "
-        "in sd-scripts.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    groups: dict[str, Any] = {}
-    for name, field in option_fields().items():
-        meta = field.metadata
-        if meta["group"] not in groups:
-            groups[meta["group"]] = parser.add_argument_group(meta["group"])
-        text = meta["help"] if not meta["no_effect"] else f"no effect here: {meta['no_effect']}"
-        groups[meta["group"]].add_argument(
-            f"--{name}", dest=name, help=text.replace("%", "%%"), **_arity(name)
-        )
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
-    return parser
-
-
-def _arity(name: str) -> dict[str, Any]:
-    kind = type_name(option_types()[name])
-    if kind == "true/false":
-        return {"nargs": "?", "const": True, "metavar": "true|false"}
-    if kind.startswith("list"):
-        action = "extend" if name in ("observer", "export") else "store"
-        return {"nargs": "*", "action": action, "metavar": kind[8:].upper().replace(" ", "_")}
-    return {"metavar": kind.upper().replace(" ", "_")}

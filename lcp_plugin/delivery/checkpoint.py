@@ -8,6 +8,7 @@ from pathlib import Path
 from lcp_plugin.delivery.forms import Exported
 from lcp_plugin.delivery.fusing import (
     Fused,
+    Place,
     check_fused,
     checkpoint_slots,
     component_slots,
@@ -35,18 +36,18 @@ def export_checkpoint(learned: Learned, base: str | Path, target: str | Path) ->
     if base.is_dir():
         return _export_folder(learned, base, target)
     header = read_header(base)
-    delta = learned.checkpoint_delta()
-    slots = checkpoint_slots(header, delta)
+    change = learned.checkpoint_change()
+    slots = checkpoint_slots(header, change)
     require_free_space(target.parent, base.stat().st_size, f"the checkpoint {target.name}")
     with replacing(target) as temporary:
-        fused = fuse_file(base, temporary, slots, delta)
-        check_fused(base, temporary, slots, delta)
+        fused = fuse_file(base, temporary, slots, change)
+        check_fused(base, temporary, slots, change)
     size = target.stat().st_size
     return Exported(target, fused.modules, size, rounding_share=fused.rounding_share)
 
 
 def _export_folder(learned: Learned, base: Path, target: Path) -> Exported:
-    delta, fused, found = learned.checkpoint_delta(), Fused(), set[str]()
+    change, fused, found = learned.checkpoint_change(), Fused(), set[Place]()
     require_free_space(target.parent, size_of(base), f"the model folder {target.name}")
     with replacing_folder(target) as temporary:
         for file in sorted(p for p in base.rglob("*") if p.is_file()):
@@ -56,14 +57,17 @@ def _export_folder(learned: Learned, base: Path, target: Path) -> Exported:
             if component not in COMPONENTS or file.suffix != ".safetensors":
                 shutil.copyfile(file, copy)
                 continue
-            slots = component_slots(read_header(file), component, delta)
-            fused = fused + fuse_file(file, copy, slots, delta)
-            check_fused(file, copy, slots, delta)
-            found |= {place.module for places in slots.values() for place in places}
-        missing = sorted(set(delta) - found)
+            slots = component_slots(read_header(file), component, change)
+            fused = fused + fuse_file(file, copy, slots, change)
+            check_fused(file, copy, slots, change)
+            found |= {place for places in slots.values() for place in places}
+        wanted = {Place(n): n for n in change.delta}
+        wanted |= {Place(n, of_bias=True): f"the bias of {n}" for n in change.biases}
+        missing = sorted(words for place, words in wanted.items() if place not in found)
         if missing:
             raise BaseModelError(
                 f"{base} lacks {few(missing)}, which the adapter changes "
                 "(weights must be .safetensors)."
             )
-    return Exported(target, len(found), size_of(target), rounding_share=fused.rounding_share)
+    modules = len({place.module for place in found})
+    return Exported(target, modules, size_of(target), rounding_share=fused.rounding_share)

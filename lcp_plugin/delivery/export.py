@@ -11,11 +11,14 @@ its type; a truncated one is compared with its own truncated delta.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lcp_plugin.delivery.checkpoint import export_checkpoint
 from lcp_plugin.delivery.forms import Exported, Form, target_of
@@ -23,12 +26,15 @@ from lcp_plugin.delivery.learned import Learned
 from lcp_plugin.delivery.whole_folder import replacing_folder, size_of
 from lcp_plugin.delta import Entry
 from lcp_plugin.errors import ConfigError, FileFormatError
+from lcp_plugin.formats.checked_lora import check_lora
 from lcp_plugin.formats.disk import replacing, require_free_space
 from lcp_plugin.formats.header import size_header
 from lcp_plugin.formats.keys import PREFIXES, kohya_name
-from lcp_plugin.formats.lora_file import check_lora, portable_adapter, write_lora
+from lcp_plugin.formats.lora_file import BIAS_READERS, portable_adapter, write_lora
 from lcp_plugin.formats.tensors import TensorReader, build_header, raw_bytes
 from lcp_plugin.store.deliverable_header import derived_header
+
+log = logging.getLogger(__name__)
 
 
 def export(
@@ -104,8 +110,10 @@ def export_lora(
         adapter = portable_adapter(adapter)
         metadata.update(size_header(adapter))
     with replacing(path) as temporary:
-        write_lora(temporary, adapter, metadata, dtype, layout)
-        check_lora(temporary, adapter, dtype)
+        write_lora(temporary, adapter, metadata, dtype, layout, learned.biases)
+        check_lora(temporary, adapter, dtype, learned.biases)
+    if learned.biases:
+        log.warning("%s %s", path.name, BIAS_READERS)
     return Exported(path, len(adapter), path.stat().st_size, overall, errors)
 
 
@@ -124,6 +132,11 @@ def export_peft(
     and an export has no base at hand: test_peft_export.py loads each folder with peft.
     """
     folder = Path(folder)
+    if learned.biases:
+        raise FileFormatError(
+            f"{len(learned.biases)} biases change (diff_b), which peft folders cannot hold; export "
+            "a lora, diff or checkpoint."
+        )
     with replacing_folder(folder) as temporary:
         for prefix in PREFIXES:
             part = learned.adapter.restrict(n for n in learned.adapter if n.startswith(prefix))
@@ -135,29 +148,37 @@ def export_peft(
 
 
 def export_diff(learned: Learned, path: str | Path, dtype: torch.dtype = torch.float32) -> Exported:
-    """Dense `.diff` keys under kohya's names, written one matrix at a time."""
+    """Dense `.diff` (and `.diff_b`) keys under kohya's names, written one matrix at a time."""
     path, delta = Path(path), learned.delta
-    names = {f"{kohya_name(module)}.diff": module for module in sorted(delta)}
-    ordered = dict(sorted(names.items(), key=lambda item: item[0].encode()))
+    parts: dict[str, Entry | Tensor] = {f"{kohya_name(m)}.diff": e for m, e in delta.items()}
+    parts |= {f"{kohya_name(m)}.diff_b": change for m, change in learned.biases.items()}
+    ordered = dict(sorted(parts.items(), key=lambda item: item[0].encode()))
     word = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
-    layout = {key: (word, _weight_shape(delta[module])) for key, module in ordered.items()}
-    size = sum(e.shape[0] * e.shape[1] for e in delta.values()) * dtype.itemsize
+    layout = {key: (word, _shape_of(part)) for key, part in ordered.items()}
+    size = sum(math.prod(shape) for _, shape in layout.values()) * dtype.itemsize
     require_free_space(path.parent, size, f"the dense export {path.name}")
     with replacing(path) as temporary:
         metadata = dict(learned.metadata)
         with temporary.open("wb") as out:
             out.write(build_header(layout, metadata))
-            for key, module in ordered.items():
-                matrix = delta[module].dense().to(dtype).reshape(layout[key][1]).contiguous()
+            for key, part in ordered.items():
+                matrix = _dense_of(part).to(dtype).reshape(layout[key][1]).contiguous()
                 out.write(raw_bytes(matrix))
         reader = TensorReader(temporary)
-        for key, module in ordered.items():
-            if not torch.equal(reader.read(key).flatten(1), delta[module].dense().to(dtype)):
+        for key, part in ordered.items():
+            wanted = _dense_of(part).to(dtype).reshape(layout[key][1])
+            if not torch.equal(reader.read(key), wanted):
                 raise FileFormatError(f"{path.name}: {key} does not read back as it was written.")
     return Exported(path, len(delta), path.stat().st_size)
 
 
-def _weight_shape(entry: Entry) -> tuple[int, ...]:
+def _dense_of(part: Entry | Tensor) -> Tensor:
+    return part if isinstance(part, Tensor) else part.dense()
+
+
+def _shape_of(entry: Entry | Tensor) -> tuple[int, ...]:
+    if isinstance(entry, Tensor):
+        return tuple(entry.shape)
     if entry.kernel is None:
         return entry.shape
     height, width = entry.kernel

@@ -1,4 +1,4 @@
-"""Fuse a delta into model files, streamed: W' = round(W + D), one tensor in memory at a time.
+"""Fuse a change into model files, streamed: W' = round(W + D), one tensor in memory at a time.
 
 Works on safetensors files of any layout, given which tensor holds which module. Every other tensor
 is copied byte for byte; names, order, types and metadata stay. D is added in fp32 and rounded once
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.adapter import is_finite
-from lcp_plugin.delta import Delta, Entry
+from lcp_plugin.biases import Change
+from lcp_plugin.delta import Dense, Entry
 from lcp_plugin.errors import BaseModelError, FileFormatError
 from lcp_plugin.formats.disk import writing
 from lcp_plugin.formats.keys import canonical, checkpoint_slot
@@ -32,6 +33,13 @@ class Place:
 
     module: str
     third: int | None = None
+    of_bias: bool = False
+
+    def entry(self, change: Change) -> Entry:
+        """What is added there; to a bias a column (out, 1)."""
+        if self.of_bias:
+            return Dense(change.biases[self.module][:, None])
+        return change.delta[self.module]
 
 
 Slots = Mapping[str, Sequence[Place]]  # tensor name -> the modules in it
@@ -55,19 +63,22 @@ class Fused:
         return math.sqrt(self.lost / self.size) if self.size else 0.0
 
 
-def checkpoint_slots(header: Header, delta: Delta) -> dict[str, list[Place]]:
-    """Where the modules of `delta` lie in a single-file SDXL checkpoint.
+def checkpoint_slots(header: Header, change: Change) -> dict[str, list[Place]]:
+    """Where the modules that change lie in a single-file SDXL checkpoint.
 
     Raises:
-        BaseModelError: a module that the checkpoint does not hold.
+        BaseModelError: a weight or bias that the checkpoint does not hold.
     """
     slots: dict[str, list[Place]] = {}
     missing = []
-    for module in delta:
-        name, third = checkpoint_slot(module)
-        if name not in header.tensors:
-            missing.append(name)
-        slots.setdefault(name, []).append(Place(module, third))
+    for modules, of_bias in ((change.delta, False), (change.biases, True)):
+        for module in modules:
+            name, third = checkpoint_slot(module)
+            if of_bias:  # ...weight, and OpenCLIP's in_proj_weight
+                name = name.removesuffix("weight") + "bias"
+            if name not in header.tensors:
+                missing.append(name)
+            slots.setdefault(name, []).append(Place(module, third, of_bias))
     if missing:
         raise BaseModelError(
             f"the checkpoint lacks {few(missing)}, which the adapter changes; "
@@ -81,18 +92,21 @@ def few(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def component_slots(header: Header, component: str, delta: Delta) -> dict[str, list[Place]]:
-    """Where the modules of `delta` lie in a weights file of one diffusers component."""
+def component_slots(header: Header, component: str, change: Change) -> dict[str, list[Place]]:
+    """Where the modules that change lie in a weights file of one diffusers component."""
     slots = {}
     for name in header.tensors:
-        module = canonical(f"{component}.{name.removesuffix('.weight')}")
-        if name.endswith(".weight") and module in delta:
+        rest, _, part = name.rpartition(".")
+        module = canonical(f"{component}.{rest}")
+        if part == "weight" and module in change.delta:
             slots[name] = [Place(module)]
+        elif part == "bias" and module in change.biases:
+            slots[name] = [Place(module, of_bias=True)]
     return slots
 
 
-def fuse_file(source: Path, target: Path, slots: Slots, delta: Delta) -> Fused:
-    """Write `source` with `delta` fused to `target`, not synced (wrap in `replacing`).
+def fuse_file(source: Path, target: Path, slots: Slots, change: Change) -> Fused:
+    """Write `source` with `change` fused to `target`, not synced (wrap in `replacing`).
 
     Raises:
         BaseModelError: a shape that does not fit, or a tensor that is no float.
@@ -102,14 +116,14 @@ def fuse_file(source: Path, target: Path, slots: Slots, delta: Delta) -> Fused:
     tensors = reader.header.tensors
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
     for name, places in slots.items():
-        _check_fits(source, name, ordered[name], places, delta)
+        _check_fits(source, name, ordered[name], places, change)
     fused = Fused()
     layout = {name: (info.dtype, info.shape) for name, info in ordered.items()}
     with writing(target) as write:
         write(build_header(layout, reader.header.metadata))
         for name in ordered:
             if name in slots:
-                changed, found = _fuse_tensor(reader, name, slots[name], delta)
+                changed, found = _fuse_tensor(reader, name, slots[name], change)
                 fused = fused + found
                 write(raw_bytes(changed.contiguous()))
             else:
@@ -119,12 +133,13 @@ def fuse_file(source: Path, target: Path, slots: Slots, delta: Delta) -> Fused:
 
 
 def _check_fits(
-    source: Path, name: str, info: TensorInfo, places: Sequence[Place], delta: Delta
+    source: Path, name: str, info: TensorInfo, places: Sequence[Place], change: Change
 ) -> None:
     for place in places:
-        rows, columns = delta[place.module].shape
+        rows, columns = place.entry(change).shape
         wanted = (rows if place.third is None else 3 * rows, columns)
-        if len(info.shape) < 2 or (info.shape[0], math.prod(info.shape[1:])) != wanted:
+        flat = len(info.shape) < (1 if place.of_bias else 2)
+        if flat or (info.shape[0], math.prod(info.shape[1:])) != wanted:
             raise BaseModelError(
                 f"{source.name}: {name} is {info.shape}, the adapter wants {wanted}; it was made "
                 "for another base."
@@ -137,12 +152,12 @@ def _check_fits(
 
 
 def _fuse_tensor(
-    reader: TensorReader, name: str, places: Sequence[Place], delta: Delta, measure: bool = True
+    reader: TensorReader, name: str, places: Sequence[Place], change: Change, measure: bool = True
 ) -> tuple[Tensor, Fused]:
     changed = reader.read(name)
     fused = Fused()
     for place in places:
-        entry: Entry = delta[place.module]
+        entry = place.entry(change)
         rows = slice(None)
         if place.third is not None:
             rows = slice(place.third * entry.shape[0], (place.third + 1) * entry.shape[0])
@@ -158,7 +173,7 @@ def _fuse_tensor(
     return changed, fused
 
 
-def check_fused(source: Path, target: Path, slots: Slots, delta: Delta) -> None:
+def check_fused(source: Path, target: Path, slots: Slots, change: Change) -> None:
     """Read a fused file back: everything else is the base's, the changed tensors are W + D.
 
     Raises:
@@ -169,7 +184,7 @@ def check_fused(source: Path, target: Path, slots: Slots, delta: Delta) -> None:
         raise FileFormatError(f"{target.name} does not read back as it was written.")
     for name in before.header.tensors:
         if name in slots:
-            wanted, _ = _fuse_tensor(before, name, slots[name], delta, measure=False)
+            wanted, _ = _fuse_tensor(before, name, slots[name], change, measure=False)
             same = torch.equal(after.read(name), wanted)
         else:
             pairs = zip(before.chunks(name), after.chunks(name), strict=True)

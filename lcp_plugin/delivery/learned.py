@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from lcp_plugin.adapter import Adapter
+from lcp_plugin.biases import Biases, Change
 from lcp_plugin.delta import Delta, Entry, Stacked
 from lcp_plugin.errors import ConfigError, LineageError
 from lcp_plugin.formats.identity import file_model_hash, is_as_written
@@ -35,22 +36,24 @@ class Learned:
     rest: Delta = field(default_factory=Delta)  # what the chain started from, beside the updates
     read_from: ParentFile | None = None  # the file or folder, and the hash of its tensors
     base: BaseSource | None = None  # what it was trained on, where a lineage tells
+    biases: Biases = field(default_factory=Biases)  # of what the chain started from
 
     @property
     def delta(self) -> Delta:
         """The total."""
         return Delta.of(self.adapter)
 
-    def checkpoint_delta(self) -> Delta:
-        """What a checkpoint gets: the total, and the base_weights that the run's base had.
+    def checkpoint_change(self) -> Change:
+        """What a checkpoint gets: everything, and the base_weights that the run's base had.
 
         Raises:
             LineageError: a base_weights file is gone or has changed.
         """
+        change = Change(self.delta, self.biases)
         if self.base is None:
-            return self.delta
+            return change
         check_added(self.base)
-        return self.delta + sum_weights([(Path(path), m) for path, m, _ in self.base.added])
+        return change + sum_weights([(Path(path), m) for path, m, _ in self.base.added])
 
 
 def read_learned(path: str | Path) -> Learned:
@@ -76,7 +79,7 @@ def _learned_in_file(path: Path) -> Learned:
     updates = _split_blocks(adapter, lineage) if lineage is not None and intact else {}
     metadata = copied_header(lora.metadata, intact)
     read_from = ParentFile(file.name, file_model_hash(file))
-    return Learned(adapter, metadata, updates, read_from=read_from)
+    return Learned(adapter, metadata, updates, read_from=read_from, biases=lora.biases)
 
 
 def _learned_in_run(folder: TaskFolder) -> Learned:
@@ -91,7 +94,7 @@ def _learned_in_run(folder: TaskFolder) -> Learned:
         updates, rest = {}, Delta()
     read_from = ParentFile(folder.path.name, folder.lineage["hashes"]["carry"])
     trained_on = source_of(folder.lineage)
-    return Learned(adapter, metadata, updates, rest, read_from, trained_on)
+    return Learned(adapter, metadata, updates, rest, read_from, trained_on, carry.biases)
 
 
 def _is_sum(total: Delta, parts: list[Delta]) -> bool:
@@ -161,4 +164,4 @@ def weigh_tasks(learned: Learned, weights: Mapping[str, float]) -> Learned:
         total = total + update.weighted(weights.get(name, 1.0))
     kept = Delta({name: entry for name, entry in total.items() if entry.norm() > 0})
     metadata = derived_header(learned.metadata, learned.read_from, weights=dict(weights))
-    return Learned(kept.as_adapter(), metadata, read_from=learned.read_from)
+    return Learned(kept.as_adapter(), metadata, read_from=learned.read_from, biases=learned.biases)

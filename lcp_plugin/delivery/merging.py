@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lcp_plugin.biases import Biases
 from lcp_plugin.delta import Delta, Dense, Entry, Stacked
 from lcp_plugin.errors import ConfigError, FileFormatError
 from lcp_plugin.seeds import derive_seed
@@ -114,6 +115,25 @@ def merge_deltas(
             sizes[name] = full[name].norm() ** 2
         entries.update(merged)
     return Merged(Delta(entries), errors, sizes)
+
+
+def merge_biases(
+    biases: Sequence[Biases], weights: Sequence[float], options: MergeOptions
+) -> Biases:
+    """Changes of biases by the same rule, a vector for a matrix; `orthogonal`, which is about
+    inputs, sums them. No rank cuts them.
+    """
+    rule = replace(options, method="sum") if options.method == "orthogonal" else options
+    merged: dict[str, Tensor] = {}
+    for name in sorted(set().union(*biases)):
+        parts = [
+            Dense(given[name][:, None] * weight)  # (out, 1)
+            for given, weight in zip(biases, weights, strict=True)
+            if name in given and weight
+        ]
+        if parts:
+            merged[name] = merge_entries(f"the bias of {name}", parts, rule).dense().flatten()
+    return Biases(merged)
 
 
 def merge_entries(name: str, parts: Sequence[Entry], options: MergeOptions) -> Entry:

@@ -163,7 +163,7 @@ def prepare_run(request: Request, folder: Path) -> Run:
     base = build_live_base(plan.options, pipeline, device, accelerator.autocast)
     logbook = Logbook(plan.store, plan.facts, writes=False)
     run = make_run(plan, base, accelerator, logbook)
-    base.show(plan.parent.carry.total)
+    base.show(plan.parent.carry.change)
     wait_for(device)
     return run
 
@@ -229,7 +229,7 @@ def measure_task(run: Run, number: int) -> dict[str, Any]:
     row |= {"seconds": times.median(), "loss": times.losses[-1], **read_peak(device)}
     began = time.perf_counter()
     after = end_lesson(run, lesson, trained)
-    base.show(after.total)
+    base.show(after.change)
     wait_for(device)
     row["boundary_seconds"] = time.perf_counter() - began
     reset_peak(device)
@@ -237,7 +237,7 @@ def measure_task(run: Run, number: int) -> dict[str, Any]:
     run.drawing.draw([PROMPT], seed=1)
     row["sample_seconds"] = time.perf_counter() - began
     row |= {f"sample_{key}": value for key, value in read_peak(device).items()}
-    base.show(run.plan.parent.carry.total)
+    base.show(run.plan.parent.carry.change)
     return row
 
 

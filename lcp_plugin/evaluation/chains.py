@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lcp_plugin.delta import Delta
+from lcp_plugin.biases import Change
 from lcp_plugin.errors import DataError, LineageError
 from lcp_plugin.evaluation.pictures import BASE, Stage, name_weights
 from lcp_plugin.formats.disk import read_json
@@ -137,7 +137,7 @@ def _own_chain(
         Stage(
             f"after {folder.path.name}",
             name_weights(base_hash, str(folder.lineage["hashes"]["carry"])),
-            partial(replay.total_behind, position),  # no lambda: it goes to other processes
+            partial(replay.change_behind, position),  # no lambda: it goes to other processes
         )
         for position, folder in enumerate(folders)
     )
@@ -245,12 +245,12 @@ def _warn_of_another_base(file: Path, base: BaseSource) -> None:
         )
 
 
-def _reader(file: Path) -> Callable[[], Delta]:
-    return partial(_read_total, file)
+def _reader(file: Path) -> Callable[[], Change]:
+    return partial(_read_change, file)
 
 
-def _read_total(file: Path) -> Delta:
-    return read_lora(file).total
+def _read_change(file: Path) -> Change:
+    return read_lora(file).change
 
 
 def base_stage(base_hash: str) -> Stage:

@@ -1,4 +1,4 @@
-"""The command line of tools/evaluate.py, and the scoring options that other tools share."""
+"""What `lcp evaluate` does, and what others share of it: scores as the arguments say."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from lcp_plugin.evaluation.ahead import draw_ahead
 from lcp_plugin.evaluation.chains import Chain
 from lcp_plugin.evaluation.embeddings import EmbeddingCache
 from lcp_plugin.evaluation.evaluate import Evaluation, score_folders
-from lcp_plugin.evaluation.extras import EXTRAS, measure_extras
+from lcp_plugin.evaluation.extras import choose_extras, measure_extras
 from lcp_plugin.evaluation.images import require_images
 from lcp_plugin.evaluation.inputs import collect_chains
 from lcp_plugin.evaluation.metric_table import METRICS
-from lcp_plugin.evaluation.metrics import choose_metrics, load_encoder, parse_encoder_paths
+from lcp_plugin.evaluation.metrics import (
+    choose_metrics,
+    load_encoder,
+    parse_encoder_paths,
+)
+from lcp_plugin.evaluation.options import build_parser
 from lcp_plugin.evaluation.protocols import (
     Protocol,
     override,
@@ -32,89 +37,16 @@ from lcp_plugin.evaluation.protocols import (
 )
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.formats.disk import write_json
-from lcp_plugin.formats.precisions import PRECISIONS
 from lcp_plugin.store.lock import locked
 
 
-def add_scoring_options(parser: argparse.ArgumentParser) -> None:
-    """--metrics, --encoder, sampling: everything that decides what a score is."""
-    group = parser.add_argument_group("scores")
-    group.add_argument("--metrics", nargs="+", default=["effnet"], help=", ".join(METRICS))
-    group.add_argument(
-        "--encoder",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="weights of an encoder: a folder or a file, #SHA256 appended to check it",
-    )
-    group.add_argument("--protocol", type=Path, help="TOML file: images, steps, prompts, ...")
-    group.add_argument("--prompt_list", type=Path, help="DreamBooth's prompts_and_classes.txt")
-    group.add_argument("--prompts", type=int, help="prompts per task (all)")
-    group.add_argument("--images", type=int, help="images per prompt (8)")
-    group.add_argument("--steps", type=int, help="denoising steps (50)")
-    group.add_argument("--guidance", type=float, help="classifier-free guidance (5)")
-    group.add_argument("--latent_seed", type=int, help="seed of the starting latents (42)")
-    group.add_argument("--size", type=int, help="pixels per side (the base's own)")
-    group.add_argument("--device", help="cpu, cuda, ... (cuda where there is one)")
-    group.add_argument(
-        "--dtype", choices=tuple(PRECISIONS), help="of the model (fp16 on cuda, else fp32)"
-    )
-    group.add_argument("--batch_size", type=int, default=8, help="images made at once")
-    group.add_argument("--vae", help="a replacement VAE, as in training")
-    group.add_argument(
-        "--extras",
-        nargs="*",
-        default=[],
-        choices=tuple(EXTRAS),
-        help="more than the paper; see the report",
-    )
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Options of tools/evaluate.py."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py",
-        description="Scores what a chain of tasks has learned and forgotten, or any two folders.",
-    )
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs' folders")
-    parser.add_argument("--generated", type=Path, help="score this folder of images")
-    parser.add_argument(
-        "--references",
-        type=Path,
-        help="with --generated: a folder of images; with runs: one folder per task name in it",
-    )
-    parser.add_argument("--prompt", help="with --generated: the prompt of every image, for clip_t")
-    parser.add_argument("--adapters", nargs="+", type=Path, help="LoRA files, one per task")
-    parser.add_argument("--tasks", type=Path, help="config whose [[tasks]] were learned")
-    parser.add_argument(
-        "--base",
-        help="base model of the adapters; alone: score the base itself; with runs: where their "
-        "base lies now",
-    )
-    parser.add_argument(
-        "--base_weights", nargs="+", default=[], help="LoRA files that belong to the base"
-    )
-    parser.add_argument(
-        "--base_weights_multiplier", nargs="+", type=float, default=[], help="of each (1)"
-    )
-    parser.add_argument("--output", type=Path, help="folder of the scores (RUN/evaluation)")
-    parser.add_argument(
-        "--parallel", type=count, default=1, metavar="N", help="processes that make images (1)"
-    )
-    add_scoring_options(parser)
-    return parser
-
-
-def count(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; wanted a whole number, 1 or more")
-    return int(text)
-
-
 def run_command(argv: Sequence[str]) -> str:
-    """Runs tools/evaluate.py; returns what it prints. LcpError where something does not fit."""
-    args = build_parser().parse_args(argv)
+    """`lcp evaluate` with these arguments; returns what it prints. Raises LcpError."""
+    return evaluate(build_parser().parse_args(argv))
+
+
+def evaluate(args: argparse.Namespace) -> str:
+    """The scores that the arguments ask for, as they are printed. Raises LcpError."""
     if args.generated is not None:
         return score_two_folders(args)
     chains = collect_chains(args)
@@ -179,7 +111,7 @@ def evaluate_chains(
 def _evaluate_alone(
     chains: Sequence[Chain], args: argparse.Namespace, folder: Path, parallel: int
 ) -> str:
-    evaluation = create_evaluation(args, folder)
+    evaluation, extras_asked = create_evaluation(args, folder), choose_extras(args.extras)
     chains = [
         replace(chain, tasks=tuple(evaluation.protocol.apply(t) for t in chain.tasks))
         for chain in chains
@@ -188,8 +120,8 @@ def _evaluate_alone(
     draw_ahead(evaluation, chains, parallel)
     entries = [evaluation.score_chain(chain) for chain in chains]
     extras: dict[str, Any] = {}
-    if args.extras:
-        extras = {"extras": measure_extras(evaluation, chains, entries, args.extras)}
+    if extras_asked:
+        extras = {"extras": measure_extras(evaluation, chains, entries, extras_asked)}
     scores = collect_scores(evaluation, entries, extras)
     tables = write_scores(evaluation, scores, folder)
     told = [f"{table.caption}\n\n{to_markdown(table)}" for table in tables]

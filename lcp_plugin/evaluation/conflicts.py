@@ -288,6 +288,8 @@ def _reader(file: Path | None) -> tuple[set[str], ModuleUpdates]:
         return set(), lambda module: Delta()
     tensors: dict[str, list[str]] = {}
     for name in read_header(file).tensors:
+        if name.startswith("bias/"):
+            continue  # changes of biases are not compared
         module = name.partition("/")[2].rpartition(".")[0]
         tensors.setdefault(module, []).append(name)
 

@@ -71,7 +71,7 @@ def _read_rows(file: Path) -> dict[str, Tensor]:
     """A damaged cache is only a cache: it is made again."""
     try:
         hashes = json.loads(read_header(file).metadata["images"])
-        matrix = read_tensors(file)["embeddings"]
+        matrix = read_tensors(file)["embeddings"].clone()  # the file is written anew: not mapped
         return dict(zip(hashes, matrix, strict=True))
     except (FileFormatError, KeyError, ValueError):
         return {}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lcp_plugin.errors import ConfigError
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
 from lcp_plugin.evaluation.evaluate import Evaluation
@@ -320,6 +321,16 @@ EXTRAS: Mapping[str, Extra] = {
         ),
     )
 }
+
+
+def choose_extras(names: Sequence[str]) -> list[str]:
+    """Names of measures, each once; ConfigError lists those that exist."""
+    unknown = [name for name in names if name not in EXTRAS]
+    if unknown:
+        raise ConfigError(f"--extras {unknown[0]}: unknown; there are {', '.join(EXTRAS)}.")
+    return list(dict.fromkeys(names))
+
+
 ABOUT: Mapping[str, str] = {name: extra.about for name, extra in EXTRAS.items()}
 
 

@@ -1,6 +1,4 @@
-"""The metrics that there are: one table. It names networks and loads none, so a page that titles
-scores by it needs no torch.
-"""
+"""The metrics that there are, by name: data only, so that a help text may list them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks that metrics are read off, and how each is loaded.
+"""The metrics that there are, and the networks that they are read off: one table each.
 
 | name   | network                       | embedding                | input                        |
 |--------|-------------------------------|--------------------------|------------------------------|
@@ -12,9 +12,9 @@
 Sources: CLIP-I and DINO as DreamBooth (arXiv 2208.12242) and arXiv 2410.04891 use them, DINO
 arXiv 2104.14294, DINOv2 arXiv 2304.07193, CSD arXiv 2404.01292, EfficientNet arXiv 1905.11946.
 A score is the mean cosine over all generated x reference pairs (clip_t: image x its own prompt).
-A further network is an encoder, its loader, and a row of `NETWORKS`; a further metric a row of
-`metric_table.METRICS`. What lists, offers, titles or loads metrics reads these two. CSD's sizes are
-read off the shapes of its checkpoint, whose heads are `last_layer_style` and `last_layer_content`.
+A further metric is a row of `METRICS` in metric_table.py; a further network an encoder, its loader,
+and a row of `NETWORKS`. What lists, offers, titles or loads metrics reads these two. CSD's sizes
+are those of its checkpoint, whose heads are `last_layer_style` and `last_layer_content`.
 """
 
 from __future__ import annotations

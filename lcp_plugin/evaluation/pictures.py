@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lcp_plugin.delta import Delta
+from lcp_plugin.biases import Change
 from lcp_plugin.formats.disk import remove_temporary_files
 from lcp_plugin.formats.pictures import save_picture
 from lcp_plugin.sdxl.base_weights import BaseSource
@@ -49,11 +49,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Stage:
-    """A state of the model: W0 + the delta that `load` gives."""
+    """A state of the model: W0 + the change that `load` gives."""
 
     name: str  # "base", "after 03_watercolor"
     weights: str  # what tells its images apart: hash of base and delta
-    load: Callable[[], Delta] = field(default=Delta, compare=False)
+    load: Callable[[], Change] = field(default=Change, compare=False)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def plan_set(source: Path, wishes: Wishes) -> RehearsalSet:
     return RehearsalSet(
         source=source,
         base=base,
-        stage=Stage(source.name, weights, lambda: carry.total),
+        stage=Stage(source.name, weights, lambda: carry.change),
         prompts={r.concept: prompts_of(r, index, wishes.images, wishes.settings) for r in records},
     )
 

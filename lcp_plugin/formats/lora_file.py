@@ -1,10 +1,10 @@
 """Anyone's SDXL LoRA file <-> Adapter and Delta.
 
 Read: kohya (SGM and diffusers block names), diffusers (new and old spellings), peft (a file or a
-folder with adapter_config.json), LyCORIS LoRA / LoHa / LoKr / full `diff`. What is a plain LoRA
-comes back as factors with the file's own alpha, the rest as a dense delta (lycoris.py has the
-formulas). A key that is not understood, a module that lacks a half, or two naming schemes in one
-file are errors: nothing is dropped silently.
+folder with adapter_config.json), LyCORIS LoRA / LoHa / LoKr / full `diff`, and `diff_b` of biases.
+What is a plain LoRA comes back as factors with the file's own alpha, the rest as a dense delta
+(lycoris.py has the formulas). A key that is not understood, a module that lacks a half, or two
+naming schemes in one file are errors: nothing is dropped silently.
 
 Written: the same names, factors as they are.
 
@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -27,14 +26,21 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.adapter import Adapter, Factors, is_finite
+from lcp_plugin.biases import Biases, Change
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import FileFormatError, NumericError
-from lcp_plugin.formats.disk import replacing, write_json
+from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.families import check_family
 from lcp_plugin.formats.identity import write_hashed
 from lcp_plugin.formats.keys import PREFIXES, Layout
 from lcp_plugin.formats.lora_keys import embedding_of, parse_key, write_key
-from lcp_plugin.formats.lycoris import build_dense, build_factors, unread_kind_of
+from lcp_plugin.formats.lycoris import (
+    build_dense,
+    build_factors,
+    read_bias,
+    refuse_norm,
+    unread_kind_of,
+)
 from lcp_plugin.formats.peft_config import (
     DIFFUSERS_METADATA,
     PEFT_FILE,
@@ -59,23 +65,32 @@ LAYOUTS: dict[str, Layout] = {
     "peft": "peft",
 }
 FOLDER_FILES = (PEFT_FILE, "pytorch_lora_weights.safetensors")
-FactorPart = Literal["down", "up", "alpha"]
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of ||D||
+BIAS_READERS = (  # of what a file with diff_b beside LoRA keys does; docs/readers.md has the table
+    "changes biases (diff_b): ComfyUI and Forge read them beside a LoRA; A1111 and sd-scripts' "
+    "networks.lora leave them out, diffusers refuses the file. A checkpoint export holds all of it."
+)
+FactorPart = Literal["down", "up", "alpha", "diff_b"]
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What a LoRA file holds. Its change of the base is `delta + Delta.of(adapter)`."""
+    """What a LoRA file holds. Its change of the base is `delta + Delta.of(adapter)`, and biases."""
 
     adapter: Adapter  # plain LoRA modules
     delta: Delta  # modules of other kinds, dense
     metadata: dict[str, str]
     format: str  # kohya | kohya_blocks | diffusers | peft
+    biases: Biases = field(default_factory=Biases)  # `diff_b`
 
     @property
     def total(self) -> Delta:
         """All modules as one delta."""
         return self.delta + Delta.of(self.adapter)
+
+    @property
+    def change(self) -> Change:
+        """The total, and the changes of biases."""
+        return Change(self.total, self.biases)
 
 
 # ------------------------------------------------------------------------------------- reading
@@ -98,26 +113,41 @@ def lora_from_tensors(
     """What `read_lora` reads, of tensors in memory; `path` names them in messages."""
     configs = PeftConfigs.of(path, metadata)
     grouped, family = _group_keys(path, tensors, configs.only_prefix(path))
+    weights = {
+        module: rest
+        for module, parts in grouped.items()
+        if (rest := {part: tensor for part, tensor in parts.items() if part != "diff_b"})
+    }
     try:
+        for module, parts in grouped.items():
+            refuse_norm(module, parts)
         factors = {
             module: build_factors(module, parts, configs.alpha_of)
-            for module, parts in grouped.items()
+            for module, parts in weights.items()
             if "down" in parts or "up" in parts
         }
         dense = {
             module: build_dense(module, parts, configs.scale_of)
-            for module, parts in grouped.items()
+            for module, parts in weights.items()
             if module not in factors
         }
+        shapes = {name: f.shape for name, f in factors.items()}
+        shapes |= {name: entry.shape for name, entry in dense.items()}
+        outputs = {name: shape[0] for name, shape in shapes.items()}
+        biases = Biases(
+            {
+                module: read_bias(module, parts, outputs.get(module))
+                for module, parts in grouped.items()
+                if "diff_b" in parts
+            }
+        )
         adapter, delta = Adapter(factors), Delta(dense)
-        adapter.check_finite()
-        delta.check_finite()
+        for part in (adapter, delta, biases):
+            part.check_finite()
     except (FileFormatError, NumericError) as error:
         raise type(error)(f"{path}: {error}") from error
-    shapes = {name: f.shape for name, f in factors.items()}
-    shapes |= {name: entry.shape for name, entry in dense.items()}
     check_family(shapes, metadata, path)
-    return LoraFile(adapter, delta, dict(metadata), family)
+    return LoraFile(adapter, delta, dict(metadata), family, biases)
 
 
 def find_lora(path: str | Path) -> Path:
@@ -204,6 +234,7 @@ def write_lora(
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
     layout: str = "kohya",
+    biases: Biases | None = None,
 ) -> dict[str, str]:
     """Write factors as they are: rank, alpha and kernel of every module survive a round trip.
 
@@ -217,14 +248,21 @@ def write_lora(
     Returns:
         the metadata as written.
     Raises:
-        FileFormatError: an unknown layout; peft with several models.  NumericError: NaN.
+        FileFormatError: an unknown layout; one that cannot hold biases; peft with several models.
+        NumericError: NaN.
         DiskError: the write failed.
     """
     if layout not in LAYOUTS:
         raise FileFormatError(f"layout '{layout}' is not known; use one of {', '.join(LAYOUTS)}.")
     written = dict(metadata or {})
     if layout.startswith("kohya"):
-        return _write_rounded(path, adapter, written, dtype, layout)
+        parts = {**_parts_by_key(adapter, layout), **_biases_by_key(biases or Biases(), layout)}
+        return _write_rounded(path, parts, written, dtype)
+    if biases:
+        raise FileFormatError(
+            f"{len(biases)} biases change (diff_b), which a file in the layout {layout} cannot "
+            "hold; export a lora, diff or checkpoint."
+        )
     adapter.check_finite()
     written[DIFFUSERS_METADATA] = json.dumps(describe_models(adapter), sort_keys=True)
     write_tensors(path, lora_tensors(adapter, dtype, layout), written)
@@ -235,17 +273,11 @@ def write_lora(
 
 def _write_rounded(
     path: str | Path,
-    adapter: Adapter,
+    parts: Mapping[str, tuple[str, Tensor]],
     metadata: Mapping[str, str],
     dtype: torch.dtype,
-    layout: str,
 ) -> dict[str, str]:
-    """One pass over the factors: each is checked, rounded, hashed and written."""
-    parts = {
-        write_key(module, part, LAYOUTS[layout]): (module, tensor)
-        for module, factors in adapter.items()
-        for part, tensor in _parts_of(factors, with_alpha=True).items()
-    }
+    """One pass over key -> (module, tensor): each is checked, rounded, hashed and written."""
     kinds = {k: t.dtype if k.endswith(".alpha") else dtype for k, (_, t) in parts.items()}
     shapes = {key: tensor.to("meta", kinds[key]) for key, (_, tensor) in parts.items()}
     buffer = torch.empty(max((t.numel() for _, t in parts.values()), default=0), dtype=dtype)
@@ -261,6 +293,21 @@ def _write_rounded(
         return tensor if dtype is tensor.dtype else buffer[: tensor.numel()].copy_(tensor.view(-1))
 
     return write_hashed(path, in_file_order(layout_of(shapes)), make, metadata)
+
+
+def _parts_by_key(adapter: Adapter, layout: str) -> dict[str, tuple[str, Tensor]]:
+    return {
+        write_key(module, part, LAYOUTS[layout]): (module, tensor)
+        for module, factors in adapter.items()
+        for part, tensor in _parts_of(factors, with_alpha=True).items()
+    }
+
+
+def _biases_by_key(biases: Biases, layout: str) -> dict[str, tuple[str, Tensor]]:
+    return {
+        write_key(module, "diff_b", LAYOUTS[layout]): (module, change)
+        for module, change in biases.items()
+    }
 
 
 def portable_adapter(adapter: Adapter) -> Adapter:
@@ -314,67 +361,3 @@ def _alpha_tensor(alpha: float) -> Tensor:
     """fp32, as kohya has it; fp64 where that would round."""
     single = torch.tensor(alpha, dtype=torch.float32)
     return single if single.item() == alpha else torch.tensor(alpha, dtype=torch.float64)
-
-
-def check_lora(path: Path, adapter: Adapter, dtype: torch.dtype) -> None:
-    """Reads a file back and compares its updates with the adapter's, within `dtype`'s rounding.
-
-    Raises:
-        FileFormatError: it is not what was meant.
-    """
-    back = read_lora(path).total
-    if set(back) != set(adapter):
-        raise FileFormatError(f"{path.name} reads back with other modules than were written.")
-    for name, factors in adapter.items():
-        wanted, got = factors.update(), back[name].dense()
-        if float((got - wanted).norm()) > TOLERANCE[dtype] * float(wanted.norm()) + 1e-12:
-            raise FileFormatError(
-                f"{path.name}: {name} does not read back as the update that was meant: {dtype} "
-                "cannot hold it; use fp32 or bf16."
-            )
-
-
-def write_checked_lora(
-    path: str | Path, adapter: Adapter, metadata: Mapping[str, str], dtype: torch.dtype
-) -> float:
-    """`write_lora`, and the file is read back, tensor by tensor, before it takes `path`'s place.
-
-    Returns:
-        the share of a module's factors that rounding to `dtype` took, where it took most.
-    Raises:
-        FileFormatError: what came back is not what was written; the old file is untouched.
-        NumericError: values that `dtype` cannot hold.
-    """
-    path = Path(path)
-    with replacing(path) as temporary:
-        written = write_lora(temporary, adapter, metadata, dtype)
-        try:
-            back = read_lora(temporary)
-        except NumericError as error:
-            raise NumericError(
-                f"{path.name}: a value is beyond what {dtype} holds; nothing was replaced. Use "
-                "save_precision = bf16 or float."
-            ) from error
-        if back.delta or set(back.adapter) != set(adapter) or back.metadata != written:
-            raise _not_as_written(path, "other modules or another header")
-        return max(
-            (_lost(path, n, f, back.adapter[n], dtype) for n, f in adapter.items()), default=0
-        )
-
-
-def _lost(path: Path, name: str, meant: Factors, back: Factors, dtype: torch.dtype) -> float:
-    """What rounding took of one module, as a share of its factors. Raises FileFormatError."""
-    share = 0.0
-    for wanted, got in ((meant.down, back.down), (meant.up, back.up)):
-        if back.alpha != meant.alpha or not torch.equal(got, wanted.to(dtype).float()):
-            raise _not_as_written(path, name)
-        size = float(wanted.norm()) if dtype is not torch.float32 else 0.0
-        share += (float((got - wanted).norm()) / size) ** 2 if size else 0.0
-    return math.sqrt(share)
-
-
-def _not_as_written(path: Path, what: str) -> FileFormatError:
-    return FileFormatError(
-        f"{path.name} does not read back as it was written ({what}); the file before it is "
-        "untouched. Look after disk and memory of this machine, and run the same command again."
-    )

@@ -123,7 +123,10 @@ def embedding_of(key: str) -> str | None:
 
 
 def write_key(
-    module: str, part: Literal["down", "up", "alpha"], layout: Layout, layers_per_block: int = 2
+    module: str,
+    part: Literal["down", "up", "alpha", "diff_b"],
+    layout: Layout,
+    layers_per_block: int = 2,
 ) -> str:
     """The key of a module's factor in a layout.
 
@@ -137,10 +140,10 @@ def write_key(
     if prefix is None or not is_module(module):
         raise FileFormatError(f"{module} is not a module of SDXL; it has no name in LoRA files.")
     if layout in ("sgm", "blocks"):
-        ending = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}[part]
+        ending = {"down": "lora_down.weight", "up": "lora_up.weight"}.get(part, part)
         return f"{kohya_name(module, layout, layers_per_block)}.{ending}"
-    if part == "alpha":
-        raise FileFormatError(f"the layout {layout} has no alpha tensors.")
+    if part not in ("down", "up"):
+        raise FileFormatError(f"the layout {layout} has no {part} tensors.")
     ending = {"down": "lora_A.weight", "up": "lora_B.weight"}[part]
     if layout == "diffusers":
         return f"{module}.{ending}"

@@ -4,6 +4,7 @@
     LoHa   D = (alpha / r) (W1a W1b) * (W2a W2b), elementwise (FedPara, arXiv 2108.06098)
     LoKr   D = (alpha / r) kron(W1, W2), W2 = W2a W2b if given so; alpha / r = 1 if both are full
     full   D = diff
+    any    d = diff_b, the change of the layer's bias, beside its matrix or alone
 
 (LyCORIS, arXiv 2309.14859; its Tucker forms contract t[i, j, k, l] with a[i, out] and b[j, in].)
 A missing alpha, or 0, means the rank, as kohya and diffusers read it. DoRA rescales the columns of
@@ -114,10 +115,6 @@ def _refuse_foreign_parts(module: str, parts: Mapping[str, Tensor], allowed: set
             f"{module} is a DoRA (dora_scale), which rescales base weights and cannot be added to "
             "other changes; fuse it into a checkpoint with the tool that made it and train on that."
         )
-    if "diff_b" in parts:
-        raise FileFormatError(
-            f"{module} changes a bias (diff_b), which a LoRA cannot hold; save it without biases."
-        )
     foreign = sorted(set(parts) - allowed)
     if foreign:
         raise FileFormatError(f"{module} mixes kinds of adapters: {', '.join(sorted(parts))}.")
@@ -133,8 +130,6 @@ def build_dense(
     Raises:
         FileFormatError: as `build_factors`.
     """
-    if "diff_b" in parts:
-        _refuse_foreign_parts(module, parts, set(parts))
     kind = next((k for k in KINDS if any(part.startswith(k.beginning) for part in parts)), None)
     if kind is None:
         _refuse_foreign_parts(module, parts, {"alpha", "scalar"})
@@ -197,6 +192,38 @@ def _low_rank(
     return _multiply(module, parts, "pi,ir->pr", a.flatten(1), b)
 
 
+def read_bias(module: str, parts: Mapping[str, Tensor], out: int | None) -> Tensor:
+    """The change of a module's bias (out,), fp32.
+
+    Args:
+        out: outputs of the module's own matrix; None where only its bias changes.
+    Raises:
+        FileFormatError: no vector of floats, or one of another length than the matrix.
+    """
+    change = parts["diff_b"]
+    if change.dim() != 1 or not change.numel() or not change.dtype.is_floating_point:
+        raise FileFormatError(
+            f"diff_b of {module} is {tuple(change.shape)} of {change.dtype}; wanted one float for "
+            "each output."
+        )
+    if out is not None and len(change) != out:
+        raise FileFormatError(
+            f"diff_b of {module} changes {len(change)} outputs, its weights have {out}; the file "
+            "does not fit together."
+        )
+    return change.to(torch.float32, copy=True)
+
+
+def refuse_norm(module: str, parts: Mapping[str, Tensor]) -> None:
+    """Raises FileFormatError for a change of a norm, which is no matrix."""
+    if _NORM.search(module):
+        raise FileFormatError(
+            f"{module} is a norm ({', '.join(sorted(parts))}); of a full file the changes of "
+            "linear layers and convolutions are read. Save it without norms, or fuse it into a "
+            "checkpoint with the tool that made it."
+        )
+
+
 def _require_parts(module: str, parts: Mapping[str, Tensor], names: set[str]) -> None:
     missing = sorted(names - set(parts))
     if missing:
@@ -233,6 +260,7 @@ PLAIN_PARTS = (  # of LyCORIS and kohya, named as their keys end
     *("alpha", "dora_scale", "diff_b", "scalar"),
     *(part for kind in KINDS for part in kind.parts),
 )
+_NORM = re.compile(r"(\.|_)norm\d?$|\.conv_norm_out$")  # names of SDXL's norms
 UNREAD = {  # kinds of SDXL's adapters that nothing here forms, by the ends of their keys
     "IA3": re.compile(r"\.(on_input|ia3_l(\.weight)?)$|^lora_\w+\.weight$"),
     "OFT or BOFT": re.compile(r"\.(oft_\w+|boft_\w+)(\.weight)?$"),

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lcp_plugin.formats.lora_file import TOLERANCE, portable_adapter, write_checked_lora
+from lcp_plugin.formats.checked_lora import TOLERANCE, write_checked_lora
+from lcp_plugin.formats.lora_file import BIAS_READERS, portable_adapter
 from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.hooks import Carry
 from lcp_plugin.run.context import Context
@@ -35,7 +36,7 @@ def finish_boundaries(run: Context, newest: Carry | None = None) -> None:
         last = folder is pending[-1]
         kept = newest if last else None
         carry = kept or run.store.carry_after(folder.index)
-        run.base.show(carry.total)
+        run.base.show(carry.change)
         if last:
             deliver(run, carry)
         images = sample(run, folder.path.name, folder.records)
@@ -50,6 +51,8 @@ def deliver(run: Context, carry: Carry) -> None:
     """The deliverable, unless the one on disk records this very carry."""
     if run.store.delivered_hash() != hash_carry(carry):
         write_carry_as_lora(run, run.store.deliverable, carry, run.store.folders())
+        if carry.biases:
+            run.logbook.say(f"{run.store.deliverable.name} {BIAS_READERS}")
 
 
 def write_carry_as_lora(
@@ -59,7 +62,7 @@ def write_carry_as_lora(
     adapter = portable_adapter(deliverable_adapter(carry))
     header = make_header(carry, adapter, folders, path.stem)
     dtype = SAVED_AS[run.options.save_precision or "float"]
-    lost = write_checked_lora(path, adapter, header, dtype)
+    lost = write_checked_lora(path, adapter, header, dtype, carry.biases)
     if lost > TOLERANCE[dtype]:
         run.logbook.say(
             f"save_precision = {run.options.save_precision} cannot hold all of this LoRA: "
@@ -71,7 +74,7 @@ def sample_base(run: Context) -> None:
     """Before the first task: what the model makes of every task's prompts as yet."""
     if (run.store.root / "samples" / BASE_STAGE).is_dir() and run.facts["base_sampled"]:
         return
-    run.base.show(run.plan.parent.carry.total)
+    run.base.show(run.plan.parent.carry.change)
     images = sample(run, BASE_STAGE, run.all_records)
     run.tell("on_sample", None, images)
     run.logbook.note(base_sampled=True)

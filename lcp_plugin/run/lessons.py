@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def end_lesson(run: Context, lesson: Lesson, trained: Trained) -> Carry:
             f"strategy {run.strategy.name} returned a carry with {len(after.tasks)} task records "
             f"after task {task.index}; use carry.after(task, ...), which keeps them."
         )
-    return note_lesson(after, lesson, trained)
+    return note_lesson(replace(after, biases=before.biases), lesson, trained)
 
 
 def save_lesson(run: Context, lesson: Lesson, trained: Trained, after: Carry) -> None:

@@ -47,7 +47,7 @@ def parent_of(options: Options, file: LoraFile, trained: Adapter) -> Parent:
     path = find_lora(str(options.network_weights))
     resting = file.delta + Delta.of(file.adapter.without(trained))
     return Parent(
-        carry=Carry(resting),
+        carry=Carry(resting, biases=file.biases),
         source=str(Path(str(options.network_weights))),
         hash=file_model_hash(path),
         foreign=True,

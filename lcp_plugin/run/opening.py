@@ -14,6 +14,7 @@ from lcp_plugin.run.session import without_collecting
 from lcp_plugin.run.trackers import usable_trackers
 from lcp_plugin.sdxl.layers import layer_shape
 from lcp_plugin.sdxl.live_base import LiveBase, build_live_base
+from lcp_plugin.sdxl.live_biases import check_biases
 from lcp_plugin.sdxl.load import load_pipeline
 from lcp_plugin.sdxl.precision import Precision
 from lcp_plugin.training.lesson import Classroom
@@ -62,6 +63,7 @@ def take_place(run: Context) -> None:
     """
     parent = run.plan.parent
     run.base.adapted.check_fits(parent.carry.total)
+    check_biases(run.base.adapted.layers, parent.carry.biases)
     if run.base.schedule.prediction_type == "v_prediction" and not run.options.v_parameterization:
         run.logbook.say("the base predicts v (its own files say so): v_parameterization is on.")
     if run.is_main:
@@ -71,7 +73,7 @@ def take_place(run: Context) -> None:
             run.store.save_parent(parent)
         run.logbook.write(status="running")
     run.accelerator.wait_for_everyone()
-    run.base.show(parent.carry.total)
+    run.base.show(parent.carry.change)
 
 
 def estimate_disk(plan: RunPlan, room: Classroom) -> int:

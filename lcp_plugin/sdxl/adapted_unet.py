@@ -15,17 +15,19 @@ its factors, or of one more matrix where it is dense (MagMax).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lcp_plugin.adapter import Adapter
+from lcp_plugin.biases import Biases
 from lcp_plugin.delta import Delta
 from lcp_plugin.hooks import Conditioning, Weights
 from lcp_plugin.sdxl.flat_factors import FlatFactors
 from lcp_plugin.sdxl.layers import check_fits, find_layers, weight_of
+from lcp_plugin.sdxl.live_biases import LiveBiases
 from lcp_plugin.sdxl.rounding import FuseError
 from lcp_plugin.sdxl.sites import LoraPair, Site
 
@@ -41,6 +43,7 @@ class AdaptedUNet(nn.Module):
         super().__init__()
         self.unet = components["unet"]
         self.layers = find_layers(components)
+        self.biases = LiveBiases(self.layers)
         self.pairs = nn.ModuleDict()
         self._sites: dict[str, Site] = {}
         self._base = Delta()
@@ -84,8 +87,9 @@ class AdaptedUNet(nn.Module):
 
     @property
     def changes_texts(self) -> bool:
-        """Whether the base delta reaches into a text encoder."""
-        return any(name.startswith("text_encoder") for name in self._base)
+        """Whether the base delta, or a change of biases, reaches into a text encoder."""
+        changed = (*self._base, *self.biases.changes)
+        return any(name.startswith("text_encoder") for name in changed)
 
     def set_base(
         self, delta: Delta, carry_as: str = "auto", measure: bool = True
@@ -169,7 +173,7 @@ class AdaptedUNet(nn.Module):
                 yield
             return
         shown = {"base": Delta(), "carry": self._carry}.get(weights)
-        with self._without_pairs():
+        with self._without_pairs(), self.biases.away() if weights == "base" else nullcontext():
             if shown is not None:
                 with self._showing(shown):
                     yield
@@ -225,6 +229,7 @@ class AdaptedUNet(nn.Module):
         for site in self._sites.values():
             site.remove()
         self._sites, self._set = {}, None
+        self.biases.set(Biases())
         self._base = self._carry = Delta()
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from lcp_plugin.biases import Change
 from lcp_plugin.config.options import Options
-from lcp_plugin.delta import Delta
 from lcp_plugin.errors import ConfigError, LineageError
 from lcp_plugin.formats.identity import file_model_hash, hash_tensors
 from lcp_plugin.formats.lora_file import find_lora, read_lora
 from lcp_plugin.sdxl.layers import layer_shape
+from lcp_plugin.sdxl.live_biases import add_biases
 from lcp_plugin.sdxl.load import BaseId, identify_base
 from lcp_plugin.sdxl.sites import Site, fuse_for_good
 
@@ -126,29 +127,30 @@ def check_source(source: BaseSource) -> None:
         )
 
 
-def read_base_weights(options: Options) -> Delta:
+def read_base_weights(options: Options) -> Change:
     """sum_i m_i D_i. Raises FileFormatError for a file that cannot be read."""
     return sum_weights(list_base_weights(options))
 
 
-def sum_weights(parts: Sequence[tuple[Path, float]]) -> Delta:
+def sum_weights(parts: Sequence[tuple[Path, float]]) -> Change:
     """sum_i m_i D_i of files and multipliers."""
-    total = Delta()
+    total = Change()
     for path, weight in parts:
-        total = total + read_lora(path).total.weighted(weight)
+        total = total + read_lora(path).change.weighted(weight)
     return total
 
 
-def add_to_base(layers: Mapping[str, nn.Module], delta: Delta, fuse: bool) -> None:
-    """Makes a delta part of the layers for good: in their weights, or beside them.
+def add_to_base(layers: Mapping[str, nn.Module], change: Change, fuse: bool) -> None:
+    """Makes a change part of the layers for good: in their weights, or beside them.
 
     Raises:
-        ConfigError: a module or shape that the base does not have.
+        ConfigError: a module or shape that the base does not have.  LineageError: a bias.
     """
-    for name, entry in delta.items():
+    for name, entry in change.delta.items():
         if name not in layers or entry.shape != layer_shape(layers[name]):
             raise ConfigError(f"base_weights change {name}, which this base does not have so.")
-    for name, entry in delta.items():
+    add_biases(layers, change.biases, "one of base_weights")
+    for name, entry in change.delta.items():
         if fuse:
             fuse_for_good(name, layers[name], entry)
         else:

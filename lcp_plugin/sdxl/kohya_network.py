@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from lcp_plugin.adapter import Adapter
+from lcp_plugin.biases import Biases
 from lcp_plugin.delta import Delta, Stacked
 from lcp_plugin.formats.keys import PREFIXES
 from lcp_plugin.sdxl.layers import check_fits, choose_targets, choose_text_targets, weight_of
+from lcp_plugin.sdxl.live_biases import add_biases
 from lcp_plugin.sdxl.sites import LoraPair, Site, fuse_for_good, limit_norms
 
 
@@ -66,6 +68,10 @@ class LoraNetwork(nn.Module):
                 self._site(name).set_branch(self._beside[name])
             else:
                 fuse_for_good(name, layer, entry)
+
+    def add_biases(self, changes: Biases) -> None:
+        """Puts changes of biases under the training, for good. Raises LineageError."""
+        add_biases(self._layers, changes)
 
     def set_factors(self, adapter: Adapter, trainable: frozenset[str]) -> None:
         """Starts training from these; alphas are theirs. Raises LineageError, as `set_base`."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lcp_plugin.biases import Change
 from lcp_plugin.config.options import Options
-from lcp_plugin.delta import Delta
 from lcp_plugin.hooks import Conditioning
 from lcp_plugin.sdxl.adapted_unet import AdaptedUNet, run_unet
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
@@ -80,15 +80,16 @@ class LiveBase:
         """Pixels per latent along a side."""
         return int(self.pipeline.vae_scale_factor)
 
-    def show(self, delta: Delta, measure: bool = True) -> None:
-        """Puts the model on W_0 + delta, without an adapter.
+    def show(self, change: Change, measure: bool = True) -> None:
+        """Puts the model on W_0 + change, without an adapter.
 
         Args:
             measure: what rounding loses, so that training from there need not set it once more.
         """
         stale = self.adapted.changes_texts
         self.adapted.detach()
-        self.adapted.set_base(delta, self.carry_as, measure)
+        self.adapted.set_base(change.delta, self.carry_as, measure)
+        self.adapted.biases.set(change.biases)
         self.adapted.eval()
         if stale or self.adapted.changes_texts:
             self.bank.clear()

@@ -119,23 +119,22 @@ class LiveModel:
 
     def draw(
         self,
-        prompt: str,
+        prompts: str | Sequence[str],
         noise: Tensor,
         steps: int,
         guidance: float,
         generator: Generator,
         weights: Weights = "carry",
     ) -> Trajectory:
-        """Draws an image from each noise (n, 4, h, w) in latent space, and keeps every state."""
-        size = (noise.shape[2], noise.shape[3])
+        """Draws an image from each noise (n, 4, h, w) in latent space, by one prompt or n of them,
+        and keeps every state.
+        """
+        rows, size = len(noise), (noise.shape[2], noise.shape[3])
+        texts = [prompts] * rows if isinstance(prompts, str) else list(prompts)
         with self.adapted.using(weights):  # text encoders have them too
-            encoded = [self.encode_prompts([text], size) for text in (prompt, "")]
-        conditioning = [
-            {key: value.expand(len(noise), *value.shape[1:]) for key, value in rows.items()}
-            for rows in encoded
-        ]
+            conditioning = [self._encode_each(of, size) for of in (texts, [""] * rows)]
         schedule = self.base.schedule
-        times = spread_times(len(schedule.alphas), steps, generator)
+        times = spread_times(len(schedule.alphas), steps, rows, generator)
         training = self.adapted.training
         self.adapted.eval()
         with torch.no_grad(), self.adapted.using(weights):
@@ -149,6 +148,13 @@ class LiveModel:
             )
         self.adapted.train(training)
         return drawn
+
+    def _encode_each(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
+        """A row for each prompt; those that repeat are encoded once."""
+        unique = list(dict.fromkeys(prompts))
+        rows = torch.tensor([unique.index(prompt) for prompt in prompts])
+        encoded = self.encode_prompts(unique, size)
+        return {key: value[rows.to(value.device)] for key, value in encoded.items()}
 
 
 @dataclass

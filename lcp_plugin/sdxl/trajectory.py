@@ -4,13 +4,12 @@
 
 with e the noise that the model sees in x_t (of a v-prediction: x_0 = sqrt(a) x - sqrt(1 - a) v, e =
 sqrt(1 - a) x + sqrt(a) v), and guidance g in it: e_empty + g (e_prompt - e_empty). The times lie on
-an even grid from the last one down, each but the first moved by a random offset towards the next,
-so that many drawings meet all times.
+an even grid from the last one down, each but the first moved by a random offset towards the next.
+Each image has offsets of its own, so that many of them meet all times.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -22,28 +21,28 @@ Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]  # latents, timesteps
 SMALLEST_SIGNAL = 1e-3  # sqrt(a) that x_0 is divided by at least (zero terminal SNR has 0)
 
 
-def spread_times(total: int, steps: int, generator: Generator) -> list[int]:
-    """`steps` timesteps from total - 1 down, at random offsets from an even grid."""
-    grid = torch.linspace(total - 1, 0, steps + 1, dtype=torch.float64)
-    offsets = torch.rand(steps, generator=generator, dtype=torch.float64)
+def spread_times(total: int, steps: int, rows: int, generator: Generator) -> Tensor:
+    """(steps, rows) timesteps from total - 1 down, at random offsets from an even grid."""
+    grid = torch.linspace(total - 1, 0, steps + 1, dtype=torch.float64).unsqueeze(1)
+    offsets = torch.rand(steps, rows, generator=generator, dtype=torch.float64)
     offsets[0] = 1.0
-    return [int(t) for t in (grid[1:] + (grid[:-1] - grid[1:]) * offsets).round()]
+    return (grid[1:] + (grid[:-1] - grid[1:]) * offsets).round().long()
 
 
 @torch.no_grad()
 def draw_trajectory(
     predict: Predict,
     noise: Tensor,  # (n, 4, h, w), fp32, on the device
-    conditioning: tuple[Conditioning, Conditioning],  # of the prompt, of no prompt: n rows each
+    conditioning: tuple[Conditioning, Conditioning],  # of the prompts, of no prompt: n rows each
     schedule: tuple[Tensor, str],  # cumulative alphas (train timesteps,), prediction type
-    times: list[int],
+    times: Tensor,  # (steps, n)
     guidance: float,
 ) -> Trajectory:
     """The states on the way from noise to images, on the CPU."""
-    alphas = schedule[0].detach().cpu().double()
+    alphas = schedule[0].detach().cpu().double()[times].view(*times.shape, 1, 1, 1)
     latents, states, predictions = noise, [], []
-    for place, time in enumerate(times):
-        timesteps = torch.full((len(noise),), time, device=noise.device)
+    for place, stamps in enumerate(times):
+        timesteps = stamps.to(noise.device)
         prediction = predict(latents, timesteps, conditioning[0])
         states.append(latents.cpu())
         predictions.append(prediction.cpu())
@@ -52,21 +51,25 @@ def draw_trajectory(
         if guidance != 1:
             empty = predict(latents, timesteps, conditioning[1])
             prediction = empty + guidance * (prediction - empty)
-        now, later = float(alphas[time]), float(alphas[times[place + 1]])
-        latents = _step(latents, prediction, now, later, schedule[1])
-    stamps = torch.tensor(times).repeat_interleave(len(noise))
-    return Trajectory(torch.cat(states), stamps, torch.cat(predictions))
+        latents = _step(latents, prediction, alphas[place], alphas[place + 1], schedule[1])
+    return Trajectory(torch.cat(states), times.flatten(), torch.cat(predictions))
 
 
-def _step(latents: Tensor, prediction: Tensor, now: float, later: float, kind: str) -> Tensor:
-    """One DDIM step from a_t = now to a_s = later."""
-    signal, noise = math.sqrt(now), math.sqrt(1 - now)
+def _step(latents: Tensor, prediction: Tensor, now: Tensor, later: Tensor, kind: str) -> Tensor:
+    """One DDIM step from a_t = now to a_s = later, (n, 1, 1, 1) each."""
+    signal, noise = _roots(now, latents)
     if kind == "v_prediction":
         clean, found = signal * latents - noise * prediction, noise * latents + signal * prediction
     else:
-        clean = (latents - noise * prediction) / max(signal, SMALLEST_SIGNAL)
+        clean = (latents - noise * prediction) / signal.clamp(min=SMALLEST_SIGNAL)
         found = prediction
-    return math.sqrt(later) * clean + math.sqrt(1 - later) * found
+    signal, noise = _roots(later, latents)
+    return signal * clean + noise * found
+
+
+def _roots(alphas: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(a) and sqrt(1 - a), taken in fp64."""
+    return alphas.sqrt().to(like), (1 - alphas).sqrt().to(like)
 
 
 def in_parts(rows: int, size: int) -> Iterator[slice]:

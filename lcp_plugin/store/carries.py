@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from lcp_plugin.adapter import Adapter
+from lcp_plugin.biases import biases_from_tensors, biases_to_tensors
 from lcp_plugin.delta import (
     Delta,
     Entry,
@@ -28,17 +29,19 @@ from lcp_plugin.tasks import TaskRecord
 
 
 def carry_to_tensors(carry: Carry) -> dict[str, Tensor]:
-    """Delta and adapter factors under distinct prefixes."""
+    """Delta, adapter factors and changes of biases under distinct prefixes."""
     return {
         **delta_to_tensors(carry.delta, "delta/"),
         **(adapter_to_tensors(carry.adapter, "adapter/") if carry.adapter is not None else {}),
+        **biases_to_tensors(carry.biases, "bias/"),
     }
 
 
 def carry_from_tensors(tensors: Mapping[str, Tensor], tasks: Sequence[TaskRecord]) -> Carry:
     """The carry of such tensors; the records come from lineage.json."""
     adapter = adapter_from_tensors(tensors, "adapter/")
-    return Carry(delta_from_tensors(tensors, "delta/"), adapter or None, tuple(tasks))
+    delta, biases = delta_from_tensors(tensors, "delta/"), biases_from_tensors(tensors, "bias/")
+    return Carry(delta, adapter or None, tuple(tasks), biases)
 
 
 def hash_carry(carry: Carry) -> str:

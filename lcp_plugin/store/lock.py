@@ -1,11 +1,16 @@
-"""One process at a time in a run's folder."""
+"""One process at a time in a run's folder, on every system.
+
+POSIX has `fcntl.lockf`; filelock would take flock there, which data workers inherit: those that
+outlive a killed run would hold its lock. Elsewhere (Windows) it is filelock's, which torch and
+huggingface_hub bring along. Either lock dies with its process.
+"""
 
 from __future__ import annotations
 
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from lcp_plugin.errors import DiskError
@@ -21,20 +26,38 @@ def locked(folder: Path, name: str, busy: str = "") -> Iterator[None]:
         DiskError: another process holds it; `busy` is what it says, if not of a training.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as handle:
-        try:
-            import fcntl
+    lock = _lock_of(folder / LOCK)
+    try:
+        lock.__enter__()
+    except OSError as error:
+        raise DiskError(
+            busy
+            or f"run '{name}' is being trained by another process; wait for it, or choose "
+            "another --output_name."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
-            # lockf, not flock: data workers that outlive a killed run must not hold its lock
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no fcntl; two runs of one name are then the user's care
-            pass
-        except OSError as error:
-            raise DiskError(
-                busy
-                or f"run '{name}' is being trained by another process; wait for it, or choose "
-                "another --output_name."
-            ) from error
+
+def _lock_of(file: Path) -> AbstractContextManager[object]:
+    """What holds a file while it is entered; OSError where another process has it."""
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        from filelock import FileLock
+
+        return FileLock(file, timeout=0)  # its Timeout is an OSError
+    return _posix_lock(file)
+
+
+@contextmanager
+def _posix_lock(file: Path) -> Iterator[None]:
+    import fcntl
+
+    with file.open("wb") as handle:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 

@@ -59,6 +59,7 @@ def _parent_of_file(path: Path) -> Parent:
     lora = read_lora(path)
     lora.adapter.check_finite()
     lora.delta.check_finite()
+    lora.biases.check_finite()
     try:
         lineage = Lineage.from_metadata(lora.metadata)
     except LineageError as error:
@@ -67,17 +68,17 @@ def _parent_of_file(path: Path) -> Parent:
         said = lora.metadata.get("ss_output_name", "None")
         name = path.stem if said in ("None", "") else said
         record = TaskRecord(1, name, "object", name, facts={"source": path.name})
-        carry = Carry(lora.delta, lora.adapter or None, (record,))
+        carry = Carry(lora.delta, lora.adapter or None, (record,), lora.biases)
         return Parent(carry, source=str(path), hash=file_model_hash(path), foreign=True)
     if not is_as_written(path, lora.metadata):
         return _changed_parent(
-            path, Carry(lora.delta, lora.adapter or None, lineage.tasks), lineage
+            path, Carry(lora.delta, lora.adapter or None, lineage.tasks, lora.biases), lineage
         )
     if lineage.carry == "adapter":
-        carry = Carry(lora.delta, lora.adapter, lineage.tasks)
+        carry = Carry(lora.delta, lora.adapter, lineage.tasks, lora.biases)
     else:
         total = restore_blocks(lora.delta + Delta.of(lora.adapter), lineage)
-        carry = Carry(total, None, lineage.tasks)
+        carry = Carry(total, None, lineage.tasks, lora.biases)
     return Parent(
         carry=carry,
         strategy=lineage.trained_by,

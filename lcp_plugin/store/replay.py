@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lcp_plugin.delta import Delta
+from lcp_plugin.biases import Change
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.identity import hash_tensors
 from lcp_plugin.hooks import Carry, Strategy, step_hooks_of
@@ -43,9 +43,9 @@ class Replay:
         folder = self.folders[position]
         return folder.read_carry() if folder.carry_file.is_file() else self._rebuild(position)[0]
 
-    def total_behind(self, position: int) -> Delta:
+    def change_behind(self, position: int) -> Change:
         """What the model behind the folder at `position` adds to the base. Raises LineageError."""
-        return self.carry_behind(position).total
+        return self.carry_behind(position).change
 
     def parent_behind(self, position: int) -> Parent:
         """The folder at `position` as the start of a run, its strategy's state included.
@@ -72,7 +72,8 @@ class Replay:
             folder = self.folders[self._at + 1]
             task = task_of(folder, self._carry)
             carry = strategy.end_task(task, self._carry, folder.read_adapter())
-            self._carry = Carry(carry.delta, carry.adapter, folder.records)
+            biases = self._carry.biases  # the run's own, whatever a strategy returns
+            self._carry = Carry(carry.delta, carry.adapter, folder.records, biases)
             self._at += 1
         folder = self.folders[position]
         if hash_carry(self._carry) != folder.lineage["hashes"]["carry"]:

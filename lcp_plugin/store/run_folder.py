@@ -107,6 +107,7 @@ class RunStore:
         """
         trained.check_finite()
         carry.delta.check_finite()
+        carry.biases.check_finite()
         folder, state = self.root / task.folder, strategy.state_dict()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LINEAGE).unlink(missing_ok=True)

@@ -4,7 +4,6 @@ and what the model that drew it predicted there.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,22 +49,23 @@ def draw_states(
     sampling: tuple[int, float],  # steps, guidance
     generator: Generator,
 ) -> dict[str, Tensor]:
-    """An image for each prompt, every state of it; prompts that repeat are drawn together."""
+    """An image for each prompt, every state of it."""
     steps, guidance = sampling
+    unique = list(dict.fromkeys(drawing.prompts))
     parts: dict[str, list[Tensor]] = {}
-    for number, (prompt, count) in enumerate(Counter(drawing.prompts).items()):
-        for begin in range(0, count, LARGEST_DRAWING):
-            rows = min(LARGEST_DRAWING, count - begin)
-            noise = torch.randn((rows, LATENT_CHANNELS, *size), generator=generator)
-            drawn = model.draw(prompt, noise, steps, guidance, generator, drawing.weights)
-            found = {
-                "latents": drawn.latents.half(),
-                "predictions": drawn.predictions.half(),
-                "timesteps": drawn.timesteps,
-                "of_prompt": torch.full_like(drawn.timesteps, number),
-            }
-            for key, value in found.items():
-                parts.setdefault(key, []).append(value)
+    for begin in range(0, len(drawing.prompts), LARGEST_DRAWING):
+        prompts = drawing.prompts[begin : begin + LARGEST_DRAWING]
+        noise = torch.randn((len(prompts), LATENT_CHANNELS, *size), generator=generator)
+        drawn = model.draw(prompts, noise, steps, guidance, generator, drawing.weights)
+        numbers = torch.tensor([unique.index(prompt) for prompt in prompts])
+        found = {
+            "latents": drawn.latents.half(),
+            "predictions": drawn.predictions.half(),
+            "timesteps": drawn.timesteps,
+            "of_prompt": numbers.repeat(steps),
+        }
+        for key, value in found.items():
+            parts.setdefault(key, []).append(value)
     return {key: torch.cat(values) for key, values in parts.items()}
 
 

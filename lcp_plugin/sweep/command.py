@@ -1,4 +1,4 @@
-"""The command lines of tools/compare.py and tools/sweep.py: train, score, report."""
+"""What `lcp compare` and `lcp sweep` do: train, score, report."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lcp_plugin.config.load import load_config
-from lcp_plugin.evaluation.chains import CEILINGS, read_chain
-from lcp_plugin.evaluation.command import count, evaluate_chains
+from lcp_plugin.evaluation.chains import read_chain
+from lcp_plugin.evaluation.command import evaluate_chains
 from lcp_plugin.evaluation.conflicts import compare_boundaries, figure_two, open_boundaries
 from lcp_plugin.evaluation.inputs import fill_references, read_tasks
 from lcp_plugin.formats.disk import write_json
@@ -20,49 +19,11 @@ from lcp_plugin.sweep.plan import list_lanes, plan_runs
 from lcp_plugin.sweep.running import create_executor, execute_plan
 
 
-def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
-    """What is run: strategies, ceilings, orders, seeds, where."""
-    group = parser.add_argument_group("runs")
-    group.add_argument("--config", type=Path, required="config" not in defaults, help="run's TOML")
-    group.add_argument("--strategies", nargs="+", help="what is compared; the first one leads")
-    group.add_argument("--ceilings", nargs="*", choices=CEILINGS, help="bounds to run as well")
-    group.add_argument(
-        "--orders", nargs="+", type=_order, help="order seeds; `file` keeps the config's order"
-    )
-    group.add_argument("--seeds", nargs="+", type=int, help="training seeds")
-    group.add_argument("--output", type=Path, help="folder of runs and scores")
-    group.add_argument(
-        "--references", type=Path, help="one folder of images per task name (the training images)"
-    )
-    group.add_argument("--executor", choices=("here", "local", "slurm"), default="here")
-    group.add_argument(
-        "--job", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of submitit's jobs"
-    )
-    group.add_argument(
-        "--parallel",
-        "--jobs",
-        type=count,
-        metavar="N",
-        help="runs at a time here, and processes that make images, each on its share of the cores "
-        "(the CPU's cores, at most 4; 1 with cuda)",
-    )
-    group.add_argument(
-        "--no_conflicts", action="store_true", help="leave out Figure 2 (tools/conflicts.py)"
-    )
-    group.add_argument("--plan", action="store_true", help="print the runs and stop")
-    parser.set_defaults(**{"samples_of_config": False, **defaults})
-
-
-def _order(text: str) -> int | None:
-    return None if text == "file" else int(text)
-
-
-def run_sweep(argv: Sequence[str], parser: argparse.ArgumentParser) -> str:
+def run_sweep(args: argparse.Namespace, extra: Sequence[str]) -> str:
     """Runs what the options describe, scores it, and writes tables and one report; its summary.
 
-    Unknown options go to every run's training command.
+    `extra` are further options of every run's training command.
     """
-    args, extra = parser.parse_known_args(argv)
     plan = plan_runs(
         args.config,
         args.strategies,

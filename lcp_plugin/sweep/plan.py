@@ -7,22 +7,29 @@ every strategy that starts it alike. `merge_at_end` takes over all tasks of `ind
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.evaluation.chains import CEILINGS
 from lcp_plugin.store.run_folder import RunStore
 
 UNSCORED = ("--evaluate",)  # nothing: the sweep scores all runs together
+
+
+def slug_of(strategy: str) -> str:
+    """A strategy with its arguments as part of a file name: `recall of=naive`, recall_of_naive."""
+    return re.sub(r"[^\w.-]+", "_", strategy).strip("_")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
     """One run of a sweep."""
 
-    strategy: str
+    strategy: str  # its name, and its arguments behind it
     order_seed: int | None
     seed: int
     output_dir: str
@@ -84,16 +91,19 @@ def plan_runs(
     """Every strategy and ceiling in every lane; leaders first, then those that follow them.
 
     Raises:
-        ConfigError: nothing to run, or a strategy twice.
+        ConfigError: nothing to run, a strategy twice, or an unknown ceiling.
     """
     names = [*strategies, *ceilings]
-    if not strategies or len(set(names)) != len(names) or not lanes:
+    if not strategies or len({slug_of(name) for name in names}) != len(names) or not lanes:
         raise ConfigError("a sweep needs strategies, each once, and at least one order and seed.")
+    unknown = [name for name in ceilings if name not in CEILINGS]
+    if unknown:
+        raise ConfigError(f"--ceilings {unknown[0]}: there are {', '.join(CEILINGS)}.")
     waves: tuple[list[PlannedRun], ...] = ([], [], [])
     for lane in lanes:
         for strategy in names:
             follows, shared = _leader_of(strategy, names)
-            name = f"{strategy}{lane.suffix}"
+            name = f"{slug_of(strategy)}{lane.suffix}"
             place = ["--output_dir", output.as_posix(), "--output_name", name]
             run = PlannedRun(
                 strategy,
@@ -102,7 +112,7 @@ def plan_runs(
                 output.as_posix(),
                 name,
                 (*_learning(config, strategy, lane), *place, *UNSCORED, *extra),
-                leader=f"{follows}{lane.suffix}" if follows else "",
+                leader=f"{slug_of(follows)}{lane.suffix}" if follows else "",
                 shared=shared,
             )
             waves[_wave(strategy, follows, names)].append(run)
@@ -126,6 +136,8 @@ def _wave(strategy: str, follows: str, names: Sequence[str]) -> int:
 
 def _learning(config: Path, strategy: str, lane: Lane) -> list[str]:
     """What of a training command decides what is learned."""
-    arguments = ["--config", str(config), "--strategy", strategy, "--seed", str(lane.seed)]
+    name, *given = strategy.split()
+    arguments = ["--config", str(config), "--strategy", name, "--seed", str(lane.seed)]
+    arguments += ["--strategy_args", *given] if given else []
     order = lane.order_seed
     return arguments if order is None else [*arguments, "--order_seed", str(order)]

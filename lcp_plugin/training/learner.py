@@ -95,4 +95,4 @@ def _hash_start(lesson: Lesson) -> str:
     """What tells the frozen base that a task starts on from another; "" where no state asks."""
     options = lesson.options
     asked = options.resume or options.save_state or options.save_state_on_train_end
-    return hash_carry(Carry(lesson.start.base)) if asked else ""
+    return hash_carry(Carry(lesson.start.base, biases=lesson.carry.biases)) if asked else ""

@@ -84,6 +84,7 @@ def place_start(lesson: Lesson, room: Classroom) -> dict[str, float]:
     """Base, carry and adapter of the task's start on the model; how the base was rounded."""
     start, base, total = lesson.start, room.base, lesson.carry.total
     fused = base.adapted.set_base(start.base, base.carry_as)
+    base.adapted.biases.set(lesson.carry.biases)
     base.adapted.set_carry(start.base if total is start.base else total)
     base.adapted.attach(start.adapter, start.trainable, Precision.of(lesson.options).factors)
     set_dropout(base.adapted.pair_of.values(), lesson.options)

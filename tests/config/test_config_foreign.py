@@ -95,6 +95,36 @@ def test_a_forms_locon_adapts_convolutions() -> None:
     assert "conv_dim=1" in load_form(LoRA_type="Kohya LoCon").options.network_args
 
 
+def test_lycoris_locon_is_trained_on_the_layers_and_ranks_that_lycoris_gives_it() -> None:
+    """lycoris/kohya.py: conv_dim and conv_alpha are network_dim and network_alpha where not given;
+    preset full is networks.lora with conv_dim, attn-mlp without.
+    """
+    run = load_form(LoRA_type="LyCORIS/LoCon", conv_dim=0, LyCORIS_preset="full")
+    assert sorted(run.options.network_args) == ["conv_alpha=4", "conv_dim=8", "rank_dropout=0.1"]
+    assert any("rank_dropout as networks.lora has it" in notice for notice in run.notices)
+    run = load_form(LoRA_type="LyCORIS/LoCon", rank_dropout=0, LyCORIS_preset="attn-mlp")
+    assert run.options.network_args == ()
+    assert any("the same layers and formula" in notice for notice in run.notices)
+    changes = {"text_encoder_lr": 1e-4, "LyCORIS_preset": "unet-only"}
+    assert load_form(LoRA_type="LyCORIS/LoCon", **changes).options.network_train_unet_only
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"use_cp": True}, "use_cp"),
+        ({"dora_wd": True}, "dora_wd"),
+        ({"train_norm": True}, "train_norm"),
+        ({"LyCORIS_preset": "full-lin"}, "'full-lin'"),
+    ],
+)
+def test_what_lycoris_would_make_of_a_locon_otherwise_stops(
+    complain: Callable[..., str], change: dict[str, Any], words: str
+) -> None:
+    text = json.dumps({**FORM, "LoRA_type": "LyCORIS/LoCon", **change})
+    assert words in complain("gui.json", text)
+
+
 def test_steps_of_a_form_beat_its_epochs() -> None:
     run = load_form(max_train_steps=7)
     assert (run.options.max_train_steps, run.options.max_train_epochs) == (7, None)
@@ -114,8 +144,15 @@ def test_easy_training_scripts_tables_are_read() -> None:
     (dataset,) = run.tasks[0].datasets
     assert (dataset.batch_size, dataset.resolution) == (2, (64, 64))
     assert dataset.subsets[0].num_repeats == 3
-    assert run.options.network_args == ("conv_dim=2",)
+    assert run.options.network_args == ("conv_dim=2", "conv_alpha=1")
     assert run.options.optimizer_args == ("weight_decay=0.1",)
+
+
+def test_lycoris_by_easy_training_scripts_has_a_conv_dim_of_its_own() -> None:
+    text = EASY.replace("network_dim = 4", 'network_dim = 4\nnetwork_module = "lycoris.kohya"')
+    Path("e.toml").write_text(text.replace("conv_dim = 2\n", ""))
+    args = load_config(["--config", "e.toml"]).options.network_args
+    assert sorted(args) == ["conv_alpha=1", "conv_dim=4"]
 
 
 def test_a_loha_of_easy_training_scripts_stops(complain: Callable[..., str]) -> None:

@@ -33,6 +33,17 @@ def test_a_flag_beats_the_file_which_beats_the_preset_which_beats_the_default(lo
     assert "max_grad_norm" not in run.provenance
 
 
+def test_arguments_of_one_strategy_are_not_those_of_another_that_a_flag_names(load: Load) -> None:
+    text = HEAD + 'strategy = "recall"\nstrategy_args = ["every=2"]\n' + TASK
+    assert load(text, "--strategy", "recall").options.strategy_args == ("every=2",)
+    other = load(text, "--strategy", "naive")
+    assert other.options.strategy_args == ()
+    assert "strategy_args" not in other.provenance
+    assert [n for n in other.notices if "they are recall's, not naive's" in n]
+    own = load(text, "--strategy", "merge_ortho_init", "--strategy_args", "mode=row_null")
+    assert own.options.strategy_args == ("mode=row_null",)
+
+
 def test_tables_are_dissolved_and_later_duplicates_win(load: Load) -> None:
     text = HEAD + "learning_rate = 1e-3\n[whatever]\nlearning_rate = 1e-4\nseed = 5\n" + TASK
     run = load(text)

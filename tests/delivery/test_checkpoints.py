@@ -12,6 +12,7 @@ import torch
 from lora_samples import TEXT_2, Q, factors, fused, image
 
 from lcp_plugin.adapter import Adapter
+from lcp_plugin.biases import Change
 from lcp_plugin.delivery.checkpoint import export_checkpoint
 from lcp_plugin.delivery.fusing import Place, fuse_file
 from lcp_plugin.delivery.learned import Learned, read_learned
@@ -108,10 +109,10 @@ def test_the_rounding_share_is_what_is_lost(tmp_path: Path) -> None:
     # W = 1 in bf16 (spacing 2^-7 above 1): D = 2^-8 rounds to even, back to 1: all is lost
     write_tensors(tmp_path / "w", {"w": torch.ones(4, 4, dtype=torch.bfloat16)})
     delta = Delta({Q: Dense(torch.full((4, 4), 2.0**-8))})
-    found = fuse_file(tmp_path / "w", tmp_path / "o", {"w": [Place(Q)]}, delta)
+    found = fuse_file(tmp_path / "w", tmp_path / "o", {"w": [Place(Q)]}, Change(delta))
     assert found.rounding_share == pytest.approx(1.0)
     delta = Delta({Q: Dense(torch.full((4, 4), 2.0**-6))})
-    found = fuse_file(tmp_path / "w", tmp_path / "o", {"w": [Place(Q)]}, delta)
+    found = fuse_file(tmp_path / "w", tmp_path / "o", {"w": [Place(Q)]}, Change(delta))
     assert found.rounding_share == 0.0
 
 
@@ -119,7 +120,7 @@ def test_a_third_of_a_stacked_tensor_is_changed_and_no_more(tmp_path: Path) -> N
     whole = torch.randn(9, 4)
     write_tensors(tmp_path / "w", {"in_proj": whole, "last": torch.tensor([7.0])})
     delta = Delta({TEXT_2: Dense(torch.ones(3, 4))})
-    fuse_file(tmp_path / "w", tmp_path / "o", {"in_proj": [Place(TEXT_2, 1)]}, delta)
+    fuse_file(tmp_path / "w", tmp_path / "o", {"in_proj": [Place(TEXT_2, 1)]}, Change(delta))
     new = read_tensors(tmp_path / "o")
     assert torch.equal(new["in_proj"][3:6], whole[3:6] + 1)
     assert torch.equal(new["in_proj"][[0, 1, 2, 6, 7, 8]], whole[[0, 1, 2, 6, 7, 8]])

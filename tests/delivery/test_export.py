@@ -15,9 +15,10 @@ from lcp_plugin.delivery.export import export, export_all, export_diff, export_l
 from lcp_plugin.delivery.forms import Form
 from lcp_plugin.delivery.learned import Learned, read_learned, weigh_tasks
 from lcp_plugin.errors import ConfigError, FileFormatError, LineageError
+from lcp_plugin.formats.checked_lora import check_lora
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lineage import Lineage
-from lcp_plugin.formats.lora_file import check_lora, read_lora, write_lora
+from lcp_plugin.formats.lora_file import read_lora, write_lora
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.tasks import TaskRecord
 

@@ -18,6 +18,7 @@ from toy_runs import draw_two, write_run
 from lcp_plugin.evaluation import ahead, command
 from lcp_plugin.evaluation.ahead import Work, deal, list_work
 from lcp_plugin.evaluation.chains import read_chain
+from lcp_plugin.evaluation.options import build_parser
 
 FEW = ("--images", "3", "--prompts", "2", "--steps", "2", "--batch_size", "2")
 WHOLE = 5 * 6  # cells of two tasks and their base, images of each
@@ -55,7 +56,7 @@ def pixels(output):
 def missing(trained, output):
     """The work that is left, as tools/evaluate.py would see it."""
     argv = [str(trained[0][0]), "--output", str(output), *FEW]
-    evaluation = command.create_evaluation(command.build_parser().parse_args(argv), output)
+    evaluation = command.create_evaluation(build_parser().parse_args(argv), output)
     apply = evaluation.protocol.apply
     chains = [read_chain(run, trained[1]) for run in trained[0]]
     chains = [replace(c, tasks=tuple(apply(t) for t in c.tasks)) for c in chains]

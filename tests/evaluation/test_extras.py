@@ -14,7 +14,6 @@ import torch
 
 from lcp_plugin.evaluation import extras
 from lcp_plugin.evaluation.chains import Chain, EvalTask
-from lcp_plugin.evaluation.command import add_scoring_options
 from lcp_plugin.evaluation.losses import (
     NOISES,
     TIMESTEPS,
@@ -25,6 +24,7 @@ from lcp_plugin.evaluation.losses import (
     self_drift,
 )
 from lcp_plugin.evaluation.metric_table import Metric
+from lcp_plugin.evaluation.options import add_scoring_options
 from lcp_plugin.evaluation.pictures import Sampling, Stage, Studio
 from lcp_plugin.report.numbers import describe_extras, extra_values
 from lcp_plugin.sdxl.noise import NoiseSchedule

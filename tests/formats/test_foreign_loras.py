@@ -80,6 +80,20 @@ def test_a_full_difference_of_a_convolution_keeps_its_kernel(tmp_path: Path) -> 
     assert torch.equal(entry.dense(), diff.reshape(4, 18))
 
 
+@pytest.mark.parametrize("kind", ["full", "LoCon", "LoKr", "nothing else"])
+def test_a_change_of_a_bias_is_read_beside_any_kind(tmp_path: Path, kind: str) -> None:
+    beside = {
+        "full": {"diff": draw(4, 2, 3, 3)},
+        "LoCon": {"lora_down.weight": draw(3, 2, 3, 3), "lora_up.weight": draw(4, 3, 1, 1)},
+        "LoKr": {"lokr_w1": draw(2, 2), "lokr_w2": draw(2, 1, 3, 3)},
+        "nothing else": {},
+    }[kind]
+    file = read_lora(save(tmp_path / "a", CONV, {**beside, "diff_b": draw(4)}))
+    assert list(file.biases) == [CONV]
+    assert torch.equal(file.biases[CONV], draw(4))
+    assert list(file.total) == ([CONV] if beside else [])
+
+
 def test_a_tucker_core_is_multiplied_into_the_factors(tmp_path: Path) -> None:
     up, mid, down = draw(4, 2, 1, 1), draw(2, 2, 3, 3, seed=1), draw(2, 5, 1, 1, seed=2)
     parts = {"lora_up.weight": up, "lora_mid.weight": mid, "lora_down.weight": down}
@@ -132,7 +146,10 @@ def lora_parts() -> dict[str, Tensor]:
     ("parts", "words"),
     [
         ({**lora_parts(), "dora_scale": draw(1, 5)}, "DoRA"),
-        ({**lora_parts(), "diff_b": draw(4)}, "bias"),
+        ({**lora_parts(), "diff_b": draw(5)}, "changes 5 outputs, its weights have 4"),
+        ({"diff": draw(4, 5), "diff_b": draw(7)}, "changes 7 outputs, its weights have 4"),
+        ({"diff": draw(4, 5), "diff_b": draw(4, 1)}, "wanted one float for each output"),
+        ({"dora_scale": draw(1, 5), **lora_parts(), "diff_b": draw(4)}, "DoRA"),
         ({**lora_parts(), "hada_w1_a": draw(4, 2)}, "mixes kinds"),
         ({"lora_down.weight": draw(3, 5)}, "lacks up"),
         ({"lora_down.weight": draw(3, 5), "lora_up.weight": draw(4, 2)}, "do not multiply"),

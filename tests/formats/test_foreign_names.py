@@ -93,15 +93,15 @@ def test_embeddings_in_a_bundle_are_named_and_the_rest_is_read(
         ("oft_blocks", "OFT"),
         ("a1.weight", "GLoRA"),
         ("w_norm", "norms"),
-        ("diff_b", "bias"),
+        ("diff", "a norm"),
+        ("diff_b", "a norm"),
     ],
 )
 def test_kinds_that_are_not_read_are_called_by_their_names(
     tmp_path: Path, part: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    extra = {f"{FLAT}.{part}": torch.randn(8)}
-    if part == "diff_b":
-        extra[f"{FLAT}.diff"] = torch.randn(12, 8)
+    name = FLAT.replace("attn1_to_q", "norm1") if part.startswith("diff") else FLAT
+    extra = {f"{name}.{part}": torch.randn(8)}
     save_file(extra, tmp_path / "a.safetensors")
     arguments = [str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.safetensors")]
     assert load_tool("merge_adapters").main(arguments) != 0

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 from kohya_trainer import BOOTS, Trainer, make, predict
-from lora_samples import OUT, fused, image, modules, random_adapter, same_factors
+from lora_samples import (
+    OUT,
+    fused,
+    image,
+    modules,
+    random_adapter,
+    random_biases,
+    same_factors,
+    with_biases,
+)
 from plugin_samples import Penalised
 from torch import nn
 
@@ -299,3 +308,20 @@ def test_nan_is_not_saved_and_pickles_are_not_written(tmp_path: Path, toy: Any) 
     with pytest.raises(NumericError):
         trainer.save(tmp_path / "out.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parents_biases_lie_under_the_training_and_in_what_is_saved(
+    tmp_path: Path, toy: Any, parent: tuple[str, Adapter]
+) -> None:
+    adapter, file = parent[1], tmp_path / "biased.safetensors"
+    biases = random_biases(toy, lambda n: n.endswith(("conv1", "to_out.0", "fc1")))
+    write_lora(file, adapter, biases=biases)
+    wanted = predict(with_biases(fused(toy, Delta.of(adapter)), biases))
+    for given in ({"network_args": {"prev": str(file)}}, {"base_weights": (str(file),)}):
+        more: dict[str, Any] = {"network_args": {"lora_targets": "attention"}, **given}
+        trainer = Trainer(copy.deepcopy(toy), **more)
+        torch.testing.assert_close(trainer.predict(), wanted, rtol=1e-4, atol=1e-5)
+        saved = read_lora(trainer.train().save(tmp_path / "out.safetensors")).biases
+        kept = biases if "network_args" in given else {}
+        assert saved.keys() == kept.keys()
+        assert all(torch.equal(saved[name], biases[name]) for name in saved)

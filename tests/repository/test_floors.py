@@ -18,6 +18,7 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "tasks lora norms",
     "adapter",
     "delta",
+    "biases",
     "hooks",
     "strategies observers formats tiny",
     "registry config",
@@ -31,6 +32,7 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "cli kohya doctor",
     "sweep",
     "commands",
+    "__main__",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 HEAVY = {"diffusers", "transformers", "peft", "bitsandbytes"}
@@ -39,6 +41,7 @@ NO_IMPORT = {  # strings that read like modules of ours and import nothing
     ("registry", "lcp_plugin.strategies"): "an entry point group",
     ("registry", "lcp_plugin.observers"): "an entry point group",
     ("config.options_train", "lcp_plugin.kohya"): "a value of network_module",
+    ("run.record", "lcp_plugin.commands.train"): "a word of the command that run.json records",
 }
 
 

@@ -46,7 +46,7 @@ def test_the_deliverable_in_diffusers_does_what_the_model_after_the_boundary_doe
 
     run = train("run", tasks=(0, 1), strategy=strategy, max_train_steps=8, network_alpha=1)
     base = run.base
-    base.show(run.store.folders()[-1].read_carry().total)
+    base.show(run.store.folders()[-1].read_carry().change)
     batch = {
         "encoder_hidden_states": torch.randn(1, 77, base.pipeline.unet.config.cross_attention_dim),
         "text_embeds": torch.randn(1, base.pipeline.text_encoder_2.config.projection_dim),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from lcp_plugin.biases import Change
 from lcp_plugin.delta import Delta, Dense
 from lcp_plugin.sdxl.base_weights import BaseSource
 from lcp_plugin.sdxl.drawing import DrawSettings, starting_latents
@@ -43,11 +44,11 @@ def change_of(base: LiveBase, part: str) -> Delta:
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
 def test_images_follow_a_delta_that_changes_a_text_encoder(base: LiveBase, part: str) -> None:
     change, plain = change_of(base, part), draw(base)
-    base.show(change)
+    base.show(Change(change))
     changed = draw(base)
     base.bank.clear()
     np.testing.assert_array_equal(draw(base), changed)
-    base.show(Delta())
+    base.show(Change())
     np.testing.assert_array_equal(draw(base), plain)
     assert not np.array_equal(plain, changed)
 
@@ -55,5 +56,5 @@ def test_images_follow_a_delta_that_changes_a_text_encoder(base: LiveBase, part:
 def test_prompts_stay_encoded_while_only_the_unet_changes(base: LiveBase) -> None:
     draw(base)
     known = base.bank(["a disc"])["text_embeds"]
-    base.show(change_of(base, "unet"))
+    base.show(Change(change_of(base, "unet")))
     assert torch.equal(base.bank(["a disc"])["text_embeds"], known)

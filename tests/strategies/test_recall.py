@@ -13,6 +13,7 @@ from kills import run_and_kill
 from toy_runs import assert_equal_tensors, read_all
 
 from lcp_plugin.errors import StrategyError
+from lcp_plugin.hooks import Model
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.trajectory import draw_trajectory, spread_times
@@ -29,16 +30,18 @@ def test_the_teacher_s_trajectory_of_a_gaussian_is_its_own_exact_flow() -> None:
     """For x_0 ~ N(0, 1) the best prediction is sqrt(1 - a) x, and DDIM keeps the variance 1."""
     alphas = torch.linspace(0.999, 0.01, 100, dtype=torch.float64)
     noise = torch.randn(5000, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    times = spread_times(100, 50, torch.Generator().manual_seed(1))
-    assert times == sorted(times, reverse=True)
-    assert times[0] == 99
+    times = spread_times(100, 50, 5000, torch.Generator().manual_seed(1))
+    assert times.shape == (50, 5000)
+    assert (times.diff(dim=0) <= 0).all()
+    assert (times[0] == 99).all()
+    assert len(set(times[1].tolist())) > 1  # offsets of each image's own
 
     def predict(x: torch.Tensor, t: torch.Tensor, c: Any) -> torch.Tensor:
         return (1 - alphas[t]).sqrt().float().view(-1, 1, 1, 1) * x
 
     drawn = draw_trajectory(predict, noise, ({}, {}), (alphas, "epsilon"), times, 1.0)
     assert drawn.latents.shape == (50 * 5000, 1, 2, 2)
-    assert drawn.timesteps.tolist()[::5000] == times
+    assert drawn.timesteps.tolist() == times.flatten().tolist()
     last = drawn.latents[-5000:]
     assert float(last.std()) == pytest.approx(1.0, abs=0.05)  # 20,000 values: error below .02
     torch.testing.assert_close(drawn.predictions, predict(drawn.latents, drawn.timesteps, {}))
@@ -54,10 +57,32 @@ def test_guidance_of_one_asks_nothing_of_the_empty_prompt() -> None:
     alphas = torch.linspace(0.99, 0.1, 10, dtype=torch.float64)
     noise = torch.ones(1, 4, 2, 2)
     rows: tuple[Any, Any] = ({"who": "prompt"}, {"who": "empty"})
-    draw_trajectory(predict, noise, rows, (alphas, "v_prediction"), [9, 5, 1], 1.0)
+    times = torch.tensor([[9], [5], [1]])
+    draw_trajectory(predict, noise, rows, (alphas, "v_prediction"), times, 1.0)
     assert asked == ["prompt"] * 3
-    draw_trajectory(predict, noise, rows, (alphas, "v_prediction"), [9, 5, 1], 2.0)
+    draw_trajectory(predict, noise, rows, (alphas, "v_prediction"), times, 2.0)
     assert asked.count("empty") == 2  # none behind the last state
+
+
+class Both(Recall):
+    """Draws two prompts together and the second of them alone, from the same noise."""
+
+    drawn: dict[str, torch.Tensor]
+
+    def before_training(self, model: Model) -> None:
+        super().before_training(model)
+        noise = torch.randn(2, 4, *model.sizes()[0], generator=torch.Generator().manual_seed(0))
+        prompts = ["a photo of a disc", "a red sign"]
+        for name, of, rows in [("both", prompts, [0, 1]), ("second", prompts[1], [1])]:
+            dice = torch.Generator().manual_seed(0)
+            states = model.draw(of, noise[rows], 1, 1.5, dice, "base")
+            Both.drawn[name] = states.predictions[-1]
+
+
+def test_images_of_two_prompts_are_drawn_together_as_each_alone(train: Train) -> None:
+    Both.drawn = {}
+    train("drawing", strategy="test_recall:Both", tasks=(0,))
+    torch.testing.assert_close(Both.drawn["both"], Both.drawn["second"])
 
 
 def test_settings_hold_no_prompt_of_the_evaluation() -> None:

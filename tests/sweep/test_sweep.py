@@ -22,15 +22,16 @@ from lcp_plugin.evaluation.aggregate import (
     matrices_csv,
     tell_differences,
 )
-from lcp_plugin.evaluation.command import add_scoring_options
 from lcp_plugin.evaluation.metric_table import METRICS
+from lcp_plugin.evaluation.options import add_scoring_options
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.formats.tensors import read_tensors
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.sweep import running as sweep
 from lcp_plugin.sweep.adoption import adopt_tasks
-from lcp_plugin.sweep.command import add_sweep_options, sample_as_configured
+from lcp_plugin.sweep.command import sample_as_configured
+from lcp_plugin.sweep.options import add_sweep_options
 from lcp_plugin.sweep.plan import PlannedRun, SweepPlan, list_lanes, plan_runs
 from lcp_plugin.sweep.running import execute_plan
 
@@ -84,6 +85,17 @@ def test_a_lane_has_a_leader_and_the_others_follow_it(tmp_path):
     assert arguments[:4] == ("--config", "c.toml", "--strategy", "magmax")
     assert "--order_seed" in arguments
     assert "--order_seed" not in by_name["naive_seed0"].arguments
+
+
+def test_a_strategy_is_swept_with_arguments_of_its_own():
+    strategies = ("naive", "recall", "recall of=merge_init images=4")
+    plan = plan_runs(Path("c.toml"), strategies, (), list_lanes((None,), (0,)), Path("o"))
+    by_name = {run.name: run.arguments for run in plan.runs}
+    varied = " ".join(by_name["recall_of_merge_init_images_4_seed0"])
+    assert (
+        "--strategy recall --seed 0 --strategy_args of=merge_init images=4 --output_dir" in varied
+    )
+    assert "--strategy_args" not in by_name["recall_seed0"]
 
 
 def test_merging_at_the_end_waits_for_the_independent_adapters():

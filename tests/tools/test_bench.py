@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import boundaries, carries, steps
+from benchmarks import boundaries, carries, rehearsal, steps
 from benchmarks.command import run_command
 from benchmarks.measure import (
     CPU,
+    Child,
     Row,
     Timing,
     alternate,
@@ -165,3 +166,34 @@ def test_nothing_heavy_is_imported_before_the_configuration_is_checked(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT
     )
     assert "heavy: []" in done.stdout, done.stdout[-300:] + done.stderr[-300:]
+
+
+def test_recall_is_measured_beside_the_same_task_without(monkeypatch) -> None:
+    """The runs' own steps.jsonl are read: rehearsal as told costs twice the step, half as often."""
+    commands = []
+
+    def run(command: list[str]) -> Child:
+        commands.append(command)
+        config = Path(command[command.index("--config") + 1])
+        every = next((int(a[-1]) for a in command if a.startswith("every=")), 0)
+        log = config.parent / config.stem / "logs" / "steps.jsonl"
+        log.parent.mkdir(parents=True)
+        facts = [
+            {
+                "event": "step",
+                "time": 110.0 + 6 * bool(every),
+                "seconds": 2.0 if every and step % every == 0 else 1.0,
+                "peak_memory_mb": 202.0 if every else 200.0,
+            }
+            for step in range(4 + rehearsal.WARM)
+        ]
+        log.write_text("\n".join(map(json.dumps, facts)), encoding="utf-8")
+        return Child(1.0, 1.0, {}, 0, began=100.0)
+
+    monkeypatch.setattr(rehearsal, "run_child", run)
+    whole, half, memory, drawing = rehearsal.measure_rehearsal("tiny", steps=4, rounds=1)
+    assert (whole.ratio, half.ratio, memory.ratio) == (2.0, 1.5, 1.01)
+    assert {whole.verdict, half.verdict, memory.verdict} == {"met"}
+    assert (drawing.ours, drawing.baseline) == (6.0, 1.0)
+    assert len(commands) == 4  # the first task once
+    assert all("--allow_strategy_change" in c for c in commands[1:])

@@ -15,7 +15,7 @@ def fuse_streamed(folder: str) -> None:
     """Streamed, one tensor at a time; what is lost by rounding is measured as well."""
     path = Path(folder)
     clock = Clock()
-    delta = read_lora(path / "adapter.safetensors").total
+    delta = read_lora(path / "adapter.safetensors").change
     source = path / "unet.safetensors"
     slots = component_slots(read_header(source), "unet", delta)
     with replacing(path / "fused.safetensors") as temporary:

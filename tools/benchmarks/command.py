@@ -24,7 +24,7 @@ SIZES = {
 
 def measurements() -> Mapping[str, tuple[Callable[[str], list[Row]], tuple[str, ...]]]:
     """Name -> (what measures it, the sizes that it knows)."""
-    from benchmarks import boundaries, carries, images, on_disk, startup, steps
+    from benchmarks import boundaries, carries, images, on_disk, rehearsal, startup, steps
 
     def at(measure: Callable[[Any], list[Row]]) -> Callable[[str], list[Row]]:
         return lambda size: measure(boundaries.matrices_of(size))
@@ -42,6 +42,7 @@ def measurements() -> Mapping[str, tuple[Callable[[str], list[Row]], tuple[str, 
         "rounding": (carries.measure_rounding, every),
         "disk": (carries.measure_disk, every),
         "images": (images.measure_images, small),
+        "rehearsal": (rehearsal.measure_rehearsal, small),
     }
 
 

@@ -29,7 +29,7 @@ def measure_images(size: str, rounds: int = 2) -> list[Row]:
     sampling = Sampling(images=images, steps=steps)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base = "tiny-sdxl" if size == "tiny" else str(_save_topo(folder / "topo"))
+        base = "tiny-sdxl" if size == "tiny" else str(save_topo(folder / "topo"))
         studio, pipeline = Studio(base, sampling), load_pipeline(base)
         side = studio.live.native_side  # loaded ahead of the clock
         latents = starting_latents(pipeline, images, (side, side), sampling.seed)
@@ -58,7 +58,8 @@ def measure_images(size: str, rounds: int = 2) -> list[Row]:
     return [row_of(f"evaluation images, {size}", mine, theirs, note=note, peak_mb=peak_mb())]
 
 
-def _save_topo(folder: Path) -> Path:
+def save_topo(folder: Path) -> Path:
+    """SDXL's topology at widths 64, 128, 256, as a diffusers folder."""
     from lcp_plugin.sdxl.load import hush_libraries
     from lcp_plugin.tiny.architecture import build_topo, save_pipeline
 

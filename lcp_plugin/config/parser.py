@@ -1,0 +1,50 @@
+"""The parser of every command line: its help and its errors look alike."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from typing import NoReturn
+
+from lcp_plugin.errors import ConfigError
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's own, with room for long names, and lines that are not too long to read."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size((100, 40)).columns - 2, 100)
+        super().__init__(prog, max_help_position=34, width=width)
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` of a verb of `lcp`; a mistake is a ConfigError, and no usage is printed.
+
+    Args:
+        verb: of `lcp`.
+        about: its module's docstring, examples included, printed as it stands.
+        wants: what the usage line names, like "RUN ..."; options are behind it.
+        abbreviations: whether `--out` means `--output`.
+    """
+
+    def __init__(
+        self, verb: str, about: str | None, wants: str = "", abbreviations: bool = True
+    ) -> None:
+        super().__init__(
+            prog=f"lcp {verb}",
+            usage=f"lcp {verb} {wants} [--option value ...]".replace("  ", " "),
+            description=about,
+            formatter_class=Formatter,
+            allow_abbrev=abbreviations,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        raise ConfigError(f"{self.prog}: {message}; {self.prog} --help has its options.")
+
+
+def count(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; wanted a whole number, 1 or more")
+    return int(text)
