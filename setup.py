@@ -52,6 +52,7 @@ setup(
     package_data={
         "lcp_plugin.tiny": ["*.png", "model/*", "model/*/*", "tokenizer/*"],
         "lcp_plugin.evaluation": ["*.safetensors"],
+        "lcp_plugin.initial": ["*.j2"],
         "lcp_plugin.report": ["*.js", "*.css", "*.j2"],
         "lcp_plugin.watch": ["*.js", "*.css", "*.j2"],
     },

@@ -10,7 +10,7 @@ from pathlib import Path
 from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.config.logs import configure_messages
 from lcp_plugin.config.write import write_given_options
-from lcp_plugin.errors import ConfigError, FinishedError, LcpError
+from lcp_plugin.errors import ConfigError, FinishedError, LcpError, Page, explaining
 from lcp_plugin.run.session import without_collecting
 
 INTERRUPTED = 130
@@ -31,9 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: Sequence[str]) -> int:
     try:
-        config = load_config(argv)
-        _open_log(config)
-        return _train(config) if not _answer(config) else 0
+        with explaining(Page.OPTIONS, ConfigError):
+            config = load_config(argv)
+            _open_log(config)
+            return _train(config) if not _answer(config) else 0
     except LcpError as error:
         print(error.told, file=sys.stderr)
         return error.exit_code
@@ -85,7 +86,7 @@ def _train(config: RunConfig) -> int:
     with without_collecting():
         import torch
 
-        from lcp_plugin.run.follow_up import close_run, sum_up_run
+        from lcp_plugin.run.follow_up import close_run, next_steps, sum_up_run
         from lcp_plugin.run.runner import execute
         from lcp_plugin.training.loop import Interrupted
 
@@ -99,21 +100,22 @@ def _train(config: RunConfig) -> int:
             raise
         return 0
     except torch.OutOfMemoryError:
-        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+        print(f"error: {OUT_OF_MEMORY}\nsee {Page.MEMORY}", file=sys.stderr)
         return 1
     told = sum_up_run(run) if run.is_main else ""
     folder, options, device = run.output_dir, run.options, run.device
     del run  # the model leaves memory before another is loaded for the scores
     _leave_processes(failed=False)
     if told:
-        print("\n".join([told, *close_run(folder, options, device)]))
+        made = close_run(folder, options, device)
+        print("\n".join([told, *made, *next_steps(folder, options)]))
     return 0
 
 
 def _close_anew(config: RunConfig) -> bool:
     """Makes what a kill has left out behind a run's last task; whether anything was missing."""
     from lcp_plugin.evaluation.command import choose_device
-    from lcp_plugin.run.follow_up import close_run
+    from lcp_plugin.run.follow_up import close_run, next_steps
 
     if os.environ.get("RANK", "0") != "0":
         return True  # the main process's business
@@ -121,7 +123,15 @@ def _close_anew(config: RunConfig) -> bool:
     folder = Path(options.output_dir or "output") / (options.output_name or "last")
     made = close_run(folder, options, choose_device(None))
     if made:
-        print("\n".join([f"finished     {folder}; what was missing is made", *made]))
+        print(
+            "\n".join(
+                [
+                    f"finished     {folder}; what was missing is made",
+                    *made,
+                    *next_steps(folder, options),
+                ]
+            )
+        )
     return bool(made)
 
 

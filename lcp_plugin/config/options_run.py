@@ -78,7 +78,9 @@ class RunOptions:
 class SampleOptions:
     """Images during training (kohya's) and at each boundary (ours)."""
 
-    sample_prompts: str | None = _sample(None, "prompts: .txt, .toml or .json file")
+    sample_prompts: str | None = _sample(
+        None, "prompts: .txt, .toml or .json file; in a config also themselves, one a line"
+    )
     sample_every_n_steps: int | None = _sample(
         None, "steps between samples", minimum=1, zero_unset=True
     )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TINY_NAME = "tiny-sdxl"
 REFINED_KEYS = ("conditioner.embedders.1.model.", "conditioner.embedders.0.transformer.")
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
 WEIGHT_FOLDERS = ("unet", "text_encoder", "text_encoder_2")
 # keys of a single file whose mere presence says how it was trained: v-prediction; v-prediction
 # whose last timestep is pure noise
@@ -55,6 +56,23 @@ def load_tokenizer(name: str | None) -> Any | None:
 
     folder = find_base(name) / "tokenizer"
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True) if folder.is_dir() else None
+
+
+def find_tokenizer(name: str) -> Any | None:
+    """The tokenizer of a base, if it is on this machine, a hub id's download included.
+
+    Raises BaseModelError for a name that is neither on disk nor a hub id.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if name.count("/") != 1 or Path(name).expanduser().exists():
+        return load_tokenizer(name)
+    files = [try_to_load_from_cache(name, f"tokenizer/{file}") for file in TOKENIZER_FILES]
+    if not all(isinstance(file, str) for file in files):
+        return None
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(Path(str(files[0])).parent, local_files_only=True)
 
 
 def find_base(name: str | None) -> Path:

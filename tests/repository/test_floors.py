@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lcp_plugin"
 
 FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
-    "lcp_plugin errors seeds",
+    "lcp_plugin errors seeds terminal",
     "tasks lora norms",
     "adapter",
     "delta",
@@ -30,7 +30,7 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "report",
     "run watch",
     "cli kohya doctor",
-    "sweep",
+    "sweep initial",
     "commands",
     "__main__",
 )
