@@ -1,4 +1,4 @@
-"""The metrics that there are, and the networks that they are read off: one table each.
+"""The networks that metrics are read off, and how each is loaded.
 
 | name   | network                       | embedding                | input                        |
 |--------|-------------------------------|--------------------------|------------------------------|
