@@ -1,7 +1,8 @@
-"""The command line of train_continual_sdxl.py: a config is checked before torch is imported."""
+"""`lcp train` and train_continual_sdxl.py: a config is checked before torch is imported."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from lcp_plugin.errors import ConfigError, FinishedError, LcpError, Page, explai
 from lcp_plugin.formats.disk import full_disk
 from lcp_plugin.run.session import without_collecting
 
+log = logging.getLogger(__name__)
 INTERRUPTED = 130
 OUT_OF_MEMORY = (
     "out of memory; what helps, strongest first: --gradient_checkpointing, --cache_latents and "
@@ -99,6 +101,7 @@ def _train(config: RunConfig) -> int:
         from lcp_plugin.run.runner import execute
         from lcp_plugin.training.loop import Interrupted
 
+    _tell_of_idle_gpus(torch.cuda.device_count())
     try:
         run = execute(config)
     except Interrupted as interruption:
@@ -121,16 +124,26 @@ def _train(config: RunConfig) -> int:
     return 0
 
 
+def _tell_of_idle_gpus(count: int) -> None:
+    """A process by itself trains on one GPU; who has several learns what would use them."""
+    if count > 1 and "WORLD_SIZE" not in os.environ:
+        log.warning(
+            "%d GPUs are here, one is used; all of them: "
+            "accelerate launch --multi_gpu -m lcp_plugin train ... (or train_continual_sdxl.py)",
+            count,
+        )
+
+
 def _close_anew(config: RunConfig) -> bool:
     """Makes what a kill has left out behind a run's last task; whether anything was missing."""
-    from lcp_plugin.evaluation.command import choose_device
     from lcp_plugin.run.follow_up import close_run, next_steps
+    from lcp_plugin.sdxl.devices import choose_device
 
     if os.environ.get("RANK", "0") != "0":
         return True  # the main process's business
     options = config.options
     folder = Path(options.output_dir or "output") / (options.output_name or "last")
-    made = close_run(folder, options, choose_device(None))
+    made = close_run(folder, options, choose_device())
     if made:
         print(
             "\n".join(

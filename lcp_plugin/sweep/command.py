@@ -97,4 +97,7 @@ def save_conflicts(run: Path) -> None:
 
 def choose_parallel() -> int:
     """Runs at a time: one on each card; small models on a CPU train best with one core each."""
-    return len(visible_cards()) or min(4, os.cpu_count() or 1)
+    from lcp_plugin.sdxl.devices import choose_device
+
+    cores = min(4, os.cpu_count() or 1)
+    return len(visible_cards()) or (cores if choose_device() == "cpu" else 1)

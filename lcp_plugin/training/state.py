@@ -157,7 +157,7 @@ def write_state(folder: Path, learner: Learner, observers: Mapping[str, Any]) ->
         "hashes": hashes,
         "facts": facts,
     }
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest, indent=None)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
