@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.errors import LcpError
 from lcp_plugin.evaluation import evaluate
 from lcp_plugin.evaluation.aggregate import (
     build_table,
