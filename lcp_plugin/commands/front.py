@@ -116,6 +116,13 @@ def command(serve: Callable[[Sequence[str]], int]) -> Main:
         except BrokenPipeError:  # `lcp options | head`
             sys.stdout = None  # Python would complain of it at its end
             return CLOSED_PIPE
+        except OSError as error:
+            from lcp_plugin.formats.disk import full_disk
+
+            if (full := full_disk(error)) is None:
+                raise
+            print(full.told, file=sys.stderr)
+            return full.exit_code
 
     return main
 

@@ -12,7 +12,6 @@ in the file with its reason. Nothing is overwritten.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from lcp_plugin.config.parser import Parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `lcp init`."""
+    """Which photos, and what the user knows better than a guess."""
     parser = Parser("init", __doc__, "PHOTOS", abbreviations=False)
     parser.add_argument("photos", type=Path, metavar="PHOTOS", help="a folder of folders of photos")
     parser.add_argument(
@@ -49,11 +48,12 @@ def main(argv: Sequence[str]) -> int:
     from lcp_plugin.initial.making import Request, make_config
 
     request = Request(
-        given.photos, given.output, given.base, tuple(given.kind), given.preset, given.strategy
+        photos=given.photos,
+        output=given.output,
+        base=given.base,
+        kinds=tuple(given.kind),
+        preset=given.preset,
+        strategy=given.strategy,
     )
     print(make_config(request))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
