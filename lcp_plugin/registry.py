@@ -18,10 +18,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lcp_plugin.errors import StrategyError
+from lcp_plugin.errors import Page, StrategyError, explaining
 from lcp_plugin.hooks import Observer, Strategy
 
 Plugin = TypeVar("Plugin", Strategy, Observer)
+PAGES: Mapping[str, Page] = {"recall": Page.RECALL}  # of strategies that have one of their own
 GROUPS: Mapping[type, str] = {
     Strategy: "lcp_plugin.strategies",
     Observer: "lcp_plugin.observers",
@@ -155,6 +156,11 @@ def create(kind: type[Plugin], name: str, args: Sequence[str] = ()) -> Plugin:
         StrategyError: unknown argument (with a suggestion), wrong value, missing argument.
     """
     cls = find(kind, name)
+    with explaining(PAGES.get(name, Page.STRATEGIES), StrategyError):
+        return _create(cls, name, args)
+
+
+def _create(cls: type[Plugin], name: str, args: Sequence[str]) -> Plugin:
     values: dict[str, Any] = {}
     known = describe_arguments(cls)
     for text in args:

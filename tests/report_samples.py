@@ -90,6 +90,31 @@ def make_run(folder, strategy="merge_init", seed=0, decay=0.1):
     return folder
 
 
+def looks_like(share, other=None, other_share=0.0):
+    return {"share": share, "other": other, "other_share": other_share}
+
+
+def add_recognition(folder):
+    """The robot is a teapot by the end, the second concept blurs, the teapot is there."""
+    file = folder / "evaluation" / "scores.json"
+    scores = json.loads(file.read_text("utf-8"))
+    entry = scores["runs"][0]
+    entry["tasks"] = list(NAMES)
+    entry["stages"] = [{"name": f"after {i + 1:02d}_{name}"} for i, name in enumerate(NAMES)]
+    entry["recognition"] = {
+        "metric": "effnet",
+        "images": 4,
+        "base": [looks_like(0.25, "evil", 0.75)] * 3,
+        "looks": [
+            [looks_like(1.0), looks_like(0.75, "evil", 0.25), looks_like(0.25, "teapot", 0.75)],
+            [None, looks_like(0.75, "robot", 0.25), looks_like(0.5, "robot", 0.25)],
+            [None, None, looks_like(1.0)],
+        ],
+    }
+    file.write_text(json.dumps(scores))
+    return folder
+
+
 class Outline(html.parser.HTMLParser):
     """Tags and texts as a browser would see them."""
 

@@ -180,10 +180,10 @@ def _check_one_rate(options: Options, findings: Findings, problem: Any) -> None:
             f"{kind} finds its rate itself and multiplies it by learning_rate = {rates[0]}; "
             "1 is usual."
         )
-    every = sorted({*rates, *_rates_of_b(options)})
-    if every != rates:
+    every = _rates_of_factors(options) or rates
+    if every != rates and len(every) > 1:
         given = [text.partition("=")[0].strip() for text in options.network_args]
-        keys = [key for key in given if key.startswith("loraplus_")]
+        keys = [key for key in given if key.startswith("loraplus_") or key.endswith("_lr_weight")]
         problem(
             "optimizer_type",
             f"= {kind!r} takes one rate for all, got {' and '.join(map(str, every))}; "
@@ -197,14 +197,20 @@ def _rates_of_parts(options: Options) -> list[float]:
     return sorted(rates) or [options.learning_rate]
 
 
-def _rates_of_b(options: Options) -> list[float]:
-    """B's rates, which LoRA+ raises; none where network_args cannot be read."""
+def _rates_of_factors(options: Options) -> list[float]:
+    """The distinct rates of A and B, which block weights and LoRA+ change; none where network_args
+    cannot be read.
+    """
     try:
         args = options.network
     except ConfigError:  # told by the check of network_args
         return []
-    rates = asdict(PartRates.of(options))
-    return [rate * lora_plus_ratio(f"{part}.", args) for part, rate in rates.items() if rate > 0]
+    found: set[float] = set()
+    for part, rate in asdict(PartRates.of(options)).items():
+        weights = args.adapted_weights if part == "unet" else (1.0,)
+        ratio = lora_plus_ratio(f"{part}.", args)
+        found |= {rate * weight * factor for weight in weights for factor in (1.0, ratio)}
+    return sorted(found - {0.0})
 
 
 def _tell_unfit_defaults(options: Options, given: frozenset[str], findings: Findings) -> None:
@@ -294,7 +300,7 @@ def _check_files(options: Options, problem: Any) -> None:
             problem(key, f"= {name!r} does not exist; correct the path of the LoRA file.")
     if options.sample_prompts:
         try:
-            prompts = read_prompts(Path(options.sample_prompts))
+            prompts = read_prompts(options.sample_prompts)
             samplers = {p.sample_sampler for p in prompts if p.sample_sampler}
             if options.zero_terminal_snr and samplers - set(FROM_PURE_NOISE):
                 problem("sample_prompts", cannot_start(samplers - set(FROM_PURE_NOISE)))

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from lcp_plugin.config.convert import type_name
 from lcp_plugin.config.findings import did_you_mean
+from lcp_plugin.config.logs import SECRETS
 from lcp_plugin.config.option_text import OURS, default_of, describe, is_rare
 from lcp_plugin.config.options import option_fields, option_types
 from lcp_plugin.config.parser import Formatter
@@ -20,7 +21,7 @@ from lcp_plugin.errors import ConfigError
 
 EVERYTHING = "--help-all"
 _USAGE = """lcp train --config FILE [--option value ...]
-       accelerate launch -m lcp_plugin.commands.train --config FILE ...   on several GPUs"""
+       accelerate launch -m lcp_plugin train --config FILE ...   on several GPUs"""
 _METAVARS = {"text": "TEXT", "whole number": "N", "number": "X", "width,height": "WIDTH,HEIGHT"}
 _ABOUT = """Learns a sequence of tasks with an SDXL LoRA; kohya's options work as in sd-scripts.
 Each option is a key of the config file too, and a flag beats the file. A switch is on with
@@ -35,10 +36,28 @@ def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
     given, rest = build_parser().parse_known_args([_expand(word) for word in argv])
     problems = [_unknown_flag(word) for word in rest if word.startswith("--")]
     if rest and not problems:
-        problems = [f"command line: {rest[0]!r} belongs to no option; options start with --."]
+        hint = f" Did you mean --config {rest[0]}?" if rest[0].endswith(".toml") else ""
+        problems = [f"command line: {rest[0]!r} belongs to no option; options start with --.{hint}"]
     if problems:
         raise ConfigError(*problems)
     return {k: v for k, v in vars(given).items() if k != "local_rank"}
+
+
+def hide_secrets(argv: Sequence[str]) -> tuple[str, ...]:
+    """The words of a command line with `...` for every key and token, so that it can be shown."""
+    shown: list[str] = []
+    for word in argv:
+        name, equals, _ = _expand(word)[2:].partition("=") if word.startswith("--") else ("",) * 3
+        if name in SECRETS and equals:
+            word = f"--{name}=..."
+        elif shown and _names_secret(shown[-1]) and not word.startswith("--"):
+            word = "..."
+        shown.append(word)
+    return tuple(shown)
+
+
+def _names_secret(word: str) -> bool:
+    return word.startswith("--") and _expand(word)[2:] in SECRETS
 
 
 def _expand(word: str) -> str:

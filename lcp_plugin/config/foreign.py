@@ -1,8 +1,8 @@
 """Configurations of kohya's front ends, in the trainer's own words.
 
-kohya_ss                     its saved .json: names and units of its form's fields
+kohya_ss                     its saved .json: names and units of its form's fields, prompts as text
 LoRA_Easy_Training_Scripts   TOML of [x.args] and [x.dataset_args] tables beside [[subsets]]
-notebooks, by hand           the trainer's TOML with a front end's name here and there
+notebooks, by hand           the trainer's TOML, LyCORIS' networks or a front end's name in it
 
 In all of them 0 and "" of a field mean that it was left alone. A value that decides what is trained
 and that cannot be honoured is a problem; other fields that only a front end knows are one notice.
@@ -11,6 +11,7 @@ and that cannot be honoured is a problem; other fields that only a front end kno
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +20,7 @@ from lcp_plugin.config.convert import is_zero
 from lcp_plugin.config.datasets import SUBSET_KEYS
 from lcp_plugin.config.findings import Findings
 from lcp_plugin.config.flags import parse_flags
-from lcp_plugin.config.lycoris_args import as_networks_lora
-from lcp_plugin.config.network_args import NETWORK_ARGS
+from lcp_plugin.config.foreign_networks import is_foreign, translate_network
 from lcp_plugin.config.options import option_fields
 from lcp_plugin.config.sources import flatten
 from lcp_plugin.errors import ConfigError
@@ -42,11 +42,25 @@ _ZERO_UNSET = (  # a form's 0, where the trainer would take it for a value
     *("ip_noise_gamma", "v_pred_like_loss", "network_dropout", "keep_tokens", "unet_lr"),
     *("text_encoder_lr", "lr_scheduler_min_lr_ratio", "lr_decay_steps", "lr_warmup_steps"),
 )
-_PLAIN = ("", "standard", "lora")
-_WITH_CONV = ("kohya locon", "locon", "lycoris/locon")
-_CONV = ("conv_dim", "conv_alpha", "conv_block_dims", "conv_block_alphas")
-_OTHER_MODELS = ("flux1_checkbox", "sd3_checkbox", "v2")
+_OTHER_MODELS = {  # where it is set, another model is trained
+    *("flux1_checkbox", "sd3_checkbox", "v2", "anima_checkbox", "lumina_checkbox"),
+    *("hunyuan_image_checkbox", "flux_args"),
+}
+_BELOW_A_LATENT = tuple(map(str, range(1, 8)))  # forms made for SD 1.5 have 1
+_OTHER_TABS = {  # a field of kohya_ss' form -> what the form trains, where it is no LoRA
+    "init_word": "a textual inversion",
+    "token_string": "a textual inversion",
+    "image_folder": "the whole model",
+    "max_resolution": "the whole model",
+}
+_OF_A_LORA = {"LoRA_type", "network_dim", "network_alpha", "network_module"}
 _EASY_ARGS = ("args", "dataset_args")
+_EASY_OPTIMIZERS = {  # names of LoRA_Easy_Training_Scripts that stand for classes of its own
+    "came": "LoraEasyCustomOptimizer.came.CAME",
+    "compass": "LoraEasyCustomOptimizer.compass.Compass",
+    "lpfadamw": "LoraEasyCustomOptimizer.lpfadamw.LPFAdamW",
+    "rmsprop": "LoraEasyCustomOptimizer.rmsprop.RMSProp",
+}
 
 
 def translate_foreign(
@@ -59,13 +73,18 @@ def translate_foreign(
     easy = any(_is_easy_section(value) for value in table.values())
     found = _dissolve_easy(table) if easy else dict(table)
     gui = bool(_GUI_SIGNS & set(flatten(found)))
+    accepted = bool(flags.get("network_module"))  # another network than the file's is asked for
     if easy or gui:
-        found = {k: v for k, v in flatten(found).items() if v not in ("", None, [], "None")}
-        _stop_at_other_networks(found, source, flags, findings)
-        if not flags.get("network_module"):
-            _settle_lycoris(found, source, findings)
-        found = _from_form(found)
+        flat = found if easy else flatten(found)
+        found = {k: v for k, v in flat.items() if v not in ("", None, [], "None")}
+        _stop_at_other_models(found, source, findings)
+        if not accepted:
+            _stop_at_other_tabs(found, source, findings)
+        found = translate_network(found, source, accepted, findings)
+        found = _from_form(found, source, findings)
         found |= _additional(found.pop("additional_parameters", ""), source, findings)
+    elif is_foreign(flatten(found)):
+        found = translate_network(_flat_with_arguments(found), source, accepted, findings)
     _rename(found, source, findings)
     for key, value in list(found.items()):
         if isinstance(value, Mapping) and key != "prompt" and not (easy or gui):
@@ -79,19 +98,30 @@ def translate_foreign(
     return _without_strangers(found, source, findings) if easy or gui else found
 
 
+def _flat_with_arguments(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table flattened, its [network_args] kept together, whatever options have their names."""
+    arguments = table.get("network_args")
+    rest = {k: v for k, v in table.items() if k != "network_args"}
+    return {**flatten(rest), **({} if arguments is None else {"network_args": arguments})}
+
+
 def _is_easy_section(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(value.get(k), Mapping) for k in _EASY_ARGS)
 
 
 def _dissolve_easy(table: Mapping[str, Any]) -> dict[str, Any]:
     """The tables of LoRA_Easy_Training_Scripts as one, its subsets as a data set."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, Any] = {"sdxl": False}  # a missing one means so
     for key, value in table.items():
-        if _is_easy_section(value):
+        if key == "flux_args" and isinstance(value, Mapping) and value.get("args"):
+            flat[key] = value["args"]
+        elif _is_easy_section(value):
             for part in _EASY_ARGS:
                 flat.update(value.get(part, {}))
         elif key != "subsets":
-            flat[key] = value
+            flat.update(value if isinstance(value, Mapping) else {key: value})
+    if (short := str(flat.get("optimizer_type", "")).lower()) in _EASY_OPTIMIZERS:
+        flat["optimizer_type"] = _EASY_OPTIMIZERS[short]
     subsets = [_known_of_subset(s) for s in table.get("subsets", []) if isinstance(s, Mapping)]
     return {**flat, "datasets": [{"subsets": subsets}]} if subsets else flat
 
@@ -101,40 +131,37 @@ def _known_of_subset(subset: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in subset.items() if k != "name" and (k in SUBSET_KEYS or v)}
 
 
-def _stop_at_other_networks(
-    found: Mapping[str, Any], source: str, flags: Mapping[str, Any], findings: Findings
-) -> None:
-    """Problems for networks and models that cannot be trained here."""
-    args = found.get("network_args")
-    algorithm = _split_args(args).get("algo", "")
-    kind = str(found.get("LoRA_type") or algorithm)
-    if kind.lower() not in (*_PLAIN, *_WITH_CONV) and not flags.get("network_module"):
-        key = "LoRA_type" if "LoRA_type" in found else "algo"
+def _stop_at_other_models(found: dict[str, Any], source: str, findings: Findings) -> None:
+    """Problems for models that cannot be trained here."""
+    for key in sorted(_OTHER_MODELS & set(found)):
+        if found[key] is True or isinstance(found[key], Mapping):
+            value = "true" if found[key] is True else "(its settings)"
+            findings.problem(source, f"{key} = {value}: this trains SDXL only.")
+    if found.pop("sdxl", True) is False:
+        findings.notice(
+            f"{source}: sdxl = false: its settings were made for SD 1.5, and SDXL is trained."
+        )
+
+
+def _stop_at_other_tabs(found: Mapping[str, Any], source: str, findings: Findings) -> None:
+    """Problems for forms that train no LoRA."""
+    trained = (
+        ""
+        if _OF_A_LORA & set(found)
+        else next((what for key, what in _OTHER_TABS.items() if key in found), "")
+    )
+    if not trained and str(found.get("train_mode", "")).lower() == "ti":
+        trained = "a textual inversion"
+    if trained:
         findings.problem(
             source,
-            f"{key} = {kind!r} is not trained here, only LoRA (Standard) and LoCon; say "
-            "--network_module networks.lora to train a LoRA with the other settings.",
+            f"this form trains {trained}, and only LoRA is trained here; say --network_module "
+            "networks.lora to train a LoRA with its other settings.",
         )
-    for key in _OTHER_MODELS:
-        if found.get(key) is True:
-            findings.problem(source, f"{key} = true: this trains SDXL only.")
 
 
-def _settle_lycoris(found: dict[str, Any], source: str, findings: Findings) -> None:
-    """LyCORIS' LoCon, by module, type or `algo` (networks.lora has none), as networks.lora."""
-    given, kind = _split_args(found.get("network_args")), str(found.get("LoRA_type", "")).lower()
-    named = found.get("network_module") == "lycoris.kohya" or "algo" in given
-    if named or kind == _WITH_CONV[-1]:
-        found["network_args"] = as_networks_lora(found, given, source, findings)
-
-
-def _from_form(found: dict[str, Any]) -> dict[str, Any]:
+def _from_form(found: dict[str, Any], source: str, findings: Findings) -> dict[str, Any]:
     """A form's values with the meaning that its front end gives them."""
-    kind = str(found.pop("LoRA_type", "")).lower()
-    found.setdefault("network_module", "networks.lora")
-    if str(found["network_module"]) == "lycoris.kohya":  # what it is was looked at before
-        found["network_module"] = "networks.lora"
-    _collect_network_args(found, kind)
     _settle_noise(found)
     _settle_parts(found)
     if not is_zero(warmup := found.pop("lr_warmup", 0)) and is_zero(
@@ -145,39 +172,15 @@ def _from_form(found: dict[str, Any]) -> dict[str, Any]:
         found.setdefault("lr_warmup_steps", found.pop("warmup_ratio"))
     if isinstance(attention := found.get("xformers"), str):
         found["xformers"] = attention.lower() in ("xformers", "true")
+    prompts = found.get("sample_prompts")
+    if isinstance(prompts, str) and not os.path.isfile(prompts):  # a form holds them as text
+        found["sample_prompts"] = f"{prompts}\n"
+    if str(found.get("bucket_reso_steps")) in _BELOW_A_LATENT:
+        found["bucket_reso_steps"] = 8
+        findings.notice(f"{source}: bucket_reso_steps is read as 8, the side of a latent's pixel.")
     if found.pop("use_wandb", False) is True:
         found.setdefault("log_with", "wandb")
     return {k: v for k, v in found.items() if not (k in _ZERO_UNSET and is_zero(v))}
-
-
-def _collect_network_args(found: dict[str, Any], kind: str) -> None:
-    """What stands as fields of its own in a form is network_args for the trainer."""
-    args = found.get("network_args")
-    given = dict(args) if isinstance(args, Mapping) else {}
-    given.pop("algo", None)
-    given.pop("preset", None)
-    for key in NETWORK_ARGS:
-        value = found.pop(key, None)
-        if value in (None, "") or is_zero(value) or (key in _CONV and kind not in _WITH_CONV):
-            continue
-        given.setdefault(key, value)
-    if isinstance(args, (str, list)) and args:
-        extra = shlex.split(args) if isinstance(args, str) else args
-        found["network_args"] = [*(f"{k}={v}" for k, v in given.items()), *extra]
-    elif given or isinstance(args, Mapping):
-        found["network_args"] = [f"{k}={_joined(v)}" for k, v in given.items()]
-
-
-def _split_args(args: Any) -> dict[str, Any]:
-    """network_args as a table, however they are given."""
-    if isinstance(args, Mapping):
-        return dict(args)
-    texts = shlex.split(args) if isinstance(args, str) else args or ()
-    return {key: value for key, _, value in (str(text).partition("=") for text in texts)}
-
-
-def _joined(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _settle_noise(found: dict[str, Any]) -> None:
@@ -216,6 +219,7 @@ def _additional(text: Any, source: str, findings: Findings) -> dict[str, Any]:
 
 def _rename(found: dict[str, Any], source: str, findings: Findings) -> None:
     """Front ends' names -> the trainer's, in place; the trainer's own name wins."""
+    read: list[str] = []
     for old, new in _RENAMED.items():
         if old not in found or isinstance(found[old], Mapping):
             continue
@@ -228,7 +232,9 @@ def _rename(found: dict[str, Any], source: str, findings: Findings) -> None:
             findings.notice(f"{source}: {old} = {value} is not used: {beaten[0]} is given.")
         elif not beaten:
             found[new] = value
-            findings.notice(f"{source}: {old} = {value} is read as {new}.")
+            read += [f"{old} = {value} is read as {new}"] if value is not False else []
+    if read:
+        findings.notice(f"{source}: {'; '.join(read)}.")
 
 
 def _without_strangers(found: Mapping[str, Any], source: str, findings: Findings) -> dict[str, Any]:

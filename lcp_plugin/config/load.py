@@ -18,7 +18,7 @@ from lcp_plugin.config.check import check_options, settle_options, settle_rates
 from lcp_plugin.config.convert import UNSET, convert_option, is_zero
 from lcp_plugin.config.datasets import DatasetReader
 from lcp_plugin.config.findings import FOREIGN_KEYS, Findings, closest, did_you_mean
-from lcp_plugin.config.flags import parse_flags
+from lcp_plugin.config.flags import hide_secrets, parse_flags
 from lcp_plugin.config.foreign import translate_foreign
 from lcp_plugin.config.options import Options, option_fields, option_types
 from lcp_plugin.config.sources import OWN_TABLES, find_config, flatten
@@ -44,6 +44,7 @@ class RunConfig:
     tasks: tuple[TaskConfig, ...]
     provenance: Mapping[str, str] = field(default_factory=dict)  # option -> where it came from
     notices: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()  # of the command line, as given but for keys and tokens
 
     def fingerprint(self) -> dict[str, Any]:
         """What must not change when the run is resumed, JSON-able.
@@ -95,7 +96,8 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     tasks = tuple(_settled(task, findings) for task in tasks)
     if findings.problems:
         raise ConfigError(*dict.fromkeys(findings.problems))
-    return RunConfig(options, tasks, provenance, tuple(findings.notices))
+    notices = tuple(findings.notices)
+    return RunConfig(options, tasks, provenance, notices, hide_secrets(argv))
 
 
 def _config_name(flags: Mapping[str, Any]) -> str | None:

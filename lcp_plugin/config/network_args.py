@@ -27,6 +27,8 @@ from lcp_plugin.errors import ConfigError
 
 NUM_BLOCKS = 23
 _DOWN, _MID, _UP = 9, 3, 9
+_WITH_TRANSFORMERS = (5, 6, 8, 9, 11, *range(13, 19))  # input 4, 5, 7, 8; middle 1; output 0-5
+_IN_BLOCKS = tuple(range(2, NUM_BLOCKS - 1))  # all but the first and the last convolution
 _INPUT = re.compile(r"^input_blocks\.(\d+)\.")
 _MIDDLE = re.compile(r"^middle_block\.(\d+)\.")
 _OUTPUT = re.compile(r"^output_blocks\.(\d+)\.")
@@ -72,6 +74,13 @@ class NetworkArgs:
     loraplus_unet_lr_ratio: float | None = None  # B's rate over A's
     loraplus_text_encoder_lr_ratio: float | None = None
     notices: tuple[str, ...] = ()
+
+    @property
+    def adapted_weights(self) -> tuple[float, ...]:
+        """The distinct factors of unet_lr in blocks where something is adapted."""
+        blocks = _IN_BLOCKS if self.trains_convolutions else _WITH_TRANSFORMERS
+        weights = self.block_lr_weights or (1.0,) * NUM_BLOCKS
+        return tuple(sorted({weights[block] for block in blocks} - {0.0}))
 
     @property
     def trains_convolutions(self) -> bool:

@@ -45,7 +45,9 @@ class RunOptions:
     )
     order_seed: int | None = _run(None, "shuffle the tasks as the paper does; unset: file order")
     overwrite: bool = _run(
-        False, "start over where a finished run, or one with other settings, is", fixed=False
+        False,
+        "start over where a finished run, or one with other settings or images, is",
+        fixed=False,
     )
     carry_as: str = _run(
         "auto",
@@ -78,7 +80,9 @@ class RunOptions:
 class SampleOptions:
     """Images during training (kohya's) and at each boundary (ours)."""
 
-    sample_prompts: str | None = _sample(None, "prompts: .txt, .toml or .json file")
+    sample_prompts: str | None = _sample(
+        None, "prompts: .txt, .toml or .json file; in a config also themselves, one a line"
+    )
     sample_every_n_steps: int | None = _sample(
         None, "steps between samples", minimum=1, zero_unset=True
     )

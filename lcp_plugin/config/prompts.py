@@ -3,6 +3,7 @@
 .txt: one prompt a line, `#` starts a comment; ` --n` negative prompt, `--w` width, `--h` height,
 `--d` seed, `--l` guidance, `--s` steps, `--ss` sampler, in small or capital letters. .toml:
 `[prompt]` with defaults and `[[prompt.subset]]`. .json: a list of texts (as in .txt) or of tables.
+In a config the prompts themselves may stand, with at least one line break, as in a .txt file.
 Facts from kohya-ss/sd-scripts (library/train_util.py at 48d368fa). Where we differ: width and
 height default to the base's native size, a subset of a .toml may repeat a key of [prompt] (it
 wins), a line that holds settings only belongs to the prompt above it, and values are checked.
@@ -71,8 +72,14 @@ _TYPES: Mapping[str, Any] = {
 }
 
 
-def read_prompts(path: Path) -> tuple[SamplePrompt, ...]:
-    """The prompts of a .txt, .toml or .json file. Raises ConfigError naming file and line."""
+def read_prompts(source: str | Path) -> tuple[SamplePrompt, ...]:
+    """The prompts of a .txt, .toml or .json file, or of a text of several lines.
+
+    Raises ConfigError naming file and line.
+    """
+    if "\n" in str(source):
+        return tuple(parse_line(line, at) for line, at in _lines(str(source), "sample_prompts"))
+    path = Path(source)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -89,7 +96,7 @@ def read_prompts(path: Path) -> tuple[SamplePrompt, ...]:
     return tuple(prompts)
 
 
-def _lines(text: str, path: Path) -> list[tuple[str, str]]:
+def _lines(text: str, path: Path | str) -> list[tuple[str, str]]:
     """(prompt with its settings, where it stands) of a .txt file."""
     found: list[tuple[str, str]] = []
     for number, line in enumerate(text.splitlines(), 1):

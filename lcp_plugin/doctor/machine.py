@@ -1,4 +1,4 @@
-"""What this machine has, and which preset fits: for tools/doctor.py.
+"""What this machine has, and which preset fits: for `lcp doctor`.
 
 Every optional package is tried, not only imported: a kernel that cannot run is found here instead
 of in the middle of a run. Memory is estimated for SDXL by component (`config.estimates`), at the

@@ -1,4 +1,6 @@
-"""The metrics that there are, by name: data only, so that a help text may list them."""
+"""The metrics that there are: one table. It names networks and loads none, so a page that titles
+scores by it needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -29,3 +31,8 @@ METRICS: Mapping[str, Metric] = {
                "download"),
     )
 }  # fmt: skip
+
+
+def title_of(metric: str) -> str:
+    """What tables and pages call a metric; one that is not ours keeps its own name."""
+    return METRICS[metric].title if metric in METRICS else metric

@@ -1,4 +1,4 @@
-"""The metrics that there are, and the networks that they are read off: one table each.
+"""The networks that metrics are read off, and how each is loaded.
 
 | name   | network                       | embedding                | input                        |
 |--------|-------------------------------|--------------------------|------------------------------|
@@ -251,11 +251,6 @@ def choose_metrics(names: Sequence[str]) -> list[Metric]:
     if unknown or not names:
         raise ConfigError(f"unknown metric {unknown}; there are {', '.join(METRICS)}.")
     return [METRICS[n] for n in dict.fromkeys(names)]
-
-
-def title_of(metric: str) -> str:
-    """What tables and pages call a metric; one that is not ours keeps its own name."""
-    return METRICS[metric].title if metric in METRICS else metric
 
 
 def parse_encoder_paths(pairs: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lcp_plugin.evaluation import scores as measures
-from lcp_plugin.evaluation.metrics import title_of
+from lcp_plugin.evaluation.metric_table import title_of
 from lcp_plugin.evaluation.recognition import RULE, Look
 from lcp_plugin.report.blocks import (
     Block,
@@ -113,7 +113,7 @@ def show_samples(material: Material, one: ScoredRun) -> list[Block]:
     elif len(run.tasks) > 1:  # one alone cannot be mistaken for another
         how = (
             " To mark what is no longer recognised, here and in samples/grid.png, score the run: "
-            f"tools/evaluate.py {run.folder.name}, then tools/report.py {run.folder.name}; with "
+            f"lcp evaluate {run.folder.name}, then lcp report {run.folder.name}; with "
             'evaluate = ["effnet"] in its config a run does so at its end.'
         )
     return [Text(about + how), Slider(one.number, stages, _sample_rows(one, per_cell))]
@@ -132,16 +132,20 @@ def show_scores(material: Material, one: ScoredRun) -> list[Block]:
 
 
 def show_training(material: Material, one: ScoredRun) -> list[Block]:
-    """Losses."""
-    figure = _loss_figure(one.run, f"run{one.number}")
-    return [] if figure is None else [Figures([figure])]
+    """The loss, and that of what is rehearsed."""
+    figures = [
+        figure
+        for key, (what, caption) in LOSSES.items()
+        if (figure := _loss_figure(one, key, what, caption)) is not None
+    ]
+    return [Figures(figures)] if figures else []
 
 
 def show_details(material: Material, one: ScoredRun) -> list[Block]:
     """Options and lineage, folded away."""
     links = [(_link_title(link), _link_facts(link)) for link in one.run.lineage]
-    options = [("", one.run.options)]
-    return [Folded(f"Options ({len(one.run.options)})", options), Folded("Lineage", links)]
+    options = Folded(f"Options ({len(one.run.options)})", [("", one.run.options)])
+    return [options, *([Folded("Lineage", links)] if links else [])]
 
 
 def show_extras(material: Material) -> list[Block]:
@@ -303,26 +307,38 @@ def _sample_rows(one: ScoredRun, per_cell: int) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------ training
 
 
-def _loss_figure(run: RunFacts, anchor: str) -> Figure | None:
-    losses: dict[str, list[float]] = {}
-    for step in run.steps:
-        value = step.get("loss")
-        if isinstance(value, int | float) and math.isfinite(value):
-            losses.setdefault(str(step.get("task", "")), []).append(float(value))
-    if not losses:
-        return None
-    caption = (
+LOSSES = {  # in a line of the log -> what it is called, and what it tells
+    "loss": (
+        "loss",
         "Training loss of every task, with its running mean over 25 steps. The loss of single "
-        "steps is mostly the noise level that was drawn."
-    )
-    return Figure(as_markup(draw_losses(list(losses.items()), f"{anchor}-loss")), caption)
+        "steps is mostly the noise level that was drawn.",
+    ),
+    "rehearsal": (
+        "rehearsal loss",
+        "Loss on what is rehearsed of earlier tasks, with its running mean over 25 steps: while it "
+        "stays low, they are still there.",
+    ),
+}
+
+
+def _loss_figure(one: ScoredRun, key: str, what: str, caption: str) -> Figure | None:
+    losses: dict[str, list[float]] = {}
+    for step in one.run.steps:
+        mine = losses.setdefault(str(step.get("task", "")), [])
+        value = step.get(key)
+        if isinstance(value, int | float) and math.isfinite(value):
+            mine.append(float(value))
+    if not any(losses.values()):
+        return None
+    svg = draw_losses(list(losses.items()), f"run{one.number}-{key}", what)
+    return Figure(as_markup(svg), caption)
 
 
 READING_TITLES = {"since": "since before it (W_j − W_i−1)", "after": "by later tasks (W_j − W_i)"}
 
 
 def _opposition_figures(run: RunFacts, anchor: str) -> list[Figure]:
-    """Figure 2, where tools/conflicts.py has left its numbers in the run's folder."""
+    """Figure 2, where `lcp conflicts` has left its numbers in the run's folder."""
     links = read_scores(run.folder / "conflicts.json").get("after", ())
     ratios: dict[str, list[float]] = {}
     for link in links:

@@ -26,6 +26,7 @@ PLACEHOLDERS = {
 }  # fmt: skip
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+MOST_POINTS = 1500  # of a curve: more than the columns of its picture
 WIDTH, HEIGHT = 5.4, 3.3  # inches at 72 dots: the SVG's own units
 
 
@@ -104,16 +105,22 @@ def draw_tasks_since(
         return _to_svg(figure, f"{metric} on the first task against tasks learned since", anchor)
 
 
-def draw_losses(tasks: Sequence[tuple[str, Sequence[float]]], anchor: str, window: int = 25) -> str:
-    """Training loss, one stretch per task, smoothed by a running mean."""
+def draw_losses(
+    tasks: Sequence[tuple[str, Sequence[float]]], anchor: str, what: str = "loss", window: int = 25
+) -> str:
+    """A loss, one stretch per task, smoothed by a running mean; a task without any is left out."""
+    stride = max(1, sum(len(losses) for _, losses in tasks) // MOST_POINTS)
     with _canvas(2.6) as (figure, axes):
         start = 0
         names, middles = [], []
         for i, (name, losses) in enumerate(tasks):
+            if not losses:
+                continue
             colour = PLACEHOLDERS[SERIES[i % len(SERIES)]]
-            xs = range(start, start + len(losses))
-            axes.plot(xs, losses, color=colour, linewidth=0.6, alpha=0.25)
-            axes.plot(xs, _running_mean(losses, window), color=colour, linewidth=1.8)
+            xs = range(start, start + len(losses))[::stride]
+            axes.plot(xs, losses[::stride], color=colour, linewidth=0.6, alpha=0.25)
+            smooth = _running_mean(losses, window)[::stride]
+            axes.plot(xs, smooth, color=colour, linewidth=1.8)
             if start:
                 axes.axvline(start - 0.5, color=PLACEHOLDERS["line"], linewidth=0.8)
             names.append(name if len(name) <= 14 else name[:13] + "…")
@@ -121,9 +128,9 @@ def draw_losses(tasks: Sequence[tuple[str, Sequence[float]]], anchor: str, windo
             start += len(losses)
         axes.set_xticks(middles, names, rotation=0 if len(names) <= 5 else 35,
                         ha="center" if len(names) <= 5 else "right")  # fmt: skip
-        axes.set_ylabel("loss")
+        axes.set_ylabel(what)
         axes.margins(x=0.01)
-        return _to_svg(figure, "Training loss per task", anchor)
+        return _to_svg(figure, f"{what.capitalize()} of each task", anchor)
 
 
 def draw_opposition(

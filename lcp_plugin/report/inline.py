@@ -23,6 +23,16 @@ class Embedded:
     uri: str
     alt: str
     small: bool
+    whole: str = ""  # address of the picture in its own size, where there is one
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A picture as a page shows it."""
+
+    data: bytes
+    kind: str  # png, jpeg
+    small: bool
 
 
 def embed_picture(path: Path, alt: str, side: int = SIDE) -> Embedded | None:
@@ -30,10 +40,25 @@ def embed_picture(path: Path, alt: str, side: int = SIDE) -> Embedded | None:
 
     The alternative text is the prompt in the picture's metadata where there is one.
     """
+    (prompt, _), shrunk = peek(path), shrink_picture(path, side)
+    if shrunk is None:
+        return None
+    data = base64.b64encode(shrunk.data).decode("ascii")
+    return Embedded(f"data:image/{shrunk.kind};base64,{data}", prompt or alt, shrunk.small)
+
+
+def peek(path: Path) -> tuple[str, int]:
+    """The prompt in a picture's metadata, and its longer side in pixels; ("", 0) if unreadable."""
     try:
         with Image.open(path) as image:
-            text = getattr(image, "text", {})
-            alt = str(text.get("prompt") or alt)
+            return str(getattr(image, "text", {}).get("prompt") or ""), max(image.size)
+    except (OSError, ValueError, SyntaxError):
+        return "", 0
+
+
+def shrink_picture(path: Path, side: int = SIDE) -> Shrunk | None:
+    """The picture, upright, at most `side` pixels wide; None if it is unreadable."""
+    try:
         upright = open_rgb(path)
     except (OSError, ValueError, SyntaxError, DataError):
         return None
@@ -44,6 +69,4 @@ def embed_picture(path: Path, alt: str, side: int = SIDE) -> Embedded | None:
         upright.save(out, format="PNG", optimize=True)
     else:
         upright.save(out, format="JPEG", quality=84)
-    kind = "png" if small else "jpeg"
-    data = base64.b64encode(out.getvalue()).decode("ascii")
-    return Embedded(f"data:image/{kind};base64,{data}", alt, small)
+    return Shrunk(out.getvalue(), "png" if small else "jpeg", small)

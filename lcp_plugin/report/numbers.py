@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from lcp_plugin.evaluation import scores as measures
-from lcp_plugin.evaluation.extras import EXTRAS
-from lcp_plugin.evaluation.metrics import title_of
+from lcp_plugin.evaluation.metric_table import title_of
 from lcp_plugin.evaluation.scores import Matrix
 from lcp_plugin.evaluation.tables import Column, Row, Table, format_number
 from lcp_plugin.report.blocks import Cell, Figure, Map
@@ -103,6 +102,8 @@ def describe_extras(scores: Sequence[Facts], runs: Sequence[RunFacts]) -> list[d
     found = next((s["extras"] for s in scores if s.get("extras")), None)
     if found is None:
         return []
+    from lcp_plugin.evaluation.extras import EXTRAS
+
     labels = {run.folder.name: run.label for run in runs}
     shown = {n: e for n, e in found.get("runs", {}).items() if n in labels}
     described = []
@@ -128,6 +129,8 @@ def describe_extras(scores: Sequence[Facts], runs: Sequence[RunFacts]) -> list[d
 
 def extra_values(name: str, facts: Facts) -> list[tuple[str, str]]:
     """The few numbers of a measure that fit into a row."""
+    from lcp_plugin.evaluation.extras import EXTRAS
+
     numbers = EXTRAS[name].numbers(facts)
     return [(key, "–" if math.isnan(v) else format_number(v)) for key, v in numbers]
 

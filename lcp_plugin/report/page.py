@@ -1,13 +1,10 @@
 """A run, or several side by side, as one page: its head, and the chapters that `chapters` writes.
 
-The template escapes every text; only the charts and the two style and script files pass as they
-are. A content security policy in the page forbids every request and every script but ours.
+A content security policy in the page forbids every request and every script but ours.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -15,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcp_plugin.evaluation import scores as measures
-from lcp_plugin.evaluation.metrics import title_of
+from lcp_plugin.evaluation.metric_table import title_of
 from lcp_plugin.evaluation.recognition import Recognition, tell_loss
 from lcp_plugin.evaluation.tables import format_number
 from lcp_plugin.report.blocks import Block
@@ -29,8 +26,8 @@ from lcp_plugin.report.read import (
     read_run,
     read_scores,
 )
+from lcp_plugin.report.templates import SCRIPT, STYLE, hash_scripts, open_templates, read_whole
 
-HERE = Path(__file__).resolve().parent
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -78,7 +75,7 @@ def write_report(
     """Writes report.html of a run (into its folder), or of several runs side by side.
 
     Args:
-        scores: scores.json of tools/evaluate.py; default: the one in the run's folder.
+        scores: scores.json of `lcp evaluate`; default: the one in the run's folder.
         output: the file to write; default report.html in the first run's folder.
     Raises:
         DataError: a folder that is no run's.
@@ -92,19 +89,16 @@ def write_report(
 
 def render_page(page: Page) -> str:
     """The page as HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    script = (HERE / "script.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    return environment.get_template("template.html.j2").render(
-        page=page,
-        style=Markup((HERE / "style.css").read_text("utf-8")),
-        script=Markup(script),
-        script_hash=Markup(f"sha256-{digest}"),
+    script = read_whole(SCRIPT)
+    return (
+        open_templates()
+        .get_template("template.html.j2")
+        .render(
+            page=page,
+            style=read_whole(STYLE),
+            scripts=[script],
+            script_hashes=hash_scripts([script]),
+        )
     )
 
 

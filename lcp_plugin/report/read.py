@@ -75,23 +75,26 @@ class RunFacts:
         return " · ".join([self.strategy or self.name, *parts])
 
 
-def read_run(folder: Path) -> RunFacts:
+def read_run(folder: Path, is_watched: bool = False) -> RunFacts:
     """The facts of a run's folder.
 
+    Args:
+        is_watched: while it goes on: tasks that are only planned count too, and the steps are left
+            to who follows the log.
     Raises:
         DataError: not a run's folder: neither run.json nor a task in it.
     """
-    lineage = [_read_json(p) for p in sorted(folder.glob("[0-9]*_*/lineage.json"))]
+    lineage = [read_json(p) for p in sorted(folder.glob("[0-9]*_*/lineage.json"))]
     lineage = sorted((x for x in lineage if x.get("task")), key=lambda x: int(x["task"]["index"]))
-    run = _read_json(folder / "run.json")
+    run = read_json(folder / "run.json")
     if not run and not lineage:
         raise DataError(f"{folder} is not a run's folder: no run.json and no finished task in it.")
     last: Facts = lineage[-1] if lineage else {}
     options = run.get("options") or run.get("config") or {}
     strategy = _as_table(last.get("strategy") or run.get("strategy") or options.get("strategy"))
     base = _as_table(last.get("base") or run.get("base"))
-    tasks = _read_tasks(run, lineage)
-    parent = _read_json(folder / "parent" / "lineage.json").get("tasks", ())
+    tasks = _read_tasks(run, lineage, is_watched)
+    parent = read_json(folder / "parent" / "lineage.json").get("tasks", ())
     start = max((int(record["index"]) for record in parent), default=0)
     samples = _read_samples(folder / "samples", tasks)
     return RunFacts(
@@ -105,16 +108,18 @@ def read_run(folder: Path) -> RunFacts:
         tasks=tasks,
         options=tuple((str(k), _text(v)) for k, v in sorted(options.items()) if v is not None),
         lineage=tuple(lineage),
-        steps=tuple(_read_steps(folder / "logs")),
+        steps=() if is_watched else tuple(_read_steps(folder / "logs")),
         samples={stage or start: cells for stage, cells in samples.items()},
         start=start,
     )
 
 
-def _read_tasks(run: Facts, lineage: Sequence[Facts]) -> tuple[TaskFacts, ...]:
-    """Finished tasks, oldest first; of a run without any, the planned ones."""
+def _read_tasks(run: Facts, lineage: Sequence[Facts], with_planned: bool) -> tuple[TaskFacts, ...]:
+    """Finished tasks, oldest first; of a run without any, or asked for, the planned ones."""
     planned = {str(t.get("name")): t for t in run.get("tasks", ()) if isinstance(t, Mapping)}
     records: dict[int, Facts] = {}
+    if with_planned:
+        records = {int(t.get("index", i)): t for i, t in enumerate(planned.values(), 1)}
     for link in lineage:
         records |= {int(r["index"]): r for r in link.get("tasks", ())}
         records[int(link["task"]["index"])] = link["task"]
@@ -190,10 +195,11 @@ def find_scores(folder: Path) -> Path | None:
 
 def read_scores(file: Path | None) -> Facts:
     """The parsed file; empty for None or a damaged one."""
-    return _read_json(file) if file is not None else {}
+    return read_json(file) if file is not None else {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The table in a file; empty for a missing or damaged one."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

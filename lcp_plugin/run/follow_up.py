@@ -1,5 +1,5 @@
 """What follows a finished run: exports and scores, if asked for, and its report. All can be made
-again by tools/export.py, evaluate.py and report.py: a failure here loses nothing and is one line.
+again by `lcp export`, `evaluate` and `report`: a failure here loses nothing and is one line.
 
 run.json records under "closed" what was made of which carry, so that the same command makes what a
 kill, or a package that was missing, has left out, and nothing twice.
@@ -8,6 +8,9 @@ kill, or a package that was missing, has left out, and nothing twice.
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,12 +46,32 @@ def sum_up_run(run: Context) -> str:
         lines.append(f"file size    above {limit}: --export lora:RANK truncates it, with its error")
     if grid.is_file():
         lines.append(f"sample grid  {grid}")
-    lines.append(f"chain on it  --prev {folders[-1].path}")
     shares = [f.lineage["training"]["fused"] for f in folders]
     if any(s["fused"] for s in shares):
         worst = max(s["missing_share"] for s in shares)
         lines.append(f"rounding     at most {worst:.2e} of ||D|| lost by fusing the carried delta")
     return "\n".join(lines)
+
+
+def next_steps(folder: Path, options: Options) -> list[str]:
+    """Three commands for what people do next: look at it, learn more on it, take it along."""
+    last, file = RunStore(folder.parent, folder.name).folders()[-1].path, f"{folder}.safetensors"
+    taken = Path(f"{folder}_diffusers.safetensors")
+    run, prev, lora, other = (quote(str(path)) for path in (folder, last, file, taken))
+    look = f"lcp watch {run}" if options.evaluate else f"lcp evaluate {run}"
+    return [
+        "",
+        "what next",
+        f"  look at it       {look}",
+        f"  learn more       lcp train --config MORE.toml --prev {prev}",
+        f"  take it along    lcp export {lora} --as diffusers -o {other}",
+        f"                   (ComfyUI and A1111 read {lora} as it is)",
+    ]
+
+
+def quote(word: str) -> str:
+    """A word as this system's shell takes it."""
+    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
 
 
 def close_run(folder: Path, options: Options, device: str) -> list[str]:
@@ -122,7 +145,7 @@ def export_run(folder: Path, options: Options) -> Made:
 
 
 def score_run(folder: Path, options: Options, device: str) -> Made:
-    """The scores of every task after every task, as tools/evaluate.py prints them; the sample grid
+    """The scores of every task after every task, as `lcp evaluate` prints them; the sample grid
     is marked by them.
     """
     from lcp_plugin.evaluation.command import run_command

@@ -95,10 +95,47 @@ def describe_plan(
         total += steps
         lines += _task_lines(number, task, data, steps)
     lines += ["", f"{total} steps in all on {_count(processes, 'process', 'es')}"]
+    lines += ["", *_estimate_lines(config, tasks, total, native)]
+    notices = [*config.notices, *(n for _, data in tasks for n in data.notices)]
+    if notices:
+        lines += ["", "Notices", *(f"  {notice}" for notice in dict.fromkeys(notices))]
+    return "\n".join(lines)
+
+
+def outline_plan(
+    config: RunConfig,
+    tasks: Sequence[tuple[TaskConfig, DataCounts]],
+    native: int | None,
+    estimates: bool,
+) -> list[str]:
+    """The plan in short: a line for each task, all steps, and what a run on SDXL costs."""
+    lines = [f"Tasks in order, strategy {config.options.strategy}"]
+    width = max(len(task.name) for task, _ in tasks)
+    for number, (task, data) in enumerate(tasks, 1):
+        counted = f"{data.num_repeated_images} with repeats"
+        images = _count(data.num_images, "image")
+        images += f", {counted}" if data.num_repeated_images != data.num_images else ""
+        lines.append(
+            f"  {number:>2}. {task.name:<{width}}  {task.kind}  {task.concept!r}: "
+            f"{data.total_steps()} steps, {images}"
+        )
+    total = sum(data.total_steps() for _, data in tasks)
+    lines.append(f"{total} steps in all")
+    if estimates:
+        lines += ["", *_estimate_lines(config, tasks, total, native)]
+    notices = dict.fromkeys(n for _, data in tasks for n in data.notices)
+    return [*lines, *(f"  {notice}" for notice in notices)]
+
+
+def _estimate_lines(
+    config: RunConfig,
+    tasks: Sequence[tuple[TaskConfig, DataCounts]],
+    total: int,
+    native: int | None,
+) -> list[str]:
     pixels = _largest(tasks, native)
     estimate = estimate_run(config.options, total, len(tasks), pixels)
-    lines += [
-        "",
+    return [
         f"Estimates for SDXL at this size and all {_count(len(tasks), 'task')}, weights by shape,",
         f"activations and time of {estimate.card}",
         f"  one adapter     {estimate.adapter_gb:.2f} GB",
@@ -107,10 +144,6 @@ def describe_plan(
         f"  time            {_hours(estimate.hours)}",
         *_rehearsal_lines(config.options, estimate.hours, len(tasks), pixels),
     ]
-    notices = [*config.notices, *(n for _, data in tasks for n in data.notices)]
-    if notices:
-        lines += ["", "Notices", *(f"  {notice}" for notice in dict.fromkeys(notices))]
-    return "\n".join(lines)
 
 
 def _rehearsal_lines(options: Options, hours: float, tasks: int, pixels: int) -> list[str]:

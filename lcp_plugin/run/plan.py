@@ -17,13 +17,14 @@ from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.examples import check_images
-from lcp_plugin.errors import ConfigError, FinishedError
+from lcp_plugin.errors import ConfigError, FinishedError, Page, explaining
 from lcp_plugin.hooks import Strategy
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.run.chaining import check_base, fit_strategy, tell_apart
 from lcp_plugin.run.network_weights import check_start
 from lcp_plugin.run.parent_prompts import note_prompts
 from lcp_plugin.run.record import (
+    describe_command,
     describe_options,
     describe_parent,
     list_image_folders,
@@ -39,6 +40,7 @@ from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import Task
 from lcp_plugin.training.optimizers import OptimizerChoice, check_optimizer
 from lcp_plugin.training.processes import Processes, share_carry, share_decision
+from lcp_plugin.training.schedules import RateSchedule, check_schedule
 from lcp_plugin.training.state import read_manifest
 
 
@@ -66,6 +68,11 @@ class RunPlan:
         """output_name."""
         return self.store.name
 
+    def count_steps(self, task: Task) -> int | None:
+        """Optimizer steps of a task; None where epochs decide and images must be counted."""
+        options = self.configs[task.name].options
+        return None if options.max_train_epochs else options.max_train_steps
+
 
 def make_plan(config: RunConfig) -> RunPlan:
     """Everything that can be known before a model is loaded, checked.
@@ -85,7 +92,8 @@ def make_plan(config: RunConfig) -> RunPlan:
     if found is None:
         parent = choose_parent(options, strategy, base)
         parent = tell_apart(parent, [task.name for task in config.tasks])
-        parent = note_prompts(parent, options.prev_prompts, strategy)
+        with explaining(Page.RECALL, ConfigError):
+            parent = note_prompts(parent, options.prev_prompts, strategy)
         check_start(options, parent, is_new=True)
         seed = options.seed if options.seed is not None else secrets.randbelow(2**31)
     else:
@@ -104,8 +112,8 @@ def make_plan(config: RunConfig) -> RunPlan:
 
 
 def check_places(options: Options) -> None:
-    """Raises ConfigError for an output_dir or cache_dir that cannot be made or written to."""
-    for key in ("output_dir", "cache_dir"):
+    """Raises ConfigError for a folder that cannot be made or written to."""
+    for key in ("output_dir", "cache_dir", *(["logging_dir"] if options.log_with else [])):
         if not (name := getattr(options, key)):
             continue
         found = Path(name).expanduser().absolute()
@@ -123,8 +131,12 @@ def check_places(options: Options) -> None:
 
 
 def check_optimizers(config: RunConfig) -> None:
-    """Raises ConfigError for optimizer_args, of the run or of one task, that do not fit."""
+    """Raises ConfigError for an optimizer's or a schedule's arguments, of the run or of one task,
+    that do not fit.
+    """
     every = [config.options, *(task.options for task in config.tasks)]
+    for schedule in dict.fromkeys(RateSchedule.of(options) for options in every):
+        check_schedule(schedule)
     for choice in dict.fromkeys(OptimizerChoice.of(options) for options in every):
         check_optimizer(choice)
 
@@ -195,9 +207,11 @@ def describe_beginning(plan: RunPlan) -> dict[str, Any]:
     """What run.json says of a run before it begins."""
     return {
         "name": plan.name,
+        "command": describe_command(plan.config.arguments),
         "fingerprint": plan.config.fingerprint(),
         "options": describe_options(plan.options),
         "tasks": [record.to_json() for task in plan.tasks for record in task.records()],
+        "steps": {task.name: plan.count_steps(task) for task in plan.tasks},
         "images": list_image_folders(plan.config),
         "strategy": {"name": plan.strategy.name, "args": list(plan.options.strategy_args)},
         "base": asdict(plan.base_id),

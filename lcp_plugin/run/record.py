@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
+import shlex
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from lcp_plugin import __version__
@@ -112,6 +118,23 @@ def describe_options(options: Options) -> dict[str, Any]:
     }
 
 
+def describe_command(arguments: Sequence[str]) -> dict[str, str]:
+    """The command line that started this process, and the folder it was given in."""
+    program = Path(sys.argv[0] or "lcp")
+    words = ["lcp", "train"]
+    if program.name == "__main__.py":
+        words = ["python", "-m", "lcp_plugin", "train"]
+    elif program.suffix == ".py":
+        words = ["python", str(program)]
+        if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate's launcher sets it
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            several = ["--num_processes", str(processes)] if processes > 1 else []
+            words = ["accelerate", "launch", *several, str(program)]
+    words += arguments
+    line = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    return {"line": line, "folder": str(Path.cwd())}
+
+
 def text_delta_hash(carry: Carry) -> str:
     """Names the text encoders' delta, for caches of their outputs: "none" where there is none."""
     names = [name for name in carry.change.modules() if not name.startswith("unet.")]
@@ -122,12 +145,15 @@ def text_delta_hash(carry: Carry) -> str:
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"lcp_plugin": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return found | {package: _version_of(package) for package in PACKAGES}
+
+
+@cache
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def stamp(seconds: float) -> str:

@@ -6,7 +6,6 @@ Files then record what was really used, and replaying a run finds it again.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from lcp_plugin.config.check import cannot_start
 from lcp_plugin.config.load import RunConfig
@@ -61,7 +60,7 @@ def settle_zero_terminal(config: RunConfig) -> RunConfig:
             f"{_SAYS_SO}; use one of {', '.join(FROM_PURE_NOISE)}."
         )
     if options.sample_prompts:
-        prompts = read_prompts(Path(options.sample_prompts))
+        prompts = read_prompts(options.sample_prompts)
         if unfit := {p.sample_sampler for p in prompts if p.sample_sampler} - set(FROM_PURE_NOISE):
             raise ConfigError(f"sample_prompts {cannot_start(unfit)}")
 

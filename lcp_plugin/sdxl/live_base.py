@@ -180,7 +180,7 @@ class LiveBase:
     def draw(self, prompts: Sequence[str], latents: Tensor, how: DrawSettings) -> list[Image]:
         """An image per prompt and starting latent, of the model as it is but for dropout."""
         with self.text_encoders():
-            self.bank.add(self.pipeline, [*prompts, how.negative])
+            self.bank.add(self._encode, [*prompts, how.negative])
         training = self.adapted.training
         self.adapted.eval()
         asked, empty = self.bank(prompts), self.bank([how.negative])

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 TINY_NAME = "tiny-sdxl"
 REFINED_KEYS = ("conditioner.embedders.1.model.", "conditioner.embedders.0.transformer.")
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
 WEIGHT_FOLDERS = ("unet", "text_encoder", "text_encoder_2")
 # keys of a single file whose mere presence says how it was trained: v-prediction; v-prediction
 # whose last timestep is pure noise
+PUBLISHED_SDXL = "stabilityai/stable-diffusion-xl-base-1.0"  # whose configs diffusers takes
 V_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"
 
 
@@ -50,11 +52,37 @@ class BaseId:
 
 
 def load_tokenizer(name: str | None) -> Any | None:
-    """The tokenizer of a base that is a folder, without its models; None where it is a file."""
+    """The tokenizer of a base, without its models; None where it is not on this machine as yet.
+
+    That of a single file is in the folder of its configs, or in what diffusers has fetched before.
+    """
+    from huggingface_hub import try_to_load_from_cache
     from transformers import CLIPTokenizer
 
-    folder = find_base(name) / "tokenizer"
+    path = find_base(name)
+    configs = path if path.is_dir() else _folder_beside(path)
+    if configs is None:
+        fetched = try_to_load_from_cache(PUBLISHED_SDXL, "tokenizer/vocab.json")
+        configs = Path(fetched).parents[1] if isinstance(fetched, str) else path
+    folder = Path(configs) / "tokenizer"  # of an empty one transformers would make a tokenizer too
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True) if folder.is_dir() else None
+
+
+def find_tokenizer(name: str) -> Any | None:
+    """The tokenizer of a base, if it is on this machine, a hub id's download included.
+
+    Raises BaseModelError for a name that is neither on disk nor a hub id.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if name.count("/") != 1 or Path(name).expanduser().exists():
+        return load_tokenizer(name)
+    files = [try_to_load_from_cache(name, f"tokenizer/{file}") for file in TOKENIZER_FILES]
+    if not all(isinstance(file, str) for file in files):
+        return None
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(Path(str(files[0])).parent, local_files_only=True)
 
 
 def find_base(name: str | None) -> Path:

@@ -7,6 +7,8 @@ huggingface_hub bring along. Either lock dies with its process.
 
 from __future__ import annotations
 
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -57,3 +59,28 @@ def _posix_lock(file: Path) -> Iterator[None]:
     with file.open("wb") as handle:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+def is_held(folder: Path) -> bool | None:
+    """Whether a process works in a run's folder, asked without taking the lock (F_GETLK).
+
+    None where the system cannot say. Not for a process that holds the lock itself: POSIX forgets a
+    process's locks on a file as soon as it closes the file anywhere.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    # struct flock: Linux has type, whence, start, len, pid; the BSDs and macOS start, len, pid, ...
+    layout, at = ("@hhqqi", 0) if sys.platform == "linux" else ("@qqihh", 3)
+    asked = [0] * 5
+    asked[at] = fcntl.F_RDLCK  # a lock for writing stands against it
+    request = struct.pack(layout, *asked).ljust(64, b"\0")
+    try:
+        with (folder / LOCK).open("rb") as handle:
+            answer = fcntl.fcntl(handle, fcntl.F_GETLK, request)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return int(struct.unpack_from(layout, answer)[at]) != fcntl.F_UNLCK

@@ -137,7 +137,7 @@ def plan_milestones(
     points: dict[int, list[SavePoint]] = {}
     for point in list_save_points(options, lesson.data.total_steps(processes), per_epoch):
         points.setdefault(point.step, []).append(point)
-    prompts = read_prompts(Path(options.sample_prompts)) if options.sample_prompts else ()
+    prompts = read_prompts(options.sample_prompts) if options.sample_prompts else ()
     return Milestones(
         stem=stem,
         write_file=write_file,

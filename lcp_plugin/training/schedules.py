@@ -169,6 +169,12 @@ def make_course(schedule: RateSchedule, total: int, rates: Sequence[float]) -> C
     return lambda step: [rate * multiplier(step) for rate in rates]
 
 
+def check_schedule(schedule: RateSchedule) -> None:
+    """Raises ConfigError for a schedule that no run could use, before there is a model."""
+    course = make_course(schedule, 100, (1.0,))
+    course(1)
+
+
 class _ClassCourse:
     """A scheduler class, stepped as far as asked for."""
 

@@ -104,7 +104,7 @@ def test_lycoris_locon_is_trained_on_the_layers_and_ranks_that_lycoris_gives_it(
     assert any("rank_dropout as networks.lora has it" in notice for notice in run.notices)
     run = load_form(LoRA_type="LyCORIS/LoCon", rank_dropout=0, LyCORIS_preset="attn-mlp")
     assert run.options.network_args == ()
-    assert any("the same layers and formula" in notice for notice in run.notices)
+    assert any("without conv_dim, on the same layers" in notice for notice in run.notices)
     changes = {"text_encoder_lr": 1e-4, "LyCORIS_preset": "unet-only"}
     assert load_form(LoRA_type="LyCORIS/LoCon", **changes).options.network_train_unet_only
 
@@ -112,7 +112,6 @@ def test_lycoris_locon_is_trained_on_the_layers_and_ranks_that_lycoris_gives_it(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"use_cp": True}, "use_cp"),
         ({"dora_wd": True}, "dora_wd"),
         ({"train_norm": True}, "train_norm"),
         ({"LyCORIS_preset": "full-lin"}, "'full-lin'"),

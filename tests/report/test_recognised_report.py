@@ -12,7 +12,14 @@ from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
-from report_samples import NAMES, Outline, make_run, record
+from report_samples import (
+    NAMES,
+    Outline,
+    add_recognition,
+    looks_like,
+    make_run,
+    record,
+)
 
 from lcp_plugin.evaluation.recognition import Look, Recognition
 from lcp_plugin.report.page import say_recognised
@@ -22,33 +29,8 @@ from lcp_plugin.tasks import TaskRecord
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def looks_like(share, other=None, other_share=0.0):
-    return {"share": share, "other": other, "other_share": other_share}
-
-
-def add_recognition(folder):
-    """The robot is a teapot by the end, the second concept blurs, the teapot is there."""
-    file = folder / "evaluation" / "scores.json"
-    scores = json.loads(file.read_text("utf-8"))
-    entry = scores["runs"][0]
-    entry["tasks"] = list(NAMES)
-    entry["stages"] = [{"name": f"after {i + 1:02d}_{name}"} for i, name in enumerate(NAMES)]
-    entry["recognition"] = {
-        "metric": "effnet",
-        "images": 4,
-        "base": [looks_like(0.25, "evil", 0.75)] * 3,
-        "looks": [
-            [looks_like(1.0), looks_like(0.75, "evil", 0.25), looks_like(0.25, "teapot", 0.75)],
-            [None, looks_like(0.75, "robot", 0.25), looks_like(0.5, "robot", 0.25)],
-            [None, None, looks_like(1.0)],
-        ],
-    }
-    file.write_text(json.dumps(scores))
-    return folder
-
-
 def report_of(*arguments):
-    """tools/report.py in this process; its exit status."""
+    """`lcp report` in this process; its exit status."""
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         import report
@@ -103,10 +85,10 @@ def test_the_grid_of_a_scored_run_is_marked_where_a_concept_is_no_longer_recogni
     before = grid.read_bytes()
     assert report_of(run) == 0
     assert grid.read_bytes() == before  # nothing is known of what is recognised
-    assert "tools/evaluate.py mine" in (run / "report.html").read_text("utf-8")
+    assert "lcp evaluate mine" in (run / "report.html").read_text("utf-8")
     add_recognition(run)
     assert report_of(run) == 0
-    assert "tools/evaluate.py mine" not in (run / "report.html").read_text("utf-8")
+    assert "lcp evaluate mine" not in (run / "report.html").read_text("utf-8")
     plain = np.asarray(Image.open(io.BytesIO(before)).convert("L"), dtype=float)
     marked = np.asarray(Image.open(grid).convert("L"), dtype=float)
     assert marked.shape[0] > plain.shape[0]  # the legend

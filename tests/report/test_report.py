@@ -43,7 +43,7 @@ def test_a_chained_run_begins_where_its_parent_ended(tmp_path):
 
 
 def test_the_template_prints_every_kind_of_block_that_a_chapter_can_be_made_of():
-    template = (ROOT / "lcp_plugin" / "report" / "template.html.j2").read_text("utf-8")
+    template = (ROOT / "lcp_plugin" / "report" / "blocks.html.j2").read_text("utf-8")
     kinds = {kind.kind for kind in Block.__subclasses__()}
     assert set(re.findall(r'b\.kind == "(\w+)"', template)) == kinds
 

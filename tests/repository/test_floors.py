@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lcp_plugin"
 
 FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
-    "lcp_plugin errors seeds",
+    "lcp_plugin errors seeds terminal",
     "tasks lora norms",
     "adapter",
     "delta",
@@ -28,9 +28,9 @@ FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
     "delivery training",
     "evaluation",
     "report",
-    "run",
+    "run watch",
     "cli kohya doctor",
-    "sweep",
+    "sweep initial",
     "commands",
     "__main__",
 )
@@ -41,6 +41,7 @@ NO_IMPORT = {  # strings that read like modules of ours and import nothing
     ("registry", "lcp_plugin.strategies"): "an entry point group",
     ("registry", "lcp_plugin.observers"): "an entry point group",
     ("config.options_train", "lcp_plugin.kohya"): "a value of network_module",
+    ("config.foreign_networks", "lcp_plugin.kohya"): "a value of network_module",
 }
 
 

@@ -181,7 +181,7 @@ def test_every_observer_is_told_the_validation_loss(
     assert [[line["step"], line["loss"]] for line in read_validation(log)] == facts
     assert len(read_steps(log)) == 4, "steps and validation are told apart"
     shown = capsys.readouterr().err
-    assert f"task 1 disc0: step 4, validation loss {facts[1][1]:.4f}" in shown
+    assert f"task 1 of 1 disc0: step 4, validation loss {facts[1][1]:.4f}" in shown
 
 
 def test_an_observer_that_answers_is_refused(train: Train) -> None:

