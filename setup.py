@@ -67,6 +67,7 @@ setup(
         "bitsandbytes>=0.50",
         "toml>=0.10.2",
         "huggingface_hub>=1.33",
+        "filelock>=3.20",
         "numpy>=2.4",
         "pillow>=13.0",
         "tqdm>=4.66",
@@ -91,6 +92,7 @@ setup(
             "submitit>=1.5",
             "ruff>=0.6",
             "mypy>=1.11",
+            "pyyaml>=6.0",
         ],
     },
     entry_points={

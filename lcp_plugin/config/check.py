@@ -15,6 +15,7 @@ from typing import Any
 
 from lcp_plugin.config.convert import Unfit, parse_bytes
 from lcp_plugin.config.findings import Findings, did_you_mean
+from lcp_plugin.config.names import LONGEST_NAME, is_fit_anywhere
 from lcp_plugin.config.optimizer_table import OPTIMIZER_NAMES, find_optimizer, finds_its_rate
 from lcp_plugin.config.options import Options, option_fields
 from lcp_plugin.config.prompts import read_prompts
@@ -288,7 +289,7 @@ def _check_run(options: Options, problem: Any) -> None:
     _check_resume(options, problem)
     _check_sampler(options, problem)
     name = options.output_name or ""
-    if any(c in name for c in '/\\:*?"<>|') or name.strip(". ") != name:
+    if not is_fit_anywhere(name) or len(name) > LONGEST_NAME:
         problem("output_name", f"= {name!r} is unfit as a file name; the folder is output_dir.")
 
 

@@ -12,6 +12,7 @@ from lcp_plugin.config.convert import UNSET, convert_option
 from lcp_plugin.config.datasets import DatasetConfig, DatasetReader, SubsetConfig
 from lcp_plugin.config.findings import Findings, did_you_mean
 from lcp_plugin.config.folders import describe_left_out, list_images
+from lcp_plugin.config.names import is_fit_as_folder
 from lcp_plugin.config.options import Options, option_fields, option_types
 from lcp_plugin.config.tables import read_table
 from lcp_plugin.errors import ConfigError
@@ -29,8 +30,6 @@ TASK_KEYS = (
     "datasets",
 )
 _TEXT_KEYS = ("name", "kind", "concept", "class_name", "train_prompt")
-_FOLDER_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9 ._-]{0,79}$")
-_RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -274,7 +273,7 @@ def read_dataset_file(reader: DatasetReader, folder: Path) -> tuple[DatasetConfi
 
 def check_folder_name(name: str, key: str, source: str, findings: Findings) -> None:
     """A problem if a name is unfit as the name of a folder on any system."""
-    if not _FOLDER_NAME.match(name) or name[-1] in ". " or _RESERVED.match(name):
+    if not is_fit_as_folder(name):
         findings.problem(
             source,
             f"{key} = {name!r} is unfit as a folder name; use letters, digits, _ and -.",

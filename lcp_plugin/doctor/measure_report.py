@@ -130,7 +130,9 @@ def _run_once(request: Request, more: Mapping[str, str]) -> list[dict[str, Any]]
         asked, written = Path(folder) / "request.json", Path(folder) / "rows.jsonl"
         asked.write_text(to_json(request), encoding="utf-8")
         command = [sys.executable, "-m", "lcp_plugin.doctor.measuring", str(asked), str(written)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", env=environment
+        )
         lines = written.read_text(encoding="utf-8").splitlines() if written.is_file() else []
     rows = [json.loads(line) for line in lines]
     if done.returncode or not rows:  # killed, or broken outside of what is caught

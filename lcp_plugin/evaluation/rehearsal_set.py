@@ -11,13 +11,13 @@ seeds are fixed, one that is there is not drawn again, and none of another set i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import toml
 
+from lcp_plugin.config.names import make_fit
 from lcp_plugin.errors import ConfigError, DataError, LineageError
 from lcp_plugin.evaluation.pictures import Picture, Stage, Studio, name_weights
 from lcp_plugin.formats.disk import write_bytes
@@ -62,7 +62,9 @@ class RehearsalSet:
     def pictures(self, folder: Path) -> list[Picture]:
         """All pictures of the set, in `folder`."""
         return [
-            Picture(folder / f"1_{_for_a_name(concept)}" / f"{number:03d}.png", prompt, number)
+            Picture(
+                folder / f"1_{make_fit(concept, 'concept')}" / f"{number:03d}.png", prompt, number
+            )
             for concept, prompts in self.prompts.items()
             for number, prompt in enumerate(prompts)
         ]
@@ -196,8 +198,3 @@ def describe_set(plan: RehearsalSet, pictures: Sequence[Picture]) -> str:
     )
     table = {"datasets": [{"resolution": size, "subsets": subsets}]}
     return f"{head}{toml.dumps(table)}"
-
-
-def _for_a_name(concept: str) -> str:
-    """A concept as part of a folder's name on any system."""
-    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", concept).strip(" .") or "concept"

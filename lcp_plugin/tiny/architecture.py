@@ -240,8 +240,8 @@ def _declare_fp32(file: Path) -> None:
     """transformers 5 loads what the configuration declares, diffusers fp32: let them agree."""
     import json
 
-    config = {k: v for k, v in json.loads(file.read_text()).items() if k != "torch_dtype"}
-    file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+    config = {k: v for k, v in json.loads(file.read_text("utf-8")).items() if k != "torch_dtype"}
+    file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", "utf-8")
 
 
 def _prefix_text_model(file: Path) -> None:

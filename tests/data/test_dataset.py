@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -146,6 +147,13 @@ def test_the_number_of_workers_does_not_matter(make: Make, workers: int) -> None
     assert len(loaded) == 3  # batches 3, 5 and 7
     expected = [data.batch(k) for k in (3, 5, 7)]
     assert all(equal(a, b) for a, b in zip(loaded, expected, strict=True))
+
+
+def test_a_worker_may_be_spawned_as_windows_and_macos_do(make: Make) -> None:
+    """It gets the task's data pickled, and makes the same batches of them."""
+    data = make()
+    again: TaskData = pickle.loads(pickle.dumps(data))
+    assert equal(again.batch(3), data.batch(3))
 
 
 def test_cached_latents_are_the_encoded_pixels(make: Make) -> None:

@@ -1,4 +1,4 @@
-"""`lcp doctor --report`: what a bug report needs, nothing of who wrote it or what it learned."""
+"""`lcp doctor --report`: what an issue needs, and nothing of who wrote it or what was learned."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from PIL import Image
 from toy_runs import draw_two, write_run
 
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.evaluation import ahead, command
+from lcp_plugin.evaluation import ahead, command, processes
 from lcp_plugin.evaluation.ahead import Work, deal, list_work
 from lcp_plugin.evaluation.chains import read_chain
 from lcp_plugin.evaluation.options import build_parser
@@ -63,6 +63,16 @@ def missing(trained, output):
     chains = [read_chain(run, trained[1]) for run in trained[0]]
     chains = [replace(c, tasks=tuple(apply(t) for t in c.tasks)) for c in chains]
     return list_work(evaluation, chains)
+
+
+@pytest.mark.parametrize(
+    "system", [("darwin", ["spawn", "fork", "forkserver"]), ("win32", ["spawn"])]
+)
+def test_nothing_is_forked_where_that_is_unsafe_or_unknown(system, monkeypatch):
+    monkeypatch.setattr(processes.sys, "platform", system[0])
+    monkeypatch.setattr(processes.multiprocessing, "get_all_start_methods", lambda: system[1])
+    assert processes.library_server() is None
+    assert ahead._context().get_start_method() == "spawn"
 
 
 def test_two_processes_draw_what_one_does(trained, tmp_path, monkeypatch):
