@@ -41,15 +41,18 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
     (
         "Learn",
         (
-            Verb("init", "make a config from a folder of photos, with reasons", Page.INIT),
+            Verb(
+                "init",
+                "a folder of folders of photos becomes a commented config that runs",
+                Page.INIT,
+            ),
             Verb("train", "learn a sequence of tasks, one LoRA for all; takes kohya's options"),
-            Verb("doctor", "what this machine has, and which preset fits", Page.PRESETS),
-            Verb("options", "every option of train, with defaults and kohya's differences"),
         ),
     ),
     (
         "Look",
         (
+            Verb("watch", "a page in your browser that shows a run while it runs"),
             Verb("evaluate", "score what a run has learned and forgotten", Page.SCORES),
             Verb("report", "one HTML page for one run, or for several side by side"),
             Verb("conflicts", "what collides between tasks, or between LoRA files", Page.MERGING),
@@ -81,6 +84,14 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 "draw what a LoRA knows, as regularisation images for any trainer",
                 Page.DRAWING,
             ),
+        ),
+    ),
+    (
+        "Know",
+        (
+            Verb("doctor", "what this machine has, and which preset fits", Page.PRESETS),
+            Verb("options", "every option of train, with defaults and kohya's differences"),
+            Verb("completion", "what makes bash, zsh or tcsh complete all of this"),
         ),
     ),
 )
@@ -125,6 +136,13 @@ def command(serve: Callable[[Sequence[str]], int]) -> Main:
         except BrokenPipeError:  # `lcp options | head`
             sys.stdout = None  # Python would complain of it at its end
             return CLOSED_PIPE
+        except OSError as error:
+            from lcp_plugin.formats.disk import full_disk
+
+            if (full := full_disk(error)) is None:
+                raise
+            print(full.told, file=sys.stderr)
+            return full.exit_code
 
     return main
 

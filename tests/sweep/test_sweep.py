@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from strategy_variants import FOUR
 
 from lcp_plugin.errors import ConfigError, LcpError
 from lcp_plugin.evaluation import evaluate
@@ -32,7 +31,7 @@ from lcp_plugin.sweep import running as sweep
 from lcp_plugin.sweep.adoption import adopt_tasks
 from lcp_plugin.sweep.command import sample_as_configured
 from lcp_plugin.sweep.options import add_sweep_options
-from lcp_plugin.sweep.plan import PlannedRun, SweepPlan, list_lanes, plan_runs
+from lcp_plugin.sweep.plan import PlannedRun, SweepPlan
 from lcp_plugin.sweep.running import execute_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,53 +64,6 @@ def test_a_comparison_samples_as_the_config_does(write_config, given, wanted):
     args = parser.parse_args(given)
     sample_as_configured(args, [])
     assert (args.steps, args.guidance) == wanted
-
-
-# ------------------------------------------------------------------------------ the plan
-
-
-def test_a_lane_has_a_leader_and_the_others_follow_it(tmp_path):
-    plan = plan_runs(
-        Path("c.toml"), FOUR, ("independent", "joint"), list_lanes((None, 5), (0, 1)), tmp_path
-    )
-    assert [len(wave) for wave in plan.waves] == [8, 16]  # leaders and joint; followers
-    names = {run.name for run in plan.runs}
-    assert {"naive_seed0", "magmax_order5_seed1", "joint_order5_seed0"} <= names
-    by_name = {run.name: run for run in plan.runs}
-    assert by_name["naive_order5_seed1"].leader == ""
-    assert by_name["magmax_order5_seed1"].leader == "naive_order5_seed1"
-    assert by_name["joint_seed0"].leader == ""
-    arguments = by_name["magmax_order5_seed1"].arguments
-    assert arguments[:4] == ("--config", "c.toml", "--strategy", "magmax")
-    assert "--order_seed" in arguments
-    assert "--order_seed" not in by_name["naive_seed0"].arguments
-
-
-def test_a_strategy_is_swept_with_arguments_of_its_own():
-    strategies = ("naive", "recall", "recall of=merge_init images=4")
-    plan = plan_runs(Path("c.toml"), strategies, (), list_lanes((None,), (0,)), Path("o"))
-    by_name = {run.name: run.arguments for run in plan.runs}
-    varied = " ".join(by_name["recall_of_merge_init_images_4_seed0"])
-    assert (
-        "--strategy recall --seed 0 --strategy_args of=merge_init images=4 --output_dir" in varied
-    )
-    assert "--strategy_args" not in by_name["recall_seed0"]
-
-
-def test_merging_at_the_end_waits_for_the_independent_adapters():
-    ceilings = ("independent", "merge_at_end")
-    plan = plan_runs(Path("c.toml"), ("naive",), ceilings, list_lanes((None,), (0,)), Path("o"))
-    assert [[run.strategy for run in wave] for wave in plan.waves] == [
-        ["naive"],
-        ["independent"],
-        ["merge_at_end"],
-    ]
-
-
-def test_a_sweep_of_nothing_or_of_one_strategy_twice_is_refused(tmp_path):
-    for strategies in ((), ("naive", "naive")):
-        with pytest.raises(ConfigError, match="each once"):
-            plan_runs(Path("c.toml"), strategies, (), list_lanes((None,), (0,)), tmp_path)
 
 
 # ------------------------------------------------------------------------------ sharing
@@ -168,7 +120,7 @@ def planned(tmp_path, name, code, leader=""):
 def test_a_finished_run_is_left_alone_and_a_failed_one_shows_its_log(tmp_path, monkeypatch):
     calls = []
 
-    def train(arguments, log, threads):
+    def train(arguments, log, threads, card):
         calls.append(arguments)
         log.write_text("first line\nthe reason\n")
         return 3
@@ -225,7 +177,7 @@ def test_only_as_many_runs_as_asked_for_run_at_once_on_their_share_of_the_cores(
 ):
     now, most, threads = [], [], []
 
-    def execute(run, share):
+    def execute(run, share, card):
         now.append(run.name)
         most.append(len(now))
         threads.append(share)
@@ -258,7 +210,7 @@ def test_an_unknown_job_parameter_form_is_told(tmp_path):
 
 def test_waves_wait_for_each_other_and_skip_what_is_finished(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(sweep, "execute_planned", lambda run, _: order.append(run.name))
+    monkeypatch.setattr(sweep, "execute_planned", lambda run, *_: order.append(run.name))
     write_json(tmp_path / "b" / "run.json", {"status": "finished"})
     waves = (
         (planned(tmp_path, "a", ""), planned(tmp_path, "b", "")),
@@ -364,7 +316,7 @@ def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypat
 
     trained = []
 
-    def in_this_process(arguments, log, threads):
+    def in_this_process(arguments, log, threads, card):
         log.write_text("")
         before = len(list((tmp_path / "comparison" / "runs").glob("*/*/lineage.json")))
         status = cli.main(list(arguments))
