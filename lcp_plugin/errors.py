@@ -16,12 +16,24 @@ class Page(StrEnum):
     """The pages that errors name, each with the heading that explains them."""
 
     OPTIONS = "configs/OPTIONS.md"
-    TASKS = "configs/OPTIONS.md#a-task-tasks"
-    STRATEGIES = "configs/OPTIONS.md#tasks-and-strategy"
     BASE = "configs/OPTIONS.md#base-model"
-    MEMORY = "configs/OPTIONS.md#precision-and-memory"
-    RESUMING = "configs/OPTIONS.md#saving-and-resuming"
+    PHOTOS = "docs/tutorial.md#2-lay-out-the-photos"
+    INIT = "docs/tutorial.md#3-let-lcp-init-write-the-config"
+    STRATEGIES = "docs/strategies.md#which-one"
+    STRATEGY_CHANGE = "docs/strategies.md#changing-the-strategy-of-a-chain"
     RECALL = "docs/recall.md#arguments"
+    HOOKS = "docs/write_a_strategy.md#the-hooks"
+    OBSERVERS = "docs/write_a_strategy.md#an-observer"
+    CHAINS = "docs/questions.md#3-resume-continue-fuse-which-of-them-do-i-want"
+    RESUMING = "docs/questions.md#7-it-was-killed-does-it-go-on-or-start-at-0"
+    MEMORY = "docs/questions.md#9-does-it-fit-8-or-12-gb"
+    PRESETS = "docs/speed.md#which-preset-fits-my-card"
+    LORAS = "docs/coming_from.md#your-loras"
+    LINEAGE = "docs/files.md#what-a-lora-was-trained-on"
+    MERGING = "docs/files.md#merging"
+    FORMS = "docs/files.md#other-forms"
+    DRAWING = "docs/files.md#drawing-what-a-lora-knows"
+    SCORES = "docs/evaluation.md#what-is-measured"
 
 
 class LcpError(Exception):
@@ -38,12 +50,12 @@ class LcpError(Exception):
 
 
 @contextmanager
-def explaining(page: Page, kind: type[LcpError] = LcpError) -> Iterator[None]:
+def explaining(page: Page | None, kind: type[LcpError] = LcpError) -> Iterator[None]:
     """Errors of `kind` that are raised inside name this page; the innermost `explaining` holds."""
     try:
         yield
     except kind as error:
-        if "page" not in vars(error):
+        if page is not None and "page" not in vars(error):
             error.page = page
         raise
 
@@ -61,7 +73,7 @@ class ConfigError(LcpError):
 class DataError(LcpError):
     """A missing, empty or unreadable image, caption or folder."""
 
-    page = Page.TASKS
+    page = Page.PHOTOS
 
 
 class BaseModelError(LcpError):
@@ -73,11 +85,13 @@ class BaseModelError(LcpError):
 class FileFormatError(LcpError):
     """A tensor or JSON file that is truncated, damaged, foreign or not allowed (pickle)."""
 
+    page = Page.LORAS
+
 
 class LineageError(LcpError):
     """A parent or task folder of another run: wrong base, other strategy, broken hash."""
 
-    page = Page.STRATEGIES
+    page = Page.CHAINS
 
 
 class StrategyError(LcpError):

@@ -74,7 +74,8 @@ def find(kind: type[Plugin], name: str) -> type[Plugin]:
     """
     what = kind.__name__.lower()
     if ":" in name:
-        return check_plugin(kind, _load_path(name, what))
+        with explaining(Page.OBSERVERS if kind is Observer else Page.HOOKS, StrategyError):
+            return check_plugin(kind, _load_path(name, what))
     if name in _built_in(kind):
         return _built_in(kind)[name]
     installed = _installed(kind)
@@ -155,9 +156,9 @@ def create(kind: type[Plugin], name: str, args: Sequence[str] = ()) -> Plugin:
     Raises:
         StrategyError: unknown argument (with a suggestion), wrong value, missing argument.
     """
-    cls = find(kind, name)
-    with explaining(PAGES.get(name, Page.STRATEGIES), StrategyError):
-        return _create(cls, name, args)
+    usual = Page.OBSERVERS if kind is Observer else Page.STRATEGIES
+    with explaining(PAGES.get(name, usual), StrategyError):
+        return _create(find(kind, name), name, args)
 
 
 def _create(cls: type[Plugin], name: str, args: Sequence[str]) -> Plugin:

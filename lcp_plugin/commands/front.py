@@ -16,7 +16,7 @@ from functools import wraps
 from typing import Protocol
 
 from lcp_plugin import __version__
-from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.errors import ConfigError, LcpError, Page, explaining
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141  # as a shell counts a program that SIGPIPE has ended
@@ -28,6 +28,7 @@ class Verb:
 
     name: str
     about: str
+    page: Page | None = None  # that explains its options
     module: str = ""  # in this room, where it is not called as the verb
 
     @property
@@ -40,7 +41,11 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
     (
         "Learn",
         (
-            Verb("init", "a folder of folders of photos becomes a commented config that runs"),
+            Verb(
+                "init",
+                "a folder of folders of photos becomes a commented config that runs",
+                Page.INIT,
+            ),
             Verb("train", "learn a sequence of tasks, one LoRA for all; takes kohya's options"),
         ),
     ),
@@ -48,31 +53,43 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
         "Look",
         (
             Verb("watch", "a page in your browser that shows a run while it runs"),
-            Verb("evaluate", "score what a run has learned and forgotten"),
+            Verb("evaluate", "score what a run has learned and forgotten", Page.SCORES),
             Verb("report", "one HTML page for one run, or for several side by side"),
-            Verb("conflicts", "what collides between tasks, or between LoRA files"),
-            Verb("lineage", "where a LoRA comes from, anyone's; TOML that trains it again"),
+            Verb("conflicts", "what collides between tasks, or between LoRA files", Page.MERGING),
+            Verb(
+                "lineage",
+                "where a LoRA comes from, anyone's; TOML that trains it again",
+                Page.LINEAGE,
+            ),
         ),
     ),
     (
         "Compare",
         (
-            Verb("compare", "four strategies on the same tasks, as the paper's table"),
-            Verb("sweep", "strategies x orders x seeds, here or on Slurm"),
+            Verb("compare", "four strategies on the same tasks, as the paper's table", Page.SCORES),
+            Verb("sweep", "strategies x orders x seeds, here or on Slurm", Page.SCORES),
         ),
     ),
     (
         "Take along",
         (
-            Verb("merge", "LoRA files that were trained apart into one, exactly or by a rule"),
-            Verb("export", "a LoRA for any reader, or fused into a checkpoint"),
-            Verb("rehearse", "draw what a LoRA knows, as regularisation images for any trainer"),
+            Verb(
+                "merge",
+                "LoRA files that were trained apart into one, exactly or by a rule",
+                Page.MERGING,
+            ),
+            Verb("export", "a LoRA for any reader, or fused into a checkpoint", Page.FORMS),
+            Verb(
+                "rehearse",
+                "draw what a LoRA knows, as regularisation images for any trainer",
+                Page.DRAWING,
+            ),
         ),
     ),
     (
         "Know",
         (
-            Verb("doctor", "what this machine has, and which preset fits"),
+            Verb("doctor", "what this machine has, and which preset fits", Page.PRESETS),
             Verb("options", "every option of train, with defaults and kohya's differences"),
             Verb("completion", "what makes bash, zsh or tcsh complete all of this"),
         ),
@@ -95,13 +112,16 @@ class Main(Protocol):
 def command(serve: Callable[[Sequence[str]], int]) -> Main:
     """A verb's `main`: `serve` with the process's own arguments unless others are given.
 
-    The errors of a user become lines on stderr and an exit status; others are bugs and stay.
+    The errors of a user become lines on stderr, with the verb's page where they have none, and an
+    exit status; others are bugs and stay.
     """
+    page = next((v.page for v in VERBS.values() if v.path == serve.__module__), None)
 
     @wraps(serve)
     def main(argv: Sequence[str] | None = None) -> int:
         try:
-            return serve(sys.argv[1:] if argv is None else argv)
+            with explaining(page, ConfigError):
+                return serve(sys.argv[1:] if argv is None else argv)
         except LcpError as error:
             print(error.told, file=sys.stderr)
             return error.exit_code

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lcp_plugin.errors import LcpError, LineageError
+from lcp_plugin.errors import LcpError, LineageError, Page, explaining
 from lcp_plugin.formats.lineage import known_hash
 from lcp_plugin.sdxl.base_weights import identify_sum, pair_multipliers
 from lcp_plugin.sdxl.load import BaseId, identify_base
@@ -49,10 +49,11 @@ def fit_strategy(
     same = parent.strategy == name and without_init(parent.strategy_args) == without_init(args)
     if parent.strategy is not None and not same and not allow:
         theirs = " ".join([parent.strategy, *parent.strategy_args])
-        raise LineageError(
-            f"{source} was made with strategy {theirs}, this run uses {' '.join([name, *args])}; "
-            f"use the same, or say {option}."
-        )
+        with explaining(Page.STRATEGY_CHANGE):
+            raise LineageError(
+                f"{source} was made with strategy {theirs}, this run uses "
+                f"{' '.join([name, *args])}; use the same, or say {option}."
+            )
     return parent if same else replace(parent, state={})
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_runs import draw_pictures
 
-from lcp_plugin.commands.front import main
+from lcp_plugin.commands.front import VERBS, Verb, main
 from lcp_plugin.errors import ConfigError, LcpError, Page, StrategyError, explaining
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,8 @@ def test_the_innermost_page_holds() -> None:
     ("flags", "page"),
     [
         (["--learning_rtae", "1"], Page.OPTIONS),
-        (["--strategy", "no_such_strategy"], StrategyError.page),
+        (["--strategy", "no_such_strategy"], Page.STRATEGIES),
+        (["--strategy", "test_errors:NoStrategy"], Page.HOOKS),
         (["--strategy", "recall", "--strategy_args", "imags=3"], Page.RECALL),
         (["--pretrained_model_name_or_path", "gone.safetensors"], Page.BASE),
     ],
@@ -71,9 +73,25 @@ def test_the_command_prints_the_page(
     assert told[0].startswith("error: ")
 
 
+def test_a_chain_under_another_strategy_names_the_page_on_changing_it(
+    train: Callable[..., Any], write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train("first", tasks=(0,), strategy="naive")
+    config = write_config("next", tasks=(1,), prev=str(first.store.root))
+    capsys.readouterr()
+    assert main(["train", "--config", str(config), "--dry_run"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"see {Page.STRATEGY_CHANGE}"
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS.values() if verb.page])
+def test_a_verbs_own_mistakes_name_its_page(verb: Verb, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb.name, "--no_such_option", "1"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"see {verb.page}"
+
+
 def test_a_photo_that_cannot_be_read_names_the_page_on_photos(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (draw_pictures(tmp_path / "photos" / "dog") / "bad.png").write_bytes(b"?")
     assert main(["init", str(tmp_path / "photos"), "--output", str(tmp_path / "x.toml")]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("see ")
+    assert capsys.readouterr().err.splitlines()[-1] == f"see {Page.PHOTOS}"
