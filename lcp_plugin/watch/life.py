@@ -54,7 +54,8 @@ def examine(folder: Path, run: Facts, last: Facts) -> Life:
     if held is None:
         held = _is_heard_of(folder)
     if run.get("status") == "finished":
-        return Life("closing" if held else "finished")
+        is_scored_now = is_held(folder / "evaluation")  # it has a lock of its own
+        return Life("closing" if held or is_scored_now else "finished")
     if held:
         heard = _changed(folder / "logs" / "steps.jsonl") >= _changed(folder / LOCK)
         return Life("running" if run and heard else "starting")

@@ -1,17 +1,11 @@
 """The report in a browser, where one is."""
 
 import re
-import shutil
 import subprocess
 
-import pytest
+from browser import CHROMIUM, browsing, needs_chromium
 
 from lcp_plugin.report import write_report
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
 
 
 def browse(page, profile):
@@ -60,3 +54,12 @@ def test_the_slider_shows_the_pictures_of_its_stage(run, tmp_path):
     title = re.search(r"<title>(.*?)</title>", dom)[1]
     states = ",".join(["not learned yet"] * 3)
     assert title == f"3:2,3:2,3:2 1:2,1:0,1:0 0:2,0:2,0:2 | {states}"
+
+
+@needs_chromium
+def test_the_page_fits_a_phone_but_for_tables_that_scroll(run, tmp_path):
+    report = write_report(run, output=tmp_path / "report.html")
+    with browsing(tmp_path / "profile") as tab:
+        tab.show(report.as_uri(), width=390, height=844)
+        assert tab.evaluate("document.documentElement.scrollWidth") == 390
+        assert tab.complaints == []

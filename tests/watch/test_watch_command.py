@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +15,9 @@ from report_samples import make_run
 from watched_runs import held, make_unfinished
 
 from lcp_plugin.commands import watch
+from lcp_plugin.config.load import load_config
+from lcp_plugin.run.plan import make_plan
+from lcp_plugin.run.record import describe_command
 from lcp_plugin.store.lock import LOCK, is_held
 
 BEGIN = """
@@ -106,3 +110,23 @@ def test_the_command_needs_no_torch():
     asked = "import sys, lcp_plugin.watch.server; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_run_records_its_command_without_keys_and_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/lcp", "train"])
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    words = ["--config", "quickstart", "--output_dir", str(tmp_path / "my output"), "--seed=3"]
+    secrets = ["--wandb-api-key", "s3cret", "--huggingface_token=s3cret"]
+    command = make_plan(load_config([*words, *secrets])).facts["command"]
+    assert command["folder"] == os.getcwd()
+    assert "s3cret" not in command["line"]
+    if os.name == "posix":
+        shown = [*words, "--wandb-api-key", "...", "--huggingface_token=..."]
+        assert command["line"] == shlex.join(["lcp", "train", *shown])
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["train_continual_sdxl.py"])
+    line = describe_command(["--config", "mine.toml"])["line"]
+    assert line == (
+        "accelerate launch --num_processes 2 train_continual_sdxl.py --config mine.toml"
+    )

@@ -121,9 +121,10 @@ def test_a_run_that_only_begins_is_waited_for(tmp_path):
         assert page.ask("").status == 200
 
 
-def test_a_run_that_is_scored_now_is_not_called_finished(tmp_path):
+@pytest.mark.parametrize("locked", [".", "evaluation"])
+def test_a_run_that_is_scored_now_is_not_called_finished(tmp_path, locked):
     folder = make_run(tmp_path / "mine")
-    with held(folder), served(folder) as page:
+    with held(folder / locked), served(folder) as page:
         assert STATE.findall(page.live()["head"]) == ["closing"]
 
 
