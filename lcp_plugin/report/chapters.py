@@ -113,7 +113,7 @@ def show_samples(material: Material, one: ScoredRun) -> list[Block]:
     elif len(run.tasks) > 1:  # one alone cannot be mistaken for another
         how = (
             " To mark what is no longer recognised, here and in samples/grid.png, score the run: "
-            f"tools/evaluate.py {run.folder.name}, then tools/report.py {run.folder.name}; with "
+            f"lcp evaluate {run.folder.name}, then lcp report {run.folder.name}; with "
             'evaluate = ["effnet"] in its config a run does so at its end.'
         )
     return [Text(about + how), Slider(one.number, stages, _sample_rows(one, per_cell))]
@@ -338,7 +338,7 @@ READING_TITLES = {"since": "since before it (W_j − W_i−1)", "after": "by lat
 
 
 def _opposition_figures(run: RunFacts, anchor: str) -> list[Figure]:
-    """Figure 2, where tools/conflicts.py has left its numbers in the run's folder."""
+    """Figure 2, where `lcp conflicts` has left its numbers in the run's folder."""
     links = read_scores(run.folder / "conflicts.json").get("after", ())
     ratios: dict[str, list[float]] = {}
     for link in links:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -119,16 +120,17 @@ def describe_options(options: Options) -> dict[str, Any]:
 
 def describe_command(arguments: Sequence[str]) -> dict[str, str]:
     """The command line that started this process, and the folder it was given in."""
-    program = Path(sys.argv[0] or "lcp")
-    words = ["lcp", "train"]
-    if program.name == "__main__.py":
+    program, words = Path(sys.argv[0] or "lcp"), ["lcp", "train"]
+    is_ours = program.parent == Path(__file__).parents[1] / "commands"  # python -m ...
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate's launcher sets it
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        several = ["--num_processes", str(count)] if count > 1 else []
+        script = ["-m", "lcp_plugin.commands.train"] if is_ours else [str(program)]
+        words = ["accelerate", "launch", *several, *script]
+    elif program.name == "__main__.py":
         words = ["python", "-m", "lcp_plugin", "train"]
-    elif program.suffix == ".py":
+    elif program.suffix == ".py" and not is_ours:
         words = ["python", str(program)]
-        if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate's launcher sets it
-            processes = int(os.environ.get("WORLD_SIZE", "1"))
-            several = ["--num_processes", str(processes)] if processes > 1 else []
-            words = ["accelerate", "launch", *several, str(program)]
     words += arguments
     line = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
     return {"line": line, "folder": str(Path.cwd())}
@@ -144,12 +146,15 @@ def text_delta_hash(carry: Carry) -> str:
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"lcp_plugin": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return found | {package: _version_of(package) for package in PACKAGES}
+
+
+@cache
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def stamp(seconds: float) -> str:

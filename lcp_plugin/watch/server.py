@@ -45,8 +45,8 @@ class Server(ThreadingHTTPServer):
             super().__init__((ADDRESS, port), Handler)
         except (OSError, OverflowError) as error:
             raise DiskError(
-                f"port {port} of {ADDRESS} cannot be had ({error}); "
-                "without --port a free one is taken."
+                f"port {port} of {ADDRESS} cannot be had ({error}); leave --port out, and a free "
+                "one is taken."
             ) from error
 
     @property

@@ -1,7 +1,7 @@
 """The page as it is now: what the run's folder says, as pieces of HTML that the browser puts in.
 
 Everything is read anew at most once in `FRESH` seconds, however many pages are open. Charts cost
-the most: they are drawn again only after `SPARED` times as long as that took, or after `LONGEST`.
+the most: they are drawn again only after `SPARED` times as long as drawing them took.
 """
 
 from __future__ import annotations

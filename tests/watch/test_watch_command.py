@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+import webbrowser
 
 import pytest
 from report_samples import make_run
@@ -46,7 +47,7 @@ def test_a_browser_is_opened_where_that_is_asked_for(tmp_path, monkeypatch, caps
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lcp_plugin.watch.server.Server.serve_forever", stop)
-    monkeypatch.setattr(watch.webbrowser, "open", opened.append)
+    monkeypatch.setattr(webbrowser, "open", opened.append)
     folder = str(make_run(tmp_path / "mine"))
     assert watch.main([folder]) == 0
     assert opened == []
