@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from lcp_plugin.commands.sweep import main
+from lcp_plugin.errors import ConfigError
 from lcp_plugin.evaluation.cards import VARIABLE, deal_cards, visible_cards
+from lcp_plugin.formats.disk import write_json
 from lcp_plugin.sweep import running
 from lcp_plugin.sweep.plan import PlannedRun, SweepPlan
 from lcp_plugin.sweep.running import execute_plan
@@ -120,3 +122,18 @@ def test_a_dry_run_counts_steps_images_and_hours_and_starts_nothing(
     assert not (tmp_path / "s").exists()
     assert main(["--config", str(config), *flags, "--dry_run"]) == 0
     assert "s a step of one image, on " in capsys.readouterr().out
+
+
+def test_jobs_run_through_submitits_local_executor(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    executor = running.create_executor("local", tmp_path / "jobs", ["timeout_min=1"])
+    write_json(tmp_path / "a" / "run.json", {"status": "finished"})
+    ((run,),) = plan_of(tmp_path, "a").waves
+    job = executor.submit(running.execute_planned, run)
+    assert job.result() == "a"
+
+
+def test_an_unknown_job_parameter_form_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(ConfigError, match="key=value"):
+        running.create_executor("local", tmp_path, ["timeout"])

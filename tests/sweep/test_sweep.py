@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.errors import LcpError
 from lcp_plugin.evaluation import evaluate
 from lcp_plugin.evaluation.aggregate import (
     build_table,
@@ -191,21 +191,6 @@ def test_only_as_many_runs_as_asked_for_run_at_once_on_their_share_of_the_cores(
     execute_plan(SweepPlan((wave,)), parallel=2)
     assert max(most) == 2
     assert threads == [2] * 4
-
-
-def test_jobs_run_through_submitits_local_executor(tmp_path):
-    pytest.importorskip("submitit")
-    executor = sweep.create_executor("local", tmp_path / "jobs", ["timeout_min=1"])
-    write_json(tmp_path / "a" / "run.json", {"status": "finished"})
-    run = planned(tmp_path, "a", "")
-    job = executor.submit(sweep.execute_planned, run)
-    assert job.result() == "a"
-
-
-def test_an_unknown_job_parameter_form_is_told(tmp_path):
-    pytest.importorskip("submitit")
-    with pytest.raises(ConfigError, match="key=value"):
-        sweep.create_executor("local", tmp_path, ["timeout"])
 
 
 def test_waves_wait_for_each_other_and_skip_what_is_finished(tmp_path, monkeypatch):
