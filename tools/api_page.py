@@ -80,7 +80,7 @@ def _class(node: ast.ClassDef, source: Sequence[str]) -> Iterator[str]:
     fields = [
         line[4:]
         for field in node.body
-        if isinstance(field, ast.AnnAssign)
+        if isinstance(field, ast.AnnAssign | ast.Assign)
         for line in source[field.lineno - 1 : field.end_lineno]
     ]
     if fields:

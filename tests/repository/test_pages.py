@@ -19,6 +19,7 @@ from toy_runs import draw_pictures
 from lcp_plugin.commands.front import VERBS
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.options import option_fields
+from lcp_plugin.errors import Page
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -77,6 +78,12 @@ def links(page: Path) -> Iterator[str]:
 
 def test_the_pages_that_errors_name_are_there() -> None:
     assert {path.stem for path in DOCS.glob("*.md")} == set(NAMES)
+
+
+@pytest.mark.parametrize("place", Page)
+def test_the_heading_that_an_error_names_is_there(place: Page) -> None:
+    file, _, anchor = place.partition("#")
+    assert not anchor or anchor in anchors(ROOT / file)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
