@@ -81,11 +81,13 @@ setup(
         "optimizers": ["dadaptation>=3.2", "prodigyopt>=1.1", "schedulefree>=1.4"],
         "xformers": ["xformers>=0.0.28"],
         "slurm": ["submitit>=1.5"],
+        "completion": ["shtab>=1.8"],
         "tensorboard": ["tensorboard>=2.16"],
         "test": [
             "peft>=0.21",
             "pytest>=8.0",
             "pytest-xdist>=3.5",
+            "shtab>=1.8",
             "submitit>=1.5",
             "ruff>=0.6",
             "mypy>=1.11",

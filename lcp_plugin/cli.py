@@ -1,7 +1,8 @@
-"""The command line of train_continual_sdxl.py: a config is checked before torch is imported."""
+"""`lcp train` and train_continual_sdxl.py: a config is checked before torch is imported."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.config.logs import configure_messages
 from lcp_plugin.config.write import write_given_options
 from lcp_plugin.errors import ConfigError, FinishedError, LcpError, Page, explaining
+from lcp_plugin.formats.disk import full_disk
 from lcp_plugin.run.session import without_collecting
 
+log = logging.getLogger(__name__)
 INTERRUPTED = 130
 OUT_OF_MEMORY = (
     "out of memory; what helps, strongest first: --gradient_checkpointing, --cache_latents and "
@@ -36,11 +39,19 @@ def _serve(argv: Sequence[str]) -> int:
             _open_log(config)
             return _train(config) if not _answer(config) else 0
     except LcpError as error:
-        print(error.told, file=sys.stderr)
-        return error.exit_code
+        return _complain(error)
+    except OSError as error:
+        if (told := full_disk(error)) is None:
+            raise
+        return _complain(told)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last saved state.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _complain(error: LcpError) -> int:
+    print(error.told, file=sys.stderr)
+    return error.exit_code
 
 
 def _open_log(config: RunConfig) -> None:
@@ -90,6 +101,7 @@ def _train(config: RunConfig) -> int:
         from lcp_plugin.run.runner import execute
         from lcp_plugin.training.loop import Interrupted
 
+    _tell_of_idle_gpus(torch.cuda.device_count())
     try:
         run = execute(config)
     except Interrupted as interruption:
@@ -112,16 +124,26 @@ def _train(config: RunConfig) -> int:
     return 0
 
 
+def _tell_of_idle_gpus(count: int) -> None:
+    """A process by itself trains on one GPU; who has several learns what would use them."""
+    if count > 1 and "WORLD_SIZE" not in os.environ:
+        log.warning(
+            "%d GPUs are here, one is used; all of them: "
+            "accelerate launch --multi_gpu -m lcp_plugin train ... (or train_continual_sdxl.py)",
+            count,
+        )
+
+
 def _close_anew(config: RunConfig) -> bool:
     """Makes what a kill has left out behind a run's last task; whether anything was missing."""
-    from lcp_plugin.evaluation.command import choose_device
     from lcp_plugin.run.follow_up import close_run, next_steps
+    from lcp_plugin.sdxl.devices import choose_device
 
     if os.environ.get("RANK", "0") != "0":
         return True  # the main process's business
     options = config.options
     folder = Path(options.output_dir or "output") / (options.output_name or "last")
-    made = close_run(folder, options, choose_device(None))
+    made = close_run(folder, options, choose_device())
     if made:
         print(
             "\n".join(

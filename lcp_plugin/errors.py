@@ -39,11 +39,11 @@ class LcpError(Exception):
 
 @contextmanager
 def explaining(page: Page, kind: type[LcpError] = LcpError) -> Iterator[None]:
-    """Errors of `kind` that are raised inside name this page, unless they name one already."""
+    """Errors of `kind` that are raised inside name this page; the innermost `explaining` holds."""
     try:
         yield
     except kind as error:
-        if "page" not in vars(error) and type(error).page in (None, kind.page):
+        if "page" not in vars(error):
             error.page = page
         raise
 

@@ -135,7 +135,7 @@ def _refuse_step_hooks(strategy: Strategy) -> None:
     if "rehearse" in used:
         raise StrategyError(
             f"strategy {strategy.name} rehearses, which sd-scripts never calls for; train it with "
-            "train_continual_sdxl.py, or let tools/rehearsal_images.py draw what the chain knows "
+            "train_continual_sdxl.py, or let lcp rehearse draw what the chain knows "
             "as a regularisation folder."
         )
     if used:

@@ -54,8 +54,8 @@ def _no_card(wanted: bool) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """The same numbers and no fight for cores."""
-    torch.set_num_threads(1)
+    """The same numbers and no fight for cores; .ci/roundings asks for more."""
+    torch.set_num_threads(int(os.environ.get("LCP_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)
@@ -88,15 +88,47 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _disks_without_waiting() -> Iterator[None]:
+    """Tests end processes, never the machine: nothing in them can tell what the platter holds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bases_read_once() -> Iterator[None]:
+    """A base in a folder is read once in this process as long as none of its files changes."""
+    from copy import deepcopy
+
+    from lcp_plugin.sdxl import load
+
+    read, known = load._read_pipeline, {}
+
+    def read_once(path: Path, *given: Any) -> Any:
+        if path.is_file():
+            return read(path, *given)
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        key = (*given, *((str(file), file.stat().st_mtime_ns) for file in files))
+        if key not in known:
+            known[key] = read(path, *given)
+        return deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "_read_pipeline", read_once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def toy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a toy SDXL: real classes and wiring, random weights, a step in milliseconds."""
-    from lcp_plugin.sdxl.load import hush_libraries
+    from lcp_plugin.sdxl.load import hush_libraries, load_pipeline
     from lcp_plugin.tiny.architecture import build_toy, save_pipeline
 
     hush_libraries()
     folder = tmp_path_factory.mktemp("toy") / "base"
     save_pipeline(build_toy(), folder)
+    load_pipeline(str(folder))  # read once for the processes that are forked from this one, too
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ LAW_2: dict[str, Any] = {  # everything that could make a resumed run differ
     "max_data_loader_n_workers": 2,
     "cache_latents": False,
     "random_crop": True,
+    "learning_rate": 0.03,  # enough for a rounding of the carry to show in a sample
     "max_train_steps": 5,
     "resume_every_n_steps": 2,
     "samples_per_task": 1,
@@ -36,6 +38,7 @@ def run_and_kill(config: Path, kill_at: int | None) -> tuple[int, int]:
     Returns:
         the process's status (-9 if killed) and, if it was not, its number of events.
     """
+    _import_before_forking()
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -51,6 +54,15 @@ def run_and_kill(config: Path, kill_at: int | None) -> tuple[int, int]:
     os.close(reading)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return status, int(counted or 0)
+
+
+def _import_before_forking() -> None:
+    """What a run imports when it needs it, once for all that are forked."""
+    import accelerate  # noqa: F401
+    import diffusers  # noqa: F401
+
+    with suppress(ImportError):
+        import bitsandbytes  # noqa: F401
 
 
 def _run_with_events(config: Path, kill_at: int | None, writing: int) -> int:

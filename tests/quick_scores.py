@@ -31,7 +31,7 @@ class Thumbnail(encoders.Encoder):
 
 
 def score(runs, output, references, *more):
-    """The parsed scores.json of tools/evaluate.py."""
+    """The parsed scores.json of `lcp evaluate`."""
     argv = [*map(str, runs), "--output", str(output), "--references", str(references)]
     command.run_command([*argv, *(() if "--images" in more else FAST), *more])
     return json.loads((output / "scores.json").read_text("utf-8"))

@@ -105,6 +105,12 @@ def names_in(folder: Path, pattern: str) -> list[str]:
 STRATEGIES = ("naive", "merge_init", "merge_ortho_init", "magmax", "recall")
 
 
+def under(strategy: str) -> dict[str, Any]:
+    """The options of a run under a strategy, with arguments that keep its own work small."""
+    short = ["images=2", "sample_steps=2"] if strategy == "recall" else []
+    return {"strategy": strategy, "strategy_args": short}
+
+
 def read_all(store: RunStore) -> dict[str, torch.Tensor]:
     """Every tensor that a run left in its last task folder and its deliverable."""
     folder = store.folders()[-1].path
@@ -112,6 +118,15 @@ def read_all(store: RunStore) -> dict[str, torch.Tensor]:
     for path in (folder / "adapter.safetensors", folder / "carry.safetensors", store.deliverable):
         for key, tensor in read_tensors(path).items():
             found[f"{path.name if path != store.deliverable else 'deliverable'}:{key}"] = tensor
+    return found
+
+
+def read_samples(store: RunStore) -> dict[str, bytes]:
+    """Every sample that a run drew, and the grid, as pixels."""
+    found = {}
+    for path in sorted((store.root / "samples").rglob("*.png")):
+        with Image.open(path) as image:
+            found[path.relative_to(store.root).as_posix()] = image.tobytes()
     return found
 
 

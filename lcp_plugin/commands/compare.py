@@ -39,7 +39,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser("compare", __doc__)
     add_sweep_options(parser, DEFAULTS)
     add_scoring_options(parser)
-    parser.set_defaults(**DEFAULTS)
     return parser
 
 

@@ -2,6 +2,8 @@
 
     lcp doctor
     lcp doctor --output_dir /data/runs --network_dim 64
+    lcp doctor --report output/mine         for an issue: machine, versions and that run's facts,
+                                            without paths, names, prompts or captions
     lcp doctor --measure                    every preset, on SDXL with random weights
     lcp doctor --measure --limit 8GB        as on a card with that much memory
     lcp doctor --measure --tasks 10 --json measured.json --strategy magmax
@@ -26,6 +28,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser("doctor", __doc__, abbreviations=False)
     parser.add_argument("--output_dir", type=Path, default=Path("output"))
     parser.add_argument("--network_dim", type=int, help="rank (32; with --measure paper's is 64)")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="RUN",
+        help="print what an issue needs, of a run's folder too; paths and names made anonymous",
+    )
     group = parser.add_argument_group("measuring")
     group.add_argument("--measure", action="store_true", help="train and sample under each preset")
     group.add_argument("--presets", nargs="+", choices=("8gb", "12gb", "24gb", "paper"))
@@ -88,6 +98,12 @@ def main(argv: Sequence[str]) -> int:
         table, status = measure(arguments, flags)
         print(table)
         return status
+    if arguments.report:
+        from lcp_plugin.doctor.issue_report import describe_for_issue
+
+        run = None if arguments.report is True else arguments.report
+        print(describe_for_issue(run, arguments.output_dir, arguments.network_dim or 32))
+        return 0
     from lcp_plugin.doctor.machine import describe_machine
 
     print(describe_machine(arguments.output_dir, arguments.network_dim or 32))

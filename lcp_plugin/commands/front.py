@@ -40,10 +40,8 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
     (
         "Learn",
         (
-            Verb("init", "a configuration from a folder of photos"),
+            Verb("init", "a folder of folders of photos becomes a commented config that runs"),
             Verb("train", "learn a sequence of tasks, one LoRA for all; takes kohya's options"),
-            Verb("doctor", "what this machine has, and which preset fits"),
-            Verb("options", "every option of train, with defaults and kohya's differences"),
         ),
     ),
     (
@@ -69,6 +67,14 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
             Verb("merge", "LoRA files that were trained apart into one, exactly or by a rule"),
             Verb("export", "a LoRA for any reader, or fused into a checkpoint"),
             Verb("rehearse", "draw what a LoRA knows, as regularisation images for any trainer"),
+        ),
+    ),
+    (
+        "Know",
+        (
+            Verb("doctor", "what this machine has, and which preset fits"),
+            Verb("options", "every option of train, with defaults and kohya's differences"),
+            Verb("completion", "what makes bash, zsh or tcsh complete all of this"),
         ),
     ),
 )
@@ -110,6 +116,13 @@ def command(serve: Callable[[Sequence[str]], int]) -> Main:
         except BrokenPipeError:  # `lcp options | head`
             sys.stdout = None  # Python would complain of it at its end
             return CLOSED_PIPE
+        except OSError as error:
+            from lcp_plugin.formats.disk import full_disk
+
+            if (full := full_disk(error)) is None:
+                raise
+            print(full.told, file=sys.stderr)
+            return full.exit_code
 
     return main
 

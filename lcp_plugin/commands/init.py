@@ -12,21 +12,16 @@ in the file with its reason. Nothing is overwritten.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lcp_plugin.errors import LcpError
+from lcp_plugin.commands.front import command
+from lcp_plugin.config.parser import Parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `lcp init`."""
-    parser = argparse.ArgumentParser(
-        prog="lcp init",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """Which photos, and what the user knows better than a guess."""
+    parser = Parser("init", __doc__, "PHOTOS", abbreviations=False)
     parser.add_argument("photos", type=Path, metavar="PHOTOS", help="a folder of folders of photos")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="the file to write (PHOTOS' name, .toml)"
@@ -46,29 +41,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
     """Writes the configuration and tells its plan; returns the exit status."""
     given = build_parser().parse_args(argv)
-    try:
-        from lcp_plugin.initial.making import Request, make_config
+    from lcp_plugin.initial.making import Request, make_config
 
-        print(
-            make_config(
-                Request(
-                    given.photos,
-                    given.output,
-                    given.base,
-                    tuple(given.kind),
-                    given.preset,
-                    given.strategy,
-                )
-            )
-        )
-    except LcpError as error:
-        print(error.told, file=sys.stderr)
-        return error.exit_code
+    request = Request(
+        photos=given.photos,
+        output=given.output,
+        base=given.base,
+        kinds=tuple(given.kind),
+        preset=given.preset,
+        strategy=given.strategy,
+    )
+    print(make_config(request))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

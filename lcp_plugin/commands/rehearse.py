@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance", type=float, default=5.0, help="(5)")
     parser.add_argument("--seed", type=int, default=42, help="of the starting noise (42)")
     parser.add_argument("--size", type=count, help="pixels per side (the base's own)")
-    parser.add_argument("--device", help="cpu, cuda, ... (cuda where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, mps, ... (a GPU where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="(fp16 on cuda, else fp32)")
     parser.add_argument("--batch_size", type=count, default=4, help="images drawn at once (4)")
     parser.add_argument("--vae", help="a replacement VAE, as in training")

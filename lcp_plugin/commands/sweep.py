@@ -2,10 +2,12 @@
 
     lcp sweep --config configs/objects.toml --orders 0 5 10 42 --seeds 0 5 \\
         --metrics clip_i dino --output sweep
-    lcp sweep ... --executor slurm --job slurm_partition=gpu gpus_per_node=1
+    lcp sweep ... --dry_run            # steps, images and GPU hours, before it starts
+    lcp sweep ... --executor slurm --job slurm_partition=gpu
 
-Runs of one order and seed share their first task. Finished runs are left alone, unfinished ones
-resumed. Options that this command does not know go to the training command.
+A machine with several GPUs has a run on each (of CUDA_VISIBLE_DEVICES, where that is set), a job on
+Slurm asks for one. Runs of one order and seed share their first task. Finished runs are left alone,
+unfinished ones resumed. Options that this command does not know go to the training command.
 """
 
 from __future__ import annotations

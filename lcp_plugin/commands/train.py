@@ -2,7 +2,7 @@
 
     lcp train --config quickstart
     lcp train --config mine.toml --prev last_month.safetensors
-    accelerate launch -m lcp_plugin.commands.train --config mine.toml      on several GPUs
+    accelerate launch -m lcp_plugin train --config mine.toml      on several GPUs
 
 All of it is `lcp_plugin.cli`, which a sweep starts too.
 """

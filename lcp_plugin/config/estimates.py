@@ -2,7 +2,7 @@
 
 Weights, factors and the carried delta are counted from SDXL's shapes. What cannot be counted, the
 seconds of a step and the memory of its activations, stands in `ASSUMED` until somebody measures it:
-`tools/doctor.py --measure` writes its rows to `measured_file()`, and rows of other cards may be put
+`lcp doctor --measure` writes its rows to `measured_file()`, and rows of other cards may be put
 into `MEASURED`. A machine's own rows come first.
 """
 
@@ -72,7 +72,7 @@ ASSUMED: tuple[Measured, ...] = (
     Measured("a GPU like an RTX 3090", False, True, 1.1, 11.0, source="estimate"),
 )
 ASSUMED_IMAGE_SECONDS = 0.3  # estimate: 8 s for an image in 30 steps, as such a card's users report
-# Rows of `tools/doctor.py --measure --json FILE` ("costs" in the file), the card named.
+# Rows of `lcp doctor --measure --json FILE` ("costs" in the file), the card named.
 # NVIDIA H200 with a slow host (the step waits for it to launch kernels), 1024 px, rank 32.
 _H200 = "measured 2026-11, torch 2.11"
 MEASURED: tuple[Measured, ...] = (

@@ -21,7 +21,7 @@ from lcp_plugin.errors import ConfigError
 
 EVERYTHING = "--help-all"
 _USAGE = """lcp train --config FILE [--option value ...]
-       accelerate launch -m lcp_plugin.commands.train --config FILE ...   on several GPUs"""
+       accelerate launch -m lcp_plugin train --config FILE ...   on several GPUs"""
 _METAVARS = {"text": "TEXT", "whole number": "N", "number": "X", "width,height": "WIDTH,HEIGHT"}
 _ABOUT = """Learns a sequence of tasks with an SDXL LoRA; kohya's options work as in sd-scripts.
 Each option is a key of the config file too, and a flag beats the file. A switch is on with
@@ -36,7 +36,8 @@ def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
     given, rest = build_parser().parse_known_args([_expand(word) for word in argv])
     problems = [_unknown_flag(word) for word in rest if word.startswith("--")]
     if rest and not problems:
-        problems = [f"command line: {rest[0]!r} belongs to no option; options start with --."]
+        hint = f" Did you mean --config {rest[0]}?" if rest[0].endswith(".toml") else ""
+        problems = [f"command line: {rest[0]!r} belongs to no option; options start with --.{hint}"]
     if problems:
         raise ConfigError(*problems)
     return {k: v for k, v in vars(given).items() if k != "local_rank"}

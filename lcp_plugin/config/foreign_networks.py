@@ -22,8 +22,9 @@ from typing import Any
 from lcp_plugin.config.convert import is_zero
 from lcp_plugin.config.findings import Findings
 from lcp_plugin.config.network_args import NETWORK_ARGS
+from lcp_plugin.config.options import option_fields
 
-_OURS = ("", "networks.lora", "lcp_plugin.kohya")
+_OURS = ("", *option_fields()["network_module"].metadata["choices"])
 _LYCORIS = "lycoris.kohya"
 _PLAIN = ("standard", "lora")
 _LYCORIS_LOCON = ("locon", "lycoris/locon")

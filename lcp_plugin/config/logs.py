@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -30,13 +31,36 @@ class TrackerSettings:
     wandb_api_key: str | None = None
 
 
+class MessageFile(logging.FileHandler):
+    """A file of messages; where it takes no more, they go to the screen, and the run goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Says once that the file takes no more."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        screen = logging.StreamHandler(sys.stderr)
+        screen.setFormatter(self.formatter)
+        logging.getLogger().removeHandler(self)
+        logging.getLogger().addHandler(screen)
+        with suppress(OSError):
+            self.close()
+        reason = error.strerror or error
+        print(
+            f"console_log_file {self.baseFilename} takes no more ({reason}); messages go on here.",
+            file=sys.stderr,
+        )
+        screen.emit(record)
+
+
 def configure_messages(options: Options) -> None:
     """Set the level and target of messages: console_log_level, console_log_file."""
     level = getattr(logging, options.console_log_level or "INFO")
     target: logging.Handler = logging.StreamHandler(sys.stderr)
     if options.console_log_file:
         Path(options.console_log_file).parent.mkdir(parents=True, exist_ok=True)
-        target = logging.FileHandler(options.console_log_file, encoding="utf-8")
+        target = MessageFile(options.console_log_file, encoding="utf-8")
     logging.basicConfig(level=level, format="%(message)s", handlers=[target], force=True)
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(max(level, logging.WARNING))

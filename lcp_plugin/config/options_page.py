@@ -19,7 +19,8 @@ sdxl_train_network.py and mean the same here unless the last column says otherwi
 our own; those marked *task* may also stand in a `[[tasks]]` table and then hold for that task.
 
 In a config file any table but `[[tasks]]` and `[[datasets]]` is dissolved: its name means nothing.
-True/false options are switched on by `--name` and off by `--name false`.
+True/false options are switched on by `--name` and off by `--name false`. `lcp options WORD` prints
+the rows that a word is in.
 
 This page is written by `python tools/options_page.py`.
 """

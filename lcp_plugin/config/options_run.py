@@ -45,7 +45,9 @@ class RunOptions:
     )
     order_seed: int | None = _run(None, "shuffle the tasks as the paper does; unset: file order")
     overwrite: bool = _run(
-        False, "start over where a finished run, or one with other settings, is", fixed=False
+        False,
+        "start over where a finished run, or one with other settings or images, is",
+        fixed=False,
     )
     carry_as: str = _run(
         "auto",

@@ -1,4 +1,4 @@
-"""What this machine has, and which preset fits: for tools/doctor.py.
+"""What this machine has, and which preset fits: for `lcp doctor`.
 
 Every optional package is tried, not only imported: a kernel that cannot run is found here instead
 of in the middle of a run. Memory is estimated for SDXL by component (`config.estimates`), at the
@@ -61,7 +61,7 @@ def examine(output_dir: Path, rank: int) -> list[Check]:
         Check("python", platform.python_version(), True),
         Check("torch", torch.__version__, True),
         Check("processor", _describe_processor(), True),
-        _examine_cuda(),
+        _examine_gpu(),
         _try("xformers", "--xformers; SDPA is used without it", _use_xformers),
         _try("bitsandbytes", "AdamW8bit and other 8-bit optimizers", _use_bitsandbytes),
     ]
@@ -73,7 +73,8 @@ def examine(output_dir: Path, rank: int) -> list[Check]:
 
 def _describe_processor() -> str:
     """Cores, memory, instruction set, and whether half precision is slow on it."""
-    found = f"{os.cpu_count()} cores, {_memory_gb():.1f} GB of memory"
+    found = f"{os.cpu_count()} cores"
+    found += f", {memory:.1f} GB of memory" if (memory := _memory_gb()) else ""
     found += f", {torch.backends.cpu.get_cpu_capability()}"
     if is_native(torch.bfloat16):
         return f"{found} with bf16"
@@ -94,7 +95,10 @@ def free_vram_gb() -> float | None:
     return float(torch.cuda.mem_get_info(0)[0]) / GB
 
 
-def _examine_cuda() -> Check:
+def _examine_gpu() -> Check:
+    if torch.backends.mps.is_available():
+        size = torch.mps.recommended_max_memory() / GB
+        return Check("MPS", f"Apple's GPU, {size:.1f} GB of the memory may be its own", True)
     if not torch.cuda.is_available():
         return Check("CUDA", "no GPU that torch can use: training runs on the CPU, slowly", False)
     properties = torch.cuda.get_device_properties(0)

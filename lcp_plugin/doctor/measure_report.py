@@ -1,4 +1,4 @@
-"""`tools/doctor.py --measure`: every preset that should fit, one process after another; a table.
+"""`lcp doctor --measure`: every preset that should fit, one process after another; a table.
 
 The JSON file is written anew after each row, so that nothing measured is lost by what comes later.
 At SDXL's size on a GPU the costs go to `config.estimates.measured_file()` too: from then on doctor

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lcp_plugin.errors import LcpError
+from lcp_plugin.evaluation.cards import deal_cards, environment_on
 from lcp_plugin.evaluation.chains import Chain
 from lcp_plugin.evaluation.evaluate import Evaluation
 from lcp_plugin.evaluation.pictures import Picture, Stage
@@ -50,8 +51,8 @@ def draw_ahead(evaluation: Evaluation, chains: Sequence[Chain], processes: int) 
     threads = max(1, (os.cpu_count() or 1) // len(shares))
     context = _context()
     drawing = [
-        context.Process(target=_draw_share, args=(alone, share, threads), daemon=True)
-        for share in shares
+        context.Process(target=_draw_share, args=(alone, share, threads, card), daemon=True)
+        for share, card in zip(shares, deal_cards(len(shares)), strict=True)
     ]
     try:
         for process in drawing:
@@ -96,8 +97,11 @@ def _context() -> Any:
     return library_server() or multiprocessing.get_context("spawn")
 
 
-def _draw_share(evaluation: Evaluation, share: Sequence[Work], threads: int) -> None:
+def _draw_share(
+    evaluation: Evaluation, share: Sequence[Work], threads: int, card: str | None
+) -> None:
     """In a process of its own; ends at once where the one that started it has."""
+    os.environ.update(environment_on(card))
     import torch
 
     from lcp_plugin.sdxl.load import hush_libraries

@@ -37,6 +37,7 @@ from lcp_plugin.evaluation.protocols import (
 )
 from lcp_plugin.evaluation.tables import to_markdown
 from lcp_plugin.formats.disk import write_json
+from lcp_plugin.sdxl.devices import choose_device
 from lcp_plugin.store.lock import locked
 
 
@@ -157,10 +158,3 @@ def choose_protocol(args: argparse.Namespace) -> Protocol:
     if args.protocol is not None:
         return read_protocol(args.protocol, overrides, listed)
     return override(Protocol(prompts=listed), overrides)
-
-
-def choose_device(name: str | None) -> str:
-    """What was asked for, else cuda where there is one."""
-    import torch
-
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -33,7 +33,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance", type=float, help="classifier-free guidance (5)")
     group.add_argument("--latent_seed", type=int, help="seed of the starting latents (42)")
     group.add_argument("--size", type=int, help="pixels per side (the base's own)")
-    group.add_argument("--device", help="cpu, cuda, ... (cuda where there is one)")
+    group.add_argument("--device", help="cpu, cuda, mps, ... (a GPU where there is one)")
     group.add_argument("--dtype", choices=DTYPES, help="of the model (fp16 on cuda, else fp32)")
     group.add_argument("--batch_size", type=int, default=8, help="images made at once")
     group.add_argument("--vae", help="a replacement VAE, as in training")

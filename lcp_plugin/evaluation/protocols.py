@@ -96,7 +96,7 @@ def read_dreambooth_prompts(path: Path) -> dict[str, tuple[str, ...]]:
         DataError: missing, or without the two lists.
     """
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     _, _, objects = text.partition("Object Prompts")

@@ -9,7 +9,7 @@ concept has most of them, it blurs into the other one that has the most of them.
     covered      (R[i, i] - base) / (ceiling - base): how far of the way learning came, where the
                  ceiling is the score of the references as the VAE returns them
 
-Numbers and words only: evaluate.py measures, scores.json carries, report and sample grid tell.
+Numbers and words only: `lcp evaluate` measures, scores.json carries, report and sample grid tell.
 """
 
 from __future__ import annotations

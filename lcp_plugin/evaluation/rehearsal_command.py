@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.evaluation.command import choose_device
 from lcp_plugin.evaluation.pictures import Sampling, Studio
 from lcp_plugin.evaluation.rehearsal_set import SNIPPET, Wishes, draw_set, plan_set
 from lcp_plugin.formats.precisions import PRECISIONS
+from lcp_plugin.sdxl.devices import choose_device
 from lcp_plugin.store.lock import locked
 
 

@@ -51,6 +51,7 @@ _CONVERT = (
     "convert it with safetensors.torch.save_file(torch.load(file, weights_only=True), "
     "'new.safetensors') on a machine where you trust its source, and give the new file"
 )
+_FACTS = {"dtype", "shape", "data_offsets"}  # what the header tells of a tensor
 _FOREIGN = (  # first bytes -> what the file is and what to do
     (
         b"PK\x03\x04",
@@ -176,33 +177,40 @@ def _check_metadata(path: Path, data: Any) -> dict[str, str]:
 
 
 def _check_tensor(path: Path, name: str, entry: Any) -> TensorInfo:
-    shown = name if len(name) <= 80 else name[:77] + "..."
-    shown = repr(shown) if not shown.isprintable() else shown
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise FileFormatError(f"{path}: the header entry of {shown} is damaged.")
+    if not isinstance(entry, dict) or entry.keys() != _FACTS:
+        raise FileFormatError(f"{path}: the header entry of {_show(name)} is damaged.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FileFormatError(
-            f"{path}: {shown} has the type {str(dtype)[:20]!r}; known are {', '.join(DTYPES)}."
+            f"{path}: {_show(name)} has the type {str(dtype)[:20]!r}; "
+            f"known are {', '.join(DTYPES)}."
         )
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise FileFormatError(f"{path}: shape or offsets of {shown} are not sizes; it is damaged.")
+        raise FileFormatError(
+            f"{path}: shape or offsets of {_show(name)} are not sizes; it is damaged."
+        )
     start, end = offsets
     wanted = math.prod(shape) * DTYPES[dtype][0]
     if end - start != wanted:
         raise FileFormatError(
-            f"{path}: {shown} of shape {str(shape)[:60]} and type {dtype} does not fit its "
+            f"{path}: {_show(name)} of shape {str(shape)[:60]} and type {dtype} does not fit its "
             f"offsets {str(offsets)[:60]}; the file is damaged."
         )
     return TensorInfo(dtype, tuple(shape), start, end)
 
 
+def _show(name: str) -> str:
+    """A tensor's name for a message: not too long, and without what a terminal would obey."""
+    shown = name if len(name) <= 80 else name[:77] + "..."
+    return shown if shown.isprintable() else repr(shown)
+
+
 def _are_sizes(values: Any) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) <= 32
-        and all(type(v) is int and 0 <= v < 1 << 62 for v in values)
-    )
+    if not isinstance(values, list) or len(values) > 32:
+        return False
+    if not values:  # a scalar's shape
+        return True
+    return set(map(type, values)) == {int} and min(values) >= 0 and max(values) < 1 << 62
 
 
 def _check_tiling(path: Path, tensors: Mapping[str, TensorInfo], data_size: int) -> None:

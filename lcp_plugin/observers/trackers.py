@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lcp_plugin.errors import DiskError
 from lcp_plugin.hooks import Observer, RunView, StepReport
 from lcp_plugin.tasks import Task
 
@@ -24,6 +26,18 @@ class Logger(Protocol):
         """Ends the trackers."""
 
 
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """A tracker that cannot write is one line: DiskError."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"log_with: a tracker could not write ({error.strerror or error}); what was learned so "
+            "far is whole. Free some space, or leave log_with out, and run the same command again."
+        ) from error
+
+
 class Trackers(Observer):
     """Logs losses, validation losses, rates and samples to the accelerator's trackers."""
 
@@ -36,22 +50,19 @@ class Trackers(Observer):
     def on_step_end(self, run: RunView, step: StepReport) -> None:
         """Scalars on one axis that runs through all tasks."""
         self._steps += 1
-        if self._accelerator is not None:
-            self._accelerator.log(
-                {
-                    "loss/current": step.loss,
-                    f"loss/{step.task.name}": step.loss,
-                    **({} if step.rehearsal is None else {"loss/rehearsal": step.rehearsal}),
-                    "lr": step.lr,
-                    "peak_memory_mb": step.peak_memory_mb,
-                },
-                step=self._steps,
-            )
+        self._log(
+            {
+                "loss/current": step.loss,
+                f"loss/{step.task.name}": step.loss,
+                **({} if step.rehearsal is None else {"loss/rehearsal": step.rehearsal}),
+                "lr": step.lr,
+                "peak_memory_mb": step.peak_memory_mb,
+            }
+        )
 
     def on_validation(self, run: RunView, task: Task, step: int, loss: float) -> None:
         """On the same axis."""
-        if self._accelerator is not None:
-            self._accelerator.log({f"loss/validation/{task.name}": loss}, step=self._steps)
+        self._log({f"loss/validation/{task.name}": loss})
 
     def on_sample(
         self, run: RunView, task: Task | None, images: Mapping[str, Sequence[Image]]
@@ -65,14 +76,21 @@ class Trackers(Observer):
             if tracker.name == "tensorboard":
                 for name, pictures in images.items():
                     stack = np.stack([np.asarray(p) for p in pictures])
-                    tracker.writer.add_images(
-                        f"samples/{name}", stack, self._steps, dataformats="NHWC"
-                    )
+                    with _one_line():
+                        tracker.writer.add_images(
+                            f"samples/{name}", stack, self._steps, dataformats="NHWC"
+                        )
 
     def on_run_end(self, run: RunView) -> None:
-        """Ends the trackers."""
+        """Ends the trackers; what was learned is on disk, whatever they say."""
         if self._accelerator is not None:
-            self._accelerator.end_training()
+            with _one_line():
+                self._accelerator.end_training()
+
+    def _log(self, values: dict[str, Any]) -> None:
+        if self._accelerator is not None:
+            with _one_line():
+                self._accelerator.log(values, step=self._steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The position on the axis."""

@@ -338,7 +338,7 @@ READING_TITLES = {"since": "since before it (W_j − W_i−1)", "after": "by lat
 
 
 def _opposition_figures(run: RunFacts, anchor: str) -> list[Figure]:
-    """Figure 2, where lcp conflicts has left its numbers in the run's folder."""
+    """Figure 2, where `lcp conflicts` has left its numbers in the run's folder."""
     links = read_scores(run.folder / "conflicts.json").get("after", ())
     ratios: dict[str, list[float]] = {}
     for link in links:

@@ -75,7 +75,7 @@ def write_report(
     """Writes report.html of a run (into its folder), or of several runs side by side.
 
     Args:
-        scores: scores.json of lcp evaluate; default: the one in the run's folder.
+        scores: scores.json of `lcp evaluate`; default: the one in the run's folder.
         output: the file to write; default report.html in the first run's folder.
     Raises:
         DataError: a folder that is no run's.

@@ -10,9 +10,9 @@ from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.data.examples import check_images
+from lcp_plugin.run.cut_texts import count_words, describe_cut_texts
 from lcp_plugin.run.forecast import describe_plan, outline_plan
 from lcp_plugin.sdxl.load import load_tokenizer
-from lcp_plugin.sdxl.long_prompts import describe_cut
 from lcp_plugin.sdxl.traits import is_at_hand
 
 SDXL_NATIVE = 1024  # pixels
@@ -24,7 +24,7 @@ def describe_run(config: RunConfig, native: int = SDXL_NATIVE, processes: int = 
     `native`: the base's native size in pixels. Raises DataError for unreadable images.
     """
     read = _read_tasks(config, native)
-    cut = _cut_captions(read)
+    cut = _cut_texts(read)
     return describe_plan(
         replace(config, notices=(*config.notices, *cut)) if cut else config, read, native, processes
     )
@@ -51,17 +51,16 @@ def _read_tasks(config: RunConfig, native: int) -> list[tuple[TaskConfig, TaskDa
     ]
 
 
-def _cut_captions(read: Sequence[tuple[TaskConfig, TaskData]]) -> tuple[str, ...]:
-    """What is cut of the tasks' captions, where the base's tokenizer is on disk."""
+def _cut_texts(read: Sequence[tuple[TaskConfig, TaskData]]) -> tuple[str, ...]:
+    """What is cut of the tasks' captions and prompts, by the base's tokenizer or by words."""
     name = read[0][0].options.pretrained_model_name_or_path if read else None
     tokenizer = load_tokenizer(name) if is_at_hand(name) else None
-    if tokenizer is None:
-        return ()
-    told = []
-    for task, data in read:
-        options = task.options
-        cut = describe_cut(
-            tokenizer, data.captions, options.max_token_length, options.weighted_captions
+    told = [
+        text
+        for task, data in read
+        for text in describe_cut_texts(
+            tokenizer or count_words, task.name, task.options, data.captions, task.eval_prompts
         )
-        told += [f"task {task.name}: {cut}"] if cut else []
-    return tuple(told)
+    ]
+    how = "" if tokenizer else " (Counted by words: the base's tokenizer is not on this machine.)"
+    return tuple(f"{text}{how}" for text in dict.fromkeys(told))

@@ -1,5 +1,5 @@
 """What follows a finished run: exports and scores, if asked for, and its report. All can be made
-again by tools/export.py, evaluate.py and report.py: a failure here loses nothing and is one line.
+again by `lcp export`, `evaluate` and `report`: a failure here loses nothing and is one line.
 
 run.json records under "closed" what was made of which carry, so that the same command makes what a
 kill, or a package that was missing, has left out, and nothing twice.
@@ -145,7 +145,7 @@ def export_run(folder: Path, options: Options) -> Made:
 
 
 def score_run(folder: Path, options: Options, device: str) -> Made:
-    """The scores of every task after every task, as tools/evaluate.py prints them; the sample grid
+    """The scores of every task after every task, as `lcp evaluate` prints them; the sample grid
     is marked by them.
     """
     from lcp_plugin.evaluation.command import run_command

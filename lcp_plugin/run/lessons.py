@@ -15,9 +15,9 @@ from lcp_plugin.formats.disk import cache_folder
 from lcp_plugin.hooks import Carry, StepReport, TaskStart
 from lcp_plugin.run.boundary import write_carry_as_lora
 from lcp_plugin.run.context import Context
+from lcp_plugin.run.cut_texts import describe_cut_texts
 from lcp_plugin.run.network_weights import common_shape, start_from
 from lcp_plugin.run.record import describe_options, note_lesson, stamp, versions
-from lcp_plugin.sdxl.long_prompts import describe_cut
 from lcp_plugin.store.data_facts import describe_data
 from lcp_plugin.store.task_folder import TaskFolder
 from lcp_plugin.tasks import Task
@@ -41,13 +41,9 @@ def prepare_data(run: Context, task: Task) -> TaskData:
     options = config.options
     cache = Path(options.cache_dir) if options.cache_dir else cache_folder()
     data = TaskData(config, run.seed, task.index, (side, side), cache / "encoded")
-    cut = describe_cut(
-        run.base.pipeline.tokenizer,
-        data.captions,
-        options.max_token_length,
-        options.weighted_captions,
-    )
-    for notice in (*data.notices, *([f"task {task.name}: {cut}"] if cut else [])):
+    tokenizer = run.base.pipeline.tokenizer
+    cut = describe_cut_texts(tokenizer, task.name, options, data.captions, task.prompts)
+    for notice in (*data.notices, *cut):
         run.logbook.say(notice)
     _encode(run, data)
     return data

@@ -112,8 +112,8 @@ def make_plan(config: RunConfig) -> RunPlan:
 
 
 def check_places(options: Options) -> None:
-    """Raises ConfigError for an output_dir or cache_dir that cannot be made or written to."""
-    for key in ("output_dir", "cache_dir"):
+    """Raises ConfigError for a folder that cannot be made or written to."""
+    for key in ("output_dir", "cache_dir", *(["logging_dir"] if options.log_with else [])):
         if not (name := getattr(options, key)):
             continue
         found = Path(name).expanduser().absolute()

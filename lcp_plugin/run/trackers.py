@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from lcp_plugin.config.logs import TrackerSettings, tracker_settings
+from lcp_plugin.errors import DiskError
 from lcp_plugin.hooks import Observer
 from lcp_plugin.observers import Console, JsonLines, Trackers
 from lcp_plugin.registry import create
@@ -52,9 +53,15 @@ def start_trackers(run: Context) -> bool:
         return False
     if settings.wandb_api_key and "wandb" in usable:
         importlib.import_module("wandb").login(key=settings.wandb_api_key)
-    if settings.folder is not None:
-        settings.folder.mkdir(parents=True, exist_ok=True)
-    run.accelerator.init_trackers(
-        settings.project, config=dict(settings.config) or None, init_kwargs=dict(settings.start)
-    )
+    try:
+        if settings.folder is not None:
+            settings.folder.mkdir(parents=True, exist_ok=True)
+        run.accelerator.init_trackers(
+            settings.project, config=dict(settings.config) or None, init_kwargs=dict(settings.start)
+        )
+    except OSError as error:
+        raise DiskError(
+            f"log_with: {' and '.join(usable)} cannot write to {settings.folder or 'its folder'} "
+            f"({error.strerror or error}); free some space or choose another logging_dir."
+        ) from error
     return bool(run.accelerator.trackers)

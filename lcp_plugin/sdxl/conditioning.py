@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,14 +50,13 @@ class PromptBank:
     def __init__(self) -> None:
         self._known: dict[str, dict[str, Tensor]] = {}
 
-    def add(self, pipeline: StableDiffusionXLPipeline, prompts: Iterable[str]) -> None:
+    def add(
+        self, encode: Callable[[Sequence[str]], Mapping[str, Tensor]], prompts: Iterable[str]
+    ) -> None:
         """Encodes what is not yet known; kept on the CPU."""
-        new = sorted(set(prompts) - self._known.keys())
-        if new:
+        for prompt in sorted(set(prompts) - self._known.keys()):
             with torch.no_grad():
-                encoded = encode_prompts(pipeline, new, batch_size=1)
-            for i, prompt in enumerate(new):
-                self._known[prompt] = {k: v[i : i + 1].cpu() for k, v in encoded.items()}
+                self._known[prompt] = {k: v.cpu() for k, v in encode([prompt]).items()}
 
     def clear(self) -> None:
         """Forgets all: the text encoders have changed."""

@@ -9,13 +9,13 @@ for one tile.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from lcp_plugin.sdxl.devices import free_memory, is_out_of_memory
 
 SMALLEST_TILE = 16  # latents along a side
 _fitted: dict[Hashable, int] = {}  # kind of work -> how many have fitted at a time
@@ -44,17 +44,11 @@ def _try(work: Callable[[int, int], Tensor], start: int, stop: int, must: bool) 
     """The result, or None where memory ran out and less may be tried."""
     try:
         return work(start, stop)
-    except torch.OutOfMemoryError:
-        if must:
+    except RuntimeError as error:
+        if must or not is_out_of_memory(error):
             raise
-    _free()  # here the failed work's tensors are gone
+    free_memory()  # here the failed work's tensors are gone
     return None
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def whole_or_tiled(vae: Any, kind: Hashable, part: Tensor, run: Callable[[], Tensor]) -> Tensor:

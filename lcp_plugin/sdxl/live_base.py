@@ -21,6 +21,7 @@ from lcp_plugin.hooks import Conditioning
 from lcp_plugin.sdxl.adapted_unet import AdaptedUNet, run_unet
 from lcp_plugin.sdxl.base_weights import add_to_base, read_base_weights
 from lcp_plugin.sdxl.conditioning import PromptBank, encode_prompts, make_time_ids
+from lcp_plugin.sdxl.devices import widest_float
 from lcp_plugin.sdxl.drawing import DrawSettings, decode_latents, draw_images
 from lcp_plugin.sdxl.latents import encode_pixels
 from lcp_plugin.sdxl.load import native_resolution, prediction_type, without_zero_terminal
@@ -179,7 +180,7 @@ class LiveBase:
     def draw(self, prompts: Sequence[str], latents: Tensor, how: DrawSettings) -> list[Image]:
         """An image per prompt and starting latent, of the model as it is but for dropout."""
         with self.text_encoders():
-            self.bank.add(self.pipeline, [*prompts, how.negative])
+            self.bank.add(self._encode, [*prompts, how.negative])
         training = self.adapted.training
         self.adapted.eval()
         asked, empty = self.bank(prompts), self.bank([how.negative])
@@ -263,4 +264,5 @@ def settle_schedule(
         pipeline.scheduler = create_sampler(
             "euler", pipeline.scheduler, kind, zero_terminal_snr=True
         )
-    return NoiseSchedule(alphas_cumprod(betas).to(device), kind, bool(zero_terminal))
+    alphas = alphas_cumprod(betas).to(widest_float(device)).to(device)
+    return NoiseSchedule(alphas, kind, bool(zero_terminal))

@@ -32,6 +32,7 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt")
 WEIGHT_FOLDERS = ("unet", "text_encoder", "text_encoder_2")
 # keys of a single file whose mere presence says how it was trained: v-prediction; v-prediction
 # whose last timestep is pure noise
+PUBLISHED_SDXL = "stabilityai/stable-diffusion-xl-base-1.0"  # whose configs diffusers takes
 V_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"
 
 
@@ -51,10 +52,19 @@ class BaseId:
 
 
 def load_tokenizer(name: str | None) -> Any | None:
-    """The tokenizer of a base that is a folder, without its models; None where it is a file."""
+    """The tokenizer of a base, without its models; None where it is not on this machine as yet.
+
+    That of a single file is in the folder of its configs, or in what diffusers has fetched before.
+    """
+    from huggingface_hub import try_to_load_from_cache
     from transformers import CLIPTokenizer
 
-    folder = find_base(name) / "tokenizer"
+    path = find_base(name)
+    configs = path if path.is_dir() else _folder_beside(path)
+    if configs is None:
+        fetched = try_to_load_from_cache(PUBLISHED_SDXL, "tokenizer/vocab.json")
+        configs = Path(fetched).parents[1] if isinstance(fetched, str) else path
+    folder = Path(configs) / "tokenizer"  # of an empty one transformers would make a tokenizer too
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True) if folder.is_dir() else None
 
 

@@ -80,19 +80,15 @@ def encode_long_prompts(
 
 
 def describe_cut(
-    tokenizer: Any, captions: Sequence[str], max_length: int | None, weighted: bool
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_length: int | None,
+    weighted: bool,
+    what: str = "different captions",
 ) -> str:
-    """One sentence on the captions that are cut, and which option helps; empty where none is."""
+    """One sentence on the texts that are cut, and which option helps; empty where none is."""
     limit = max_length or PIECE
-    lengths = [
-        sum(
-            len(
-                tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
-            )
-            for text, _ in (parse_weights(caption) if weighted else [(caption, 1.0)])
-        )
-        for caption in captions
-    ]
+    lengths = [_count_tokens(tokenizer, text, weighted) for text in texts]
     cut = [length for length in lengths if length > limit]
     if not cut:
         return ""
@@ -103,8 +99,29 @@ def describe_cut(
         remedy = "225 is the most that max_token_length can keep"
         remedy += "" if limit == 225 else " (set it)"
         remedy += "; put what matters first, or shorten them"
-    verb = "is" if len(cut) == 1 else "are"
+    return f"{_tell_cut(len(cut), texts, limit, longest, what)}: {remedy}."
+
+
+def describe_cut_scored(tokenizer: Any, prompts: Sequence[str]) -> str:
+    """The same on prompts of evaluation, whose images are drawn from one piece, as in the paper."""
+    cut = [n for n in (_count_tokens(tokenizer, p, False) for p in prompts) if n > PIECE]
+    if not cut:
+        return ""
+    told = _tell_cut(len(cut), prompts, PIECE, max(cut), "evaluation prompts")
+    return f"{told} when images are scored; shorten eval_prompts, or put what matters first."
+
+
+def _tell_cut(cut: int, texts: Sequence[str], limit: int, longest: int, what: str) -> str:
+    verb = "is" if cut == 1 else "are"
     return (
-        f"{len(cut)} of {len(captions)} different captions {verb} longer than {limit} tokens "
-        f"(up to {longest}) and cut there: {remedy}."
+        f"{cut} of {len(texts)} {what} {verb} longer than {limit} tokens (up to {longest}) and "
+        "cut there"
+    )
+
+
+def _count_tokens(tokenizer: Any, text: str, weighted: bool) -> int:
+    parts = parse_weights(text) if weighted else [(text, 1.0)]
+    return sum(
+        len(tokenizer(part, add_special_tokens=False, truncation=False, verbose=False).input_ids)
+        for part, _ in parts
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lcp_plugin.config.options import Options
+from lcp_plugin.sdxl.devices import widen
 from lcp_plugin.sdxl.noise import NoiseSchedule
 
 _SNR_CAP = 1000.0  # of the weights other than min-SNR, as kohya has it
@@ -74,7 +75,7 @@ ALL_ALIKE = LossWeights()
 
 def signal_to_noise(alphas: Tensor, timesteps: Tensor) -> Tensor:
     """a_t / (1 - a_t), at least 1e-8   # (b,), fp32."""
-    a = alphas.to(timesteps.device)[timesteps].double()
+    a = widen(alphas.to(timesteps.device)[timesteps])
     return (a / (1.0 - a)).clamp(min=_SNR_FLOOR).float()
 
 

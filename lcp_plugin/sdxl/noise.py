@@ -58,7 +58,7 @@ class NoiseSettings:
 class NoiseSchedule:
     """How much noise a timestep has, and what the base predicts of it."""
 
-    alphas: Tensor  # cumulative products, (train timesteps,), fp64, on the device
+    alphas: Tensor  # cumulative products, (train timesteps,), the device's widest float
     prediction_type: str = "epsilon"  # or v_prediction
     zero_terminal: bool = False  # whether a run asked for it: the last step is pure noise
 

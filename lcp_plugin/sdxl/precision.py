@@ -137,9 +137,13 @@ def compile_unet(unet: nn.Module, backend: str) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak of the GPU's allocated memory, or of the process on a CPU, in MB."""
+    """Peak of the GPU's allocated memory, or of the process on a CPU, in MB; on MPS, which counts
+    no peak, what its driver holds: it is given back late.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**20
     try:
         import resource
     except ImportError:  # Windows

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.delta import Entry, Stacked
+from lcp_plugin.sdxl.devices import widen
 from lcp_plugin.seeds import derive_seed
 
 BLOCK = 128 * 1280  # entries measured at once: 0.7 MB, which a core's own cache holds
@@ -95,7 +96,7 @@ def measure_fuse(weight: Tensor, entry: Entry, rounded: Tensor) -> FuseError:
         return FuseError(lost, size, 0.0, _square_sum(weight))
     delta = entry.dense().to(weight.device)
     missing = (delta - (rounded.float() - weight)).mul_(delta)
-    return FuseError(lost, size, float(missing.double().sum()), _square_sum(weight))
+    return FuseError(lost, size, float(widen(missing).sum()), _square_sum(weight))
 
 
 def rounding_loss(weight: Tensor, entry: Entry, rounded: Tensor) -> tuple[float, float]:
@@ -121,5 +122,5 @@ def _block_loss(weight: Tensor, delta: Tensor, rounded: Tensor) -> tuple[float, 
 
 
 def _square_sum(values: Tensor) -> float:
-    flat = values.reshape(-1).double()
+    flat = widen(values.reshape(-1))
     return float(torch.dot(flat, flat))

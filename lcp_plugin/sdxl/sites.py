@@ -20,6 +20,7 @@ from lcp_plugin.adapter import Factors
 from lcp_plugin.delta import Entry, Stacked
 from lcp_plugin.norms import limit_update_norm, update_norm
 from lcp_plugin.sdxl.adapted_linear import AdaptedLinear
+from lcp_plugin.sdxl.devices import widen
 from lcp_plugin.sdxl.layers import weight_of
 from lcp_plugin.sdxl.rounding import FuseError, add_delta, measure_fuse, round_stochastically
 
@@ -186,7 +187,7 @@ class Site:
         kept = self.branch.down.float()
         kept = kept if self.branch.up is None else self.branch.up.float() @ kept
         delta = entry.dense().to(device)
-        error = (delta - kept).double()
+        error = widen(delta - kept)
         missing = float((error * delta).sum())
         return FuseError(float(error.square().sum()), entry.norm() ** 2, missing)
 

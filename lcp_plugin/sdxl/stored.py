@@ -27,11 +27,15 @@ def is_native(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies matrices of a type itself, as oneDNN tells torch.compile; else
     PyTorch does it in plain loops, dozens of times slower.
     """
+    if dtype in (torch.float32, torch.float64):
+        return True
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False  # torch for Apple's processors: it lacks the functions below
     if dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype is torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype in (torch.float32, torch.float64)
+    return False
 
 
 class StoredLinear(nn.Linear):

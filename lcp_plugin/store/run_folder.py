@@ -180,10 +180,8 @@ class RunStore:
         for name, tensors in parts.items():
             write_tensors(folder / f"{name}.safetensors", tensors, None)
         hashes = {n: file_model_hash(folder / f"{n}.safetensors") for n in parts}
-        write_json(
-            folder / "state.json",
-            {"task_index": task.index, "step": step, "hashes": hashes, "facts": facts},
-        )
+        manifest = {"task_index": task.index, "step": step, "hashes": hashes, "facts": facts}
+        write_json(folder / "state.json", manifest, indent=None)
         for other in (self.root / "state").iterdir():
             if other not in (folder, self._kept(task)):
                 shutil.rmtree(other, ignore_errors=True)

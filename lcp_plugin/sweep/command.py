@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lcp_plugin.config.load import load_config
-from lcp_plugin.evaluation.chains import read_chain
-from lcp_plugin.evaluation.command import evaluate_chains
+from lcp_plugin.evaluation.cards import visible_cards
+from lcp_plugin.evaluation.chains import EvalTask, read_chain
+from lcp_plugin.evaluation.command import choose_protocol, evaluate_chains
 from lcp_plugin.evaluation.conflicts import compare_boundaries, figure_two, open_boundaries
 from lcp_plugin.evaluation.inputs import fill_references, read_tasks
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.report import write_report
+from lcp_plugin.sweep.hours import Drawing, describe_work
 from lcp_plugin.sweep.plan import list_lanes, plan_runs
 from lcp_plugin.sweep.running import create_executor, execute_plan
 
@@ -37,6 +39,8 @@ def run_sweep(args: argparse.Namespace, extra: Sequence[str]) -> str:
     tasks = {task.name: task for task in read_tasks(args.config, args.references, extra)}
     if args.samples_of_config:
         sample_as_configured(args, extra)
+    if args.dry_run:
+        return describe_work(plan, plan_drawing(list(tasks.values()), args), args.seconds_per_step)
     began = time.monotonic()
     executor = create_executor(args.executor, args.output.resolve() / "jobs", args.job)
     parallel = args.parallel or choose_parallel()
@@ -61,6 +65,15 @@ def run_sweep(args: argparse.Namespace, extra: Sequence[str]) -> str:
     )
 
 
+def plan_drawing(tasks: Sequence[EvalTask], args: argparse.Namespace) -> Drawing:
+    """How many images of a task, on the mean, and how they are drawn."""
+    protocol = choose_protocol(args)
+    sampling = protocol.sampling
+    prompts = [len(protocol.apply(task).prompts) for task in tasks]
+    images = round(sampling.images * sum(prompts) / max(1, len(prompts)))
+    return Drawing(images, sampling.steps, sampling.size)
+
+
 def sample_as_configured(args: argparse.Namespace, flags: Sequence[str]) -> None:
     """Steps and guidance that are given neither as options nor by a protocol become the config's
     `sample_steps` and `guidance_scale`, as in a run's own closing scores."""
@@ -83,7 +96,8 @@ def save_conflicts(run: Path) -> None:
 
 
 def choose_parallel() -> int:
-    """Runs at a time: one on a GPU; small models on a CPU train best with one core each."""
-    import torch
+    """Runs at a time: one on each card; small models on a CPU train best with one core each."""
+    from lcp_plugin.sdxl.devices import choose_device
 
-    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+    cores = min(4, os.cpu_count() or 1)
+    return len(visible_cards()) or (cores if choose_device() == "cpu" else 1)

@@ -41,13 +41,23 @@ def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
         "--jobs",
         type=count,
         metavar="N",
-        help="runs at a time here, and processes that make images, each on its share of the cores "
-        "(the CPU's cores, at most 4; 1 with cuda)",
+        help="runs at a time here, and processes that make images, each on its share of the cores; "
+        "where there are several cards each run has its own (as many as there are cards; without "
+        "one the CPU's cores, at most 4)",
     )
     group.add_argument(
         "--no_conflicts", action="store_true", help="leave out Figure 2 (lcp conflicts)"
     )
     group.add_argument("--plan", action="store_true", help="print the runs and stop")
+    group.add_argument(
+        "--dry_run", action="store_true", help="print steps, images and GPU hours, and stop"
+    )
+    group.add_argument(
+        "--seconds_per_step",
+        type=float,
+        metavar="S",
+        help="of the training, for --dry_run (what `lcp doctor --measure` found, or an estimate)",
+    )
     parser.set_defaults(**{"samples_of_config": False, **defaults})
 
 

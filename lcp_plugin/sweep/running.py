@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.evaluation.cards import Cards, environment_on
 from lcp_plugin.evaluation.processes import library_server
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.sweep.adoption import adopt_tasks
@@ -36,8 +37,9 @@ _FORKING = threading.Lock()
 # ------------------------------------------------------------------------------ one run
 
 
-def execute_planned(run: PlannedRun, threads: int | None = None) -> str:
-    """Trains one run to its end, unless it is there (on `threads` CPU threads, if told); its name.
+def execute_planned(run: PlannedRun, threads: int | None = None, card: str | None = None) -> str:
+    """Trains one run to its end, unless it is there (on `threads` CPU threads and a card, if told);
+    its name.
 
     Raises:
         LcpError: the run failed; the message ends with the last lines of its log.
@@ -48,31 +50,39 @@ def execute_planned(run: PlannedRun, threads: int | None = None) -> str:
         adopt_tasks(RunStore(Path(run.output_dir), run.leader), run.arguments, run.shared)
     log = Path(run.output_dir) / f"{run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    status = train(run.arguments, log, threads)
+    status = train(run.arguments, log, threads, card)
     if status:
         tail = log.read_text("utf-8", errors="replace").strip().splitlines()[-4:]
         raise LcpError(f"run {run.name} failed ({status}), see {log}: " + " | ".join(tail))
     return run.name
 
 
-def train(arguments: Sequence[str], log: Path, threads: int | None = None) -> int:
+def train(
+    arguments: Sequence[str], log: Path, threads: int | None = None, card: str | None = None
+) -> int:
     """The training command in a process of its own, forked from one that has its libraries loaded
     where the system can; its exit status. What it prints is added to `log`.
     """
     context = library_server(*PRELOADED)
     if context is None:
-        return _start_anew(arguments, log, threads)
-    with _FORKING, _environment(threads):  # the server takes its environment from the first start
+        return _start_anew(arguments, log, threads, card)
+    with (
+        _FORKING,
+        _environment(threads, card),
+    ):  # the server takes its environment from the first start
         process = context.Process(
-            target=_become_training, args=(tuple(arguments), str(log), threads)
+            target=_become_training, args=(tuple(arguments), str(log), threads, card)
         )
         process.start()
     process.join()
     return int(process.exitcode or 0)
 
 
-def _become_training(arguments: Sequence[str], log: str, threads: int | None) -> None:
+def _become_training(
+    arguments: Sequence[str], log: str, threads: int | None, card: str | None
+) -> None:
     """`python -m lcp_plugin.cli ...` in this process, its output in `log`."""
+    os.environ.update(environment_on(card))
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
@@ -83,8 +93,10 @@ def _become_training(arguments: Sequence[str], log: str, threads: int | None) ->
     runpy.run_module(_COMMAND, run_name="__main__")
 
 
-def _start_anew(arguments: Sequence[str], log: Path, threads: int | None) -> int:
-    with log.open("ab") as out, _environment(threads) as environment:
+def _start_anew(arguments: Sequence[str], log: Path, threads: int | None, card: str | None) -> int:
+    with _FORKING, _environment(threads, card) as environment:
+        pass  # set for a moment only: runs start at the same time
+    with log.open("ab") as out:
         command = [sys.executable, "-m", _COMMAND, *arguments]
         done = subprocess.run(
             command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False
@@ -93,11 +105,12 @@ def _start_anew(arguments: Sequence[str], log: Path, threads: int | None) -> int
 
 
 @contextmanager
-def _environment(threads: int | None) -> Iterator[dict[str, str]]:
-    """The variables of a run's process: this package is found, and `threads` are used."""
+def _environment(threads: int | None, card: str | None) -> Iterator[dict[str, str]]:
+    """The variables of a run's process: this package is found, `threads` and the card are used."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     wanted = {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
     wanted |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    wanted |= environment_on(card)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -131,12 +144,16 @@ def execute_plan(plan: SweepPlan, executor: Any = None, parallel: int = 1) -> No
 
 
 def _execute_here(runs: Sequence[PlannedRun], parallel: int) -> None:
-    """A few processes at a time that share the cores; the first failure is told at the end."""
+    """A few processes at a time that share the cores and the cards; the first failure is told at
+    the end.
+    """
     threads = max(1, (os.cpu_count() or 1) // parallel)
+    cards = Cards(parallel)
 
     def execute(run: PlannedRun) -> None:
-        logger.info("%s ...", run.name)
-        execute_planned(run, threads if parallel > 1 else None)
+        with cards.taken() as card:
+            logger.info("%s ...%s", run.name, "" if card is None else f" on card {card}")
+            execute_planned(run, threads if parallel > 1 else None, card)
 
     with ThreadPoolExecutor(max_workers=parallel) as pool:
         errors = [e for f in [pool.submit(execute, run) for run in runs] if (e := f.exception())]
@@ -148,7 +165,8 @@ def create_executor(kind: str, folder: Path, parameters: Sequence[str]) -> Any:
     """None for "here"; a submitit executor for "local" processes or a "slurm" cluster.
 
     Args:
-        parameters: key=value for the executor, e.g. timeout_min=120 slurm_partition=gpu.
+        parameters: key=value for the executor, e.g. timeout_min=120 slurm_partition=gpu; a job on
+        Slurm asks for one GPU unless gpus_per_node says otherwise.
     Raises:
         ConfigError: submitit is missing, or a parameter is not key=value.
     """
@@ -162,6 +180,7 @@ def create_executor(kind: str, folder: Path, parameters: Sequence[str]) -> Any:
         ) from None
     executor = submitit.AutoExecutor(folder=folder, cluster=kind)
     values: dict[str, Any] = {"timeout_min": 24 * 60}
+    values |= {"gpus_per_node": 1} if kind == "slurm" else {}
     for pair in parameters:
         key, equals, value = pair.partition("=")
         if not equals:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator
 
+from lcp_plugin.sdxl.devices import own_randomness
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.training.lesson import Classroom, Lesson
 
@@ -51,6 +52,5 @@ class Draws:
     @contextmanager
     def seeded(self, purpose: str, step: int, micro: int) -> Iterator[None]:
         """torch's global generators (dropout uses them) seeded for a block, put back after it."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self._seed(purpose, step, micro))
+        with own_randomness(self.device, self._seed(purpose, step, micro)):
             yield

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ from lcp_plugin.adapter import Adapter
 from lcp_plugin.config.milestones import SavePoint, list_save_points, samples_at, validates_at
 from lcp_plugin.config.prompts import SamplePrompt, read_prompts
 from lcp_plugin.formats.pictures import save_picture
+from lcp_plugin.sdxl.devices import own_randomness
 from lcp_plugin.sdxl.prompt_samples import draw_prompt, sample_file_name
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.training.learner import Learner
@@ -117,7 +117,7 @@ class Milestones:
         stamp = time.strftime("%Y%m%d%H%M%S")
         for number, prompt in enumerate(self.prompts):
             seed = default if prompt.seed is None else prompt.seed
-            with own_randomness(base.device, seed), torch.no_grad():
+            with own_randomness(base.device, derive_seed(seed, "sample")), torch.no_grad():
                 image = draw_prompt(base, prompt, options.sample_sampler, default)
             name = sample_file_name(self.stem.name, number, prompt.seed, step, epoch, stamp)
             facts = {"prompt": prompt.prompt, "seed": str(seed), "step": str(step)}
@@ -157,11 +157,3 @@ def _list_batches(learner: Learner) -> Iterator[Mapping[str, Any]]:
     for k in islice(numbers, learner.lesson.options.max_validation_steps):
         with torch.no_grad():
             yield learner.complete(data.batch(k))
-
-
-@contextmanager
-def own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """torch's global generators seeded for a block and put back after it."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(derive_seed(seed, "sample"))
-        yield

@@ -63,18 +63,29 @@ def save_state(learner: Learner, observers: Mapping[str, Any]) -> None:
 def resume(learner: Learner) -> None:
     """Goes on from the newest state of the task, where there is one.
 
+    With --overwrite a state of the run's own that does not fit any more makes room.
+
     Raises:
         ResumeError: it was made from other images, with another optimizer or on another start.
     """
-    task, store = learner.lesson.task, learner.room.store
+    task, store, options = learner.lesson.task, learner.room.store, learner.lesson.options
+    accelerator = learner.room.accelerator
     found: State | None = share_state(
-        learner.room.accelerator,
-        lambda: newest_state(
-            lambda: store.read_state(task), learner.lesson.options.resume, task.index
-        ),
+        accelerator,
+        lambda: newest_state(lambda: store.read_state(task), options.resume, task.index),
     )
-    if found is not None:
-        apply_state(learner, found)
+    if found is None:
+        return
+    try:
+        _check_fits(learner, *found)
+    except ResumeError:
+        if options.resume or not options.overwrite:
+            raise
+        log.warning("task %s starts again: its state does not fit any more.", task.name)
+        if accelerator.is_main_process:
+            store.clear_state()
+        return
+    apply_state(learner, found)
 
 
 def apply_state(learner: Learner, state: State) -> None:
@@ -100,13 +111,13 @@ def _check_fits(learner: Learner, step: int, parts: Parts, facts: Mapping[str, A
     name, pairs = learner.lesson.task.name, learner.model.adapted.pair_of
     if facts["data"] != learner.lesson.data.fingerprint:
         raise ResumeError(
-            f"the images or captions of task {name} have changed since it was "
-            "interrupted; restore them, or delete its state/ folder to start the task again."
+            f"the images or captions of task {name} have changed since it was interrupted; "
+            f"restore them, or {_way_out(learner, step)}."
         )
     if facts["optimizer_name"] != learner.updates.optimizer_name:
         raise ResumeError(
             f"task {name} was interrupted with {facts['optimizer_name']}, now there is "
-            f"{learner.updates.optimizer_name}; install the same, or delete its state/ folder."
+            f"{learner.updates.optimizer_name}; install the same, or {_way_out(learner, step)}."
         )
     wanted = {f"{n}.A": tuple(p.down.shape) for n, p in pairs.items()}
     found = {k: tuple(t.shape) for k, t in parts["factors"].items() if k.endswith(".A")}
@@ -123,6 +134,16 @@ def _check_fits(learner: Learner, step: int, parts: Parts, facts: Mapping[str, A
         )
 
 
+def _way_out(learner: Learner, step: int) -> str:
+    """What starts the task again, and what is lost then."""
+    if learner.lesson.options.resume:
+        return "leave out --resume"
+    return (
+        f"start this task again with --overwrite: its {step} steps are lost then, the tasks "
+        "before it stay"
+    )
+
+
 def write_state(folder: Path, learner: Learner, observers: Mapping[str, Any]) -> None:
     """A state in a folder of its own; state.json last."""
     parts, facts = collect_state(learner, observers)
@@ -136,7 +157,7 @@ def write_state(folder: Path, learner: Learner, observers: Mapping[str, Any]) ->
         "hashes": hashes,
         "facts": facts,
     }
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest, indent=None)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -64,10 +64,9 @@ def test_a_checkpoint_without_such_a_bias_is_refused(
     for source in base[1:]:
         given = ("--as", "checkpoint", "--base", source, "-o", tmp_path / "o.safetensors")
         assert run_tool("export", tmp_path / "a.safetensors", *given) != 0
-        error = capsys.readouterr().err.strip()
+        (error, *_) = capsys.readouterr().err.splitlines()
         assert "to_q" in error
         assert "lacks" in error
-        assert "\n" not in error
 
 
 @pytest.mark.parametrize("form", ["lora", "diff", "lora:1"])
@@ -85,9 +84,8 @@ def test_forms_that_cannot_hold_them_are_refused(
     tmp_path: Path, given: Given, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_tool("export", given[0], "--as", form, "-o", tmp_path / "o.safetensors") != 0
-    error = capsys.readouterr().err.strip()
+    (error, *_) = capsys.readouterr().err.splitlines()
     assert "biases change (diff_b)" in error
-    assert "\n" not in error
     assert not list(tmp_path.iterdir())
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
+import doctor as command
 import pytest
 import torch
 
 from lcp_plugin.config.estimates import TEXT_PARAMETERS, UNET_PARAMETERS
 from lcp_plugin.doctor import machine as doctor
 from lcp_plugin.run.forecast import estimate_run
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("preset", doctor.PRESETS)
@@ -75,10 +72,12 @@ def test_a_disk_that_is_too_small_is_told(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_the_command_prints_machine_and_presets(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "doctor.py"), "--output_dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_the_command_prints_machine_and_presets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--output_dir", str(tmp_path)]
+    assert command.main(where) == 0
+    printed = capsys.readouterr().out
     capability = torch.backends.cpu.get_cpu_capability()
     for word in (
         "torch",
@@ -91,6 +90,6 @@ def test_the_command_prints_machine_and_presets(tmp_path: Path) -> None:
         "8gb",
         "together",
     ):
-        assert word in done.stdout
-    wrong = subprocess.run([*command, "--network_dim", "0"], capture_output=True, text=True)
-    assert (wrong.returncode, wrong.stderr) == (2, "error: --network_dim 0: at least 1.\n")
+        assert word in printed
+    assert command.main([*where, "--network_dim", "0"]) == 2
+    assert capsys.readouterr().err == "error: --network_dim 0: at least 1.\n"

@@ -6,53 +6,103 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import doctor
 import pytest
 import torch
 
 from lcp_plugin.config import estimates
 from lcp_plugin.config.options import Options
-from lcp_plugin.tiny.architecture import SDXL, TOY, draw_pipeline
-
-ROOT = Path(__file__).parents[2]
-QUICK = ("--steps", "2", "--sample_steps", "1", "--network_dim", "2", "--mixed_precision", "no")
-BROKEN = """
-import os, torch
+from lcp_plugin.doctor import measure_report, measuring
+from lcp_plugin.hooks import AdapterSpec, Carry, TaskStart
 from lcp_plugin.strategies.merge_init import MergeInit
+from lcp_plugin.tasks import Task
+from lcp_plugin.tiny.architecture import SDXL, TOY, draw_pipeline
+from lcp_plugin.training.processes import create_accelerator
+
+QUICK = ("--steps", "2", "--sample_steps", "1", "--network_dim", "2", "--mixed_precision", "no")
+Doctor = Callable[..., tuple[int, str, str]]
+
 
 class Hungry(MergeInit):
+    """Has no memory for its second task."""
+
     name = "hungry"
-    def begin_task(self, task, carry, spec):
+
+    def begin_task(self, task: Task, carry: Carry, spec: AdapterSpec) -> TaskStart:
         if task.index == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\\nmore")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
         return super().begin_task(task, carry, spec)
 
+
 class Fatal(MergeInit):
+    """Takes its process along."""
+
     name = "fatal"
-    def begin_task(self, task, carry, spec):
+
+    def begin_task(self, task: Task, carry: Carry, spec: AdapterSpec) -> TaskStart:
         os._exit(9)
-"""
 
 
-def run_doctor(*flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "doctor.py"), *flags]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **(env or {})}
-    )
+@pytest.fixture
+def run_doctor(capsys: pytest.CaptureFixture[str]) -> Doctor:
+    """run_doctor(*flags) -> status, stdout, stderr of the command."""
+
+    def run(*flags: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = doctor.main(flags)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring processes are forked from this one, which spares each its imports."""
+    draw_pipeline(TOY, torch.device("cpu"), torch.float32, seed=0)  # imports what draws and trains
+    create_accelerator("no")
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", measuring.__name__]
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                status = measuring.main(command[3:])
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return subprocess.CompletedProcess(command, status, "", "")
+
+    monkeypatch.setattr(measure_report, "subprocess", SimpleNamespace(run=run))
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
     return rows
 
 
-def test_each_preset_is_trained_and_sampled_at_both_ends_of_a_chain(tmp_path: Path) -> None:
+def test_a_preset_is_measured_in_a_process_of_its_own(run_doctor: Doctor) -> None:
+    status, table, told = run_doctor("--measure", "--presets", "24gb", *QUICK)
+    assert status == 0, told
+    assert "fits" in table
+    assert "measuring 24gb" in told
+
+
+@pytest.mark.usefixtures("_forked")
+def test_each_preset_is_trained_and_sampled_at_both_ends_of_a_chain(
+    run_doctor: Doctor, tmp_path: Path
+) -> None:
     file = tmp_path / "m.json"
     presets = ("--presets", "24gb", "paper")
-    done = run_doctor("--measure", *presets, "--tasks", "3", "--json", str(file), *QUICK)
-    assert done.returncode == 0, done.stderr
+    status, table, told = run_doctor(
+        "--measure", *presets, "--tasks", "3", "--json", str(file), *QUICK
+    )
+    assert status == 0, told
     rows = read_rows(file)
     found = [(row["preset"], row["task"], row["status"]) for row in rows]
     assert found == [(p, t, "fits") for p in ("24gb", "paper") for t in (1, 3)]
@@ -60,27 +110,26 @@ def test_each_preset_is_trained_and_sampled_at_both_ends_of_a_chain(tmp_path: Pa
         assert row["size"] == "tiny"  # what there is without a GPU
         assert (row["rank"], row["limit_gb"]) == (2, None)
         assert min(row["seconds"], row["sample_seconds"], row["peak_gb"]) > 0
-        assert f"{row['seconds']:.3f}" in done.stdout
+        assert f"{row['seconds']:.3f}" in table
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.usefixtures("_forked")
 def test_no_memory_at_the_last_task_is_a_result_and_a_dead_process_a_failure(
-    tmp_path: Path,
+    run_doctor: Doctor, tmp_path: Path
 ) -> None:
-    (tmp_path / "broken.py").write_text(BROKEN)
-    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     file = tmp_path / "m.json"
     common = ("--measure", "--tasks", "2", "--json", str(file), *QUICK)
-    hungry = ("--presets", "24gb", "12gb", "--strategy", "broken:Hungry")
-    done = run_doctor(*common, *hungry, env=env)
-    assert done.returncode == 0, done.stderr
+    hungry = ("--presets", "24gb", "12gb", "--strategy", f"{__name__}:Hungry")
+    status, table, told = run_doctor(*common, *hungry)
+    assert status == 0, told
     found = [(row["preset"], row["task"], row["status"]) for row in read_rows(file)]
     ends = ((1, "fits"), (2, "does not fit"))
     assert found == [(preset, *end) for preset in ("24gb", "12gb") for end in ends]
-    assert "Tried to allocate 2 GiB" in done.stdout
-    done = run_doctor(*common, "--presets", "24gb", "--strategy", "broken:Fatal", env=env)
-    assert done.returncode == 1
-    assert "the process ended with 9" in done.stdout
+    assert "Tried to allocate 2 GiB" in table
+    status, table, _ = run_doctor(*common, "--presets", "24gb", "--strategy", f"{__name__}:Fatal")
+    assert status == 1
+    assert "the process ended with 9" in table
     assert [row["status"] for row in read_rows(file)] == ["failed"]
 
 
@@ -94,14 +143,14 @@ def test_no_memory_at_the_last_task_is_a_result_and_a_dead_process_a_failure(
         (("--learning_rate", "1"), "with --measure only"),
     ],
 )
-def test_bad_input_is_one_line(flags: tuple[str, ...], told: str) -> None:
+def test_bad_input_is_one_line(run_doctor: Doctor, flags: tuple[str, ...], told: str) -> None:
     if "8GB" in flags and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    done = run_doctor(*flags)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    status, out, err = run_doctor(*flags)
+    assert (status, out) == (2, "")
+    assert told in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 def test_the_measured_base_has_sdxls_parameters() -> None:
@@ -144,7 +193,7 @@ COST = {
 
 
 def test_what_was_measured_here_corrects_the_estimates_and_names_the_card(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LCP_CACHE", str(tmp_path))
     options = Options(mixed_precision="bf16", gradient_checkpointing=True, network_dim=32)
@@ -153,9 +202,9 @@ def test_what_was_measured_here_corrects_the_estimates_and_names_the_card(
     assert estimates.estimate_seconds(options, 1024**2, 1) == 0.5 != assumed
     assert estimates.estimate_seconds(options, 1024**2, 11) == pytest.approx(0.5 * 1.1)
     assert estimates.estimate_memory(options, 1, 1024**2)["activations"] == 3.0
-    done = run_doctor()
-    assert "Some Card (measured, torch 9)" in done.stdout
-    assert "an NVIDIA H200 (measured" in done.stdout  # without checkpointing: somebody else's
+    _, out, _ = run_doctor()
+    assert "Some Card (measured, torch 9)" in out
+    assert "an NVIDIA H200 (measured" in out  # without checkpointing: somebody else's
 
 
 def test_a_damaged_file_of_measurements_is_set_aside(

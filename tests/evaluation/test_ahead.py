@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 from toy_runs import draw_two, write_run
 
+from lcp_plugin.errors import ConfigError
 from lcp_plugin.evaluation import ahead, command
 from lcp_plugin.evaluation.ahead import Work, deal, list_work
 from lcp_plugin.evaluation.chains import read_chain
@@ -40,7 +42,7 @@ def trained(toy_base, tmp_path_factory):
 
 
 def score(trained, output, *more):
-    """The parsed scores.json of tools/evaluate.py on both runs."""
+    """The parsed scores.json of `lcp evaluate` on both runs."""
     runs, data = trained
     argv = [*map(str, runs), "--output", str(output), "--references", str(data), *FEW, *more]
     command.run_command(argv)
@@ -54,7 +56,7 @@ def pixels(output):
 
 
 def missing(trained, output):
-    """The work that is left, as tools/evaluate.py would see it."""
+    """The work that is left, as `lcp evaluate` would see it."""
     argv = [str(trained[0][0]), "--output", str(output), *FEW]
     evaluation = command.create_evaluation(build_parser().parse_args(argv), output)
     apply = evaluation.protocol.apply
@@ -152,8 +154,7 @@ def test_a_chain_goes_to_another_process_before_and_after_its_walk(trained):
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])
-def test_a_number_of_processes_that_is_none(text, capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_a_number_of_processes_that_is_none(text):
+    wanted = f"got '{text}'; wanted a whole number, 1 or more"
+    with pytest.raises(ConfigError, match=re.escape(wanted)):
         command.run_command(["x", "--parallel", text])
-    assert ended.value.code == 2
-    assert f"got '{text}'; wanted a whole number, 1 or more" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""tools/rehearsal_images.py: what a LoRA knows as regularisation images, for any trainer."""
+"""`lcp rehearse`: what a LoRA knows as regularisation images, for any trainer."""
 
 from __future__ import annotations
 
@@ -188,6 +188,6 @@ def test_bad_sources_are_one_line(
         assert status != 0
         assert said.startswith("error: ")
         assert "--prev" not in said
-        assert len(said.strip().splitlines()) == 1
+        assert all(line.startswith("see ") for line in said.strip().splitlines()[1:])
     assert "leave them out" in draw(run, tmp_path / "set", "--prompts", "a dog")[1]
     assert not (tmp_path / "set" / "dataset_config.toml").exists()

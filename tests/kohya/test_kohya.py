@@ -246,7 +246,7 @@ def test_a_strategy_that_rehearses_is_refused_with_what_does_it_instead(
     with pytest.raises(StrategyError, match="rehearses, which sd-scripts never") as refused:
         make(toy, strategy=strategy)
     assert "train_continual_sdxl.py" in str(refused.value)
-    assert "tools/rehearsal_images.py" in str(refused.value)
+    assert "lcp rehearse" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def report_of(*arguments):
-    """tools/report.py in this process; its exit status."""
+    """`lcp report` in this process; its exit status."""
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         import report

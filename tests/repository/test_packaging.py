@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import setuptools
+
+from lcp_plugin.commands.front import VERBS
 
 ROOT = Path(__file__).parents[2]
 IMPORTED_AS = {
@@ -97,15 +100,41 @@ def test_constraints_lie_within_the_bounds(claims: dict[str, Any]) -> None:
             assert pinned[name.lower().replace("-", "_")] >= lowest, requirement
 
 
-def test_the_wheel_holds_the_embedded_base_and_nothing_that_measures_or_pretrains(
-    tmp_path: Path,
-) -> None:
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
     keep = shutil.ignore_patterns(".git", "__pycache__", "*.egg-info", "build", "output", "tests")
     shutil.copytree(ROOT, source, ignore=keep)
-    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", str(tmp_path)]
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", str(folder)]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_embedded_base_and_nothing_that_measures_or_pretrains(
+    wheel: Path,
+) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "lcp_plugin/tiny/model/unet/diffusion_pytorch_model.safetensors" in names
     assert not [n for n in names if re.search("bench|tiny_base|pretrain|tests/", n)]
+
+
+def test_an_installed_wheel_has_the_command_with_every_verb(wheel: Path, tmp_path: Path) -> None:
+    place = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(place), str(wheel)], check=True, capture_output=True)
+    lcp = next(path for path in (place / "bin").iterdir() if path.stem == "lcp")
+    told = {
+        argv: subprocess.run(
+            [str(lcp), *argv], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(place)},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for argv in (("--help",), ("options", "min_snr"), ("merge", "--help"))
+    }  # fmt: skip
+    for verb in VERBS.values():
+        assert f"  {verb.name} " in told["--help",]
+        assert (place / f"{verb.path.replace('.', '/')}.py").is_file()
+    assert "min_snr_gamma" in told["options", "min_snr"]
+    assert told["merge", "--help"].startswith("usage: lcp merge")

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toy_runs import draw_pictures
 
+from lcp_plugin.commands.front import VERBS
 from lcp_plugin.config.load import load_config
 from lcp_plugin.config.options import option_fields
 
@@ -199,15 +201,12 @@ def test_every_path_that_commands_name_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_verb_and_option_that_commands_name_exists(page: Path) -> None:
-    from importlib import import_module
-
-    verbs = pytest.importorskip("lcp_plugin.commands.front").VERBS
     for command in shell_commands(page):
         if command[0] != "lcp" or len(command) == 1:
             continue
         verb, *words = command[1:]
-        assert verb in verbs, command
-        parser = import_module(verbs[verb].path).build_parser()
+        assert verb in VERBS, command
+        parser = import_module(VERBS[verb].path).build_parser()
         known = set(parser._option_string_actions) | {"--help"}
         if verb == "train":
             known |= {f"--{name}" for name in option_fields()}

@@ -19,7 +19,7 @@ from gpu_runs import (
     train_on,
     training_on,
 )
-from toy_runs import read_all
+from toy_runs import read_all, under
 
 from lcp_plugin.sdxl.adapted_unet import run_unet
 from lcp_plugin.strategies import BUILT_IN
@@ -40,14 +40,9 @@ def _plain_fp32() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def arguments_of(strategy: str) -> list[str]:
-    """Those that keep a strategy's work small."""
-    return ["images=2", "sample_steps=2"] if strategy == "recall" else []
-
-
 @pytest.mark.parametrize("strategy", BUILT_IN)
 def test_a_card_computes_what_the_cpu_computes_step_by_step(train: Train, strategy: str) -> None:
-    options = {"strategy": strategy, "strategy_args": arguments_of(strategy), "max_train_steps": 3}
+    options = {**under(strategy), "max_train_steps": 3}
     there, here = (
         train_on(device, train, name, (0, 1), **options)
         for name, device in (("there", DEVICE), ("here", "cpu"))
@@ -67,12 +62,7 @@ CHAINED = ("naive", "merge_init", "merge_ortho_init", "magmax", "recall")
 @pytest.mark.parametrize("strategy", CHAINED)
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_chained_runs_equal_one_run(train: Train, strategy: str, precision: str) -> None:
-    options = {
-        "strategy": strategy,
-        "strategy_args": arguments_of(strategy),
-        "mixed_precision": precision,
-        "max_train_steps": 2,
-    }
+    options = {**under(strategy), "mixed_precision": precision, "max_train_steps": 2}
     whole = train_on(DEVICE, train, "whole", (0, 1), **options)
     first = train_on(DEVICE, train, "first", (0,), **options)
     second = train_on(DEVICE, train, "second", (1,), prev=str(first.store.root), **options)

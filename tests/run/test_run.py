@@ -1,4 +1,4 @@
-"""Whole runs on a toy base: chaining, delivering, samples, training options."""
+"""Whole runs on a toy base: delivering, samples, training options."""
 
 from __future__ import annotations
 
@@ -10,32 +10,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from toy_runs import STRATEGIES, assert_equal_tensors, read_all
+from toy_runs import STRATEGIES, under
 
-from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.sdxl.adapted_unet import run_unet
 
 Train = Callable[..., Any]
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_chained_runs_equal_one_run_bit_for_bit(train: Train, strategy: str) -> None:
-    whole = train("whole", tasks=(0, 1, 2), strategy=strategy)
-    first = train("first", tasks=(0,), strategy=strategy)
-    second = train(
-        "second", tasks=(1,), strategy=strategy, prev=str(first.store.folders()[-1].path)
-    )
-    third = train("third", tasks=(2,), strategy=strategy, prev=str(second.store.root))
-    assert third.store.folders()[-1].index == 3
-    assert_equal_tensors(read_all(whole.store), read_all(third.store))
-
-
-def test_tasks_appended_to_a_finished_run_continue_it(train: Train) -> None:
-    whole = train("whole", tasks=(0, 1, 2))
-    train("run", tasks=(0, 1))
-    longer = train("run", tasks=(0, 1, 2))
-    assert_equal_tensors(read_all(whole.store), read_all(longer.store))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -44,7 +24,7 @@ def test_the_deliverable_in_diffusers_does_what_the_model_after_the_boundary_doe
 ) -> None:
     from diffusers import StableDiffusionXLPipeline
 
-    run = train("run", tasks=(0, 1), strategy=strategy, max_train_steps=8, network_alpha=1)
+    run = train("run", tasks=(0, 1), **under(strategy), max_train_steps=8, network_alpha=1)
     base = run.base
     base.show(run.store.folders()[-1].read_carry().change)
     batch = {
@@ -63,60 +43,6 @@ def test_the_deliverable_in_diffusers_does_what_the_model_after_the_boundary_doe
         theirs = run_unet(fresh.unet, latents, timesteps, batch, torch.float32)
     assert float((ours - before).abs().max()) > 1e-2  # something was learned
     assert float((ours - theirs).abs().max()) < 1e-4
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_chain_on_the_deliverable_equals_a_chain_on_the_folder(
-    train: Train, strategy: str
-) -> None:
-    first = train("first", tasks=(0, 1), strategy=strategy)
-    by_folder = train("folder", tasks=(2,), strategy=strategy, prev=str(first.store.root))
-    by_file = train("file", tasks=(2,), strategy=strategy, prev=str(first.store.deliverable))
-    a, b = read_all(by_folder.store), read_all(by_file.store)
-    for key in a:
-        if key.startswith(("adapter", "deliverable")):
-            assert torch.allclose(a[key], b[key], rtol=1e-4, atol=1e-6), key
-
-
-@pytest.mark.parametrize("layout", ["kohya", "kohya_blocks", "diffusers", "peft"])
-@pytest.mark.parametrize("strategy", ["naive", "merge_ortho_init"])
-def test_a_run_chains_on_anyones_lora(
-    train: Train, tmp_path: Path, layout: str, strategy: str
-) -> None:
-    from lcp_plugin.formats.lora_file import write_lora
-
-    parent = train("parent", tasks=(0,), network_dim=3, network_alpha=1, strategy="naive")
-    adapter = parent.store.folders()[-1].read_adapter()
-    path = tmp_path / "theirs.safetensors"
-    write_lora(path, adapter, {}, torch.float32, layout)
-    run = train("run", tasks=(1,), strategy=strategy, prev=str(path))
-    folder = run.store.folders()[-1]
-    assert [r.name for r in folder.records] == ["theirs", "disc1"]
-    assert folder.index == 2
-    learned = folder.read_adapter()
-    name = next(iter(learned))
-    expected = (3, 1.0) if strategy == "naive" else (2, 2.0)  # alpha and rank travel with factors
-    assert (learned[name].rank, learned[name].alpha) == expected
-
-
-def test_earlier_carries_are_rebuilt_bit_for_bit(train: Train) -> None:
-    from lcp_plugin.store.carries import carry_to_tensors
-
-    for strategy in STRATEGIES:
-        kept = train(f"all_{strategy}", tasks=(0, 1, 2), strategy=strategy, keep_carries="all")
-        last = train(f"last_{strategy}", tasks=(0, 1, 2), strategy=strategy)
-        assert not last.store.folders()[0].carry_file.exists()
-        for folder in kept.store.folders():
-            rebuilt = last.store.carry_after(folder.index)
-            assert_equal_tensors(carry_to_tensors(folder.read_carry()), carry_to_tensors(rebuilt))
-
-
-def test_the_first_task_is_the_same_under_all_four(train: Train) -> None:
-    adapters = [
-        train(f"run_{s}", tasks=(0,), strategy=s).store.folders()[0].path / "adapter.safetensors"
-        for s in STRATEGIES
-    ]
-    assert len({file_model_hash(path) for path in adapters}) == 1
 
 
 def test_bounds_are_runs_too(train: Train) -> None:
@@ -186,21 +112,6 @@ def test_text_encoders_train_chain_and_survive_a_unet_only_continuation(train: T
         delivered = read_header(second.store.deliverable).tensors
         assert any(key.startswith("lora_te1_") for key in delivered)
         assert any(key.startswith("lora_te2_") for key in delivered)
-
-
-@pytest.mark.parametrize("before", STRATEGIES)
-def test_every_strategy_chains_on_every_other(train: Train, before: str) -> None:
-    first = train("first", tasks=(0,), strategy=before)
-    for after in STRATEGIES:
-        run = train(
-            f"then_{after}",
-            tasks=(1,),
-            strategy=after,
-            prev=str(first.store.root),
-            allow_strategy_change=True,
-        )
-        (folder,) = run.store.folders()
-        assert [r.name for r in folder.records] == ["disc0", "disc1"]
 
 
 def test_xformers_missing_is_one_warning_and_sdpa(

@@ -7,19 +7,49 @@ import random
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from kills import LAW_2, run_and_kill
-from toy_runs import STRATEGIES, assert_equal_tensors, draw_two, read_all, write_run
+from toy_runs import (
+    STRATEGIES,
+    assert_equal_tensors,
+    draw_two,
+    read_all,
+    read_samples,
+    under,
+    write_run,
+)
 
 from lcp_plugin.cli import main
 from lcp_plugin.errors import DiskError, LineageError
 from lcp_plugin.store.run_folder import RunStore
 
 Train = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run left on disk."""
+
+    tensors: dict[str, torch.Tensor]
+    lineages: list[dict[str, Any]]
+    samples: dict[str, bytes]
+
+    @classmethod
+    def by(cls, store: RunStore) -> Left:
+        """What is to be the same however often the run was killed."""
+        return cls(read_all(store), read_lineages(store), read_samples(store))
+
+    def assert_equals(self, other: Left) -> None:
+        """Tensors bit for bit, lineages but for their sessions, images pixel by pixel."""
+        assert_equal_tensors(self.tensors, other.tensors)
+        assert self.lineages == other.lineages
+        assert self.samples.keys() == other.samples.keys()
+        assert [n for n, pixels in self.samples.items() if other.samples[n] != pixels] == []
 
 
 def read_lineages(store: RunStore) -> list[dict[str, Any]]:
@@ -31,11 +61,12 @@ def read_lineages(store: RunStore) -> list[dict[str, Any]]:
 def test_a_run_killed_five_times_ends_as_if_it_had_not_been(
     write_config: Callable[..., Path], tmp_path: Path, strategy: str
 ) -> None:
-    options = {**LAW_2, "strategy": strategy}
+    options = {**LAW_2, **under(strategy)}
     out = tmp_path / "out"
     status, events = run_and_kill(write_config("run", **options), None)
     assert status == 0
-    whole, tensors = read_lineages(RunStore(out, "run")), read_all(RunStore(out, "run"))
+    whole = Left.by(RunStore(out, "run"))
+    assert len(whole.samples) == 1 + 2 + 1 + 2  # the grid, the base, and what each stage knows
     shutil.move(out, tmp_path / "whole")
     config = write_config("run", **options)
     points = random.Random(strategy)
@@ -44,34 +75,31 @@ def test_a_run_killed_five_times_ends_as_if_it_had_not_been(
         assert status == -signal.SIGKILL
     status, _ = run_and_kill(config, None)
     assert status == 0
-    assert_equal_tensors(tensors, read_all(RunStore(out, "run")))
-    assert read_lineages(RunStore(out, "run")) == whole
+    whole.assert_equals(Left.by(RunStore(out, "run")))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    toy_base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[int, dict[str, torch.Tensor]]:
-    """The events of a run that nothing kills, and its tensors."""
+def undisturbed(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Left]:
+    """The events of a run that nothing kills, and what it leaves."""
     folder = tmp_path_factory.mktemp("undisturbed")
     config = write_run(folder, toy_base, draw_two(folder / "data"), "run", **LAW_2)
     status, events = run_and_kill(config, None)
     assert status == 0
-    return events, read_all(RunStore(folder / "out", "run"))
+    return events, Left.by(RunStore(folder / "out", "run"))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.97])
 def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
     write_config: Callable[..., Path],
     tmp_path: Path,
-    undisturbed: tuple[int, dict[str, torch.Tensor]],
+    undisturbed: tuple[int, Left],
     share: float,
 ) -> None:
     config = write_config("run", **LAW_2)
-    events, tensors = undisturbed
+    events, whole = undisturbed
     assert run_and_kill(config, max(1, int(share * events)))[0] == -signal.SIGKILL
     assert run_and_kill(config, None)[0] == 0
-    assert_equal_tensors(tensors, read_all(RunStore(tmp_path / "out", "run")))
+    whole.assert_equals(Left.by(RunStore(tmp_path / "out", "run")))
 
 
 def test_sigterm_saves_first_and_the_same_command_goes_on(

@@ -119,3 +119,48 @@ def test_a_run_that_is_at_work_is_not_cleared_away(
     os.write(done[1], b"x")
     os.waitpid(other, 0)
     assert start(learning_rate=1e-3)[0] == 0
+
+
+def test_changed_images_beside_a_state_name_the_way_out_and_lose_nothing(
+    start: Start,
+    write_config: WriteConfig,
+    hash_of: Callable[[str], str],
+    tmp_path: Path,
+) -> None:
+    given: dict[str, Any] = {"tasks": (0, 1), "resume_every_n_steps": 1, "max_train_steps": 3}
+    boom = _stop_in_task(2)
+    assert start(**given)[0] == 1
+    boom.undo()
+    picture, other = (tmp_path / "data" / name / "00.png" for name in ("disc1", "disc0"))
+    picture.write_bytes(other.read_bytes())
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.safetensors")}
+    status, told = start(**given)
+    assert status == 1
+    assert "images or captions of task disc1 have changed" in told
+    assert "start this task again with --overwrite" in told
+    assert "the tasks before it stay" in told
+    assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.safetensors")}
+    first = hash_of("run/01_disc0/adapter")
+    status, told = start("--overwrite", **given)
+    assert status == 0, told
+    assert "task disc1 starts again" in told
+    assert hash_of("run/01_disc0/adapter") == first
+    assert main(["--config", str(write_config("right", **given))]) == 0
+    assert hash_of("run") == hash_of("right")
+
+
+def _stop_in_task(index: int) -> pytest.MonkeyPatch:
+    """Makes the disk full behind the second step of a task."""
+    from lcp_plugin.errors import DiskError
+    from lcp_plugin.observers.jsonl import JsonLines
+
+    whole = JsonLines.on_step_end
+
+    def stop(self: JsonLines, run: Any, step: Any) -> None:
+        whole(self, run, step)
+        if step.task.index == index and step.index >= 2:
+            raise DiskError("no space")
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(JsonLines, "on_step_end", stop)
+    return patch

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.errors import LcpError
 from lcp_plugin.evaluation import evaluate
 from lcp_plugin.evaluation.aggregate import (
     build_table,
@@ -120,7 +120,7 @@ def planned(tmp_path, name, code, leader=""):
 def test_a_finished_run_is_left_alone_and_a_failed_one_shows_its_log(tmp_path, monkeypatch):
     calls = []
 
-    def train(arguments, log, threads):
+    def train(arguments, log, threads, card):
         calls.append(arguments)
         log.write_text("first line\nthe reason\n")
         return 3
@@ -177,7 +177,7 @@ def test_only_as_many_runs_as_asked_for_run_at_once_on_their_share_of_the_cores(
 ):
     now, most, threads = [], [], []
 
-    def execute(run, share):
+    def execute(run, share, card):
         now.append(run.name)
         most.append(len(now))
         threads.append(share)
@@ -193,24 +193,9 @@ def test_only_as_many_runs_as_asked_for_run_at_once_on_their_share_of_the_cores(
     assert threads == [2] * 4
 
 
-def test_jobs_run_through_submitits_local_executor(tmp_path):
-    pytest.importorskip("submitit")
-    executor = sweep.create_executor("local", tmp_path / "jobs", ["timeout_min=1"])
-    write_json(tmp_path / "a" / "run.json", {"status": "finished"})
-    run = planned(tmp_path, "a", "")
-    job = executor.submit(sweep.execute_planned, run)
-    assert job.result() == "a"
-
-
-def test_an_unknown_job_parameter_form_is_told(tmp_path):
-    pytest.importorskip("submitit")
-    with pytest.raises(ConfigError, match="key=value"):
-        sweep.create_executor("local", tmp_path, ["timeout"])
-
-
 def test_waves_wait_for_each_other_and_skip_what_is_finished(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(sweep, "execute_planned", lambda run, _: order.append(run.name))
+    monkeypatch.setattr(sweep, "execute_planned", lambda run, *_: order.append(run.name))
     write_json(tmp_path / "b" / "run.json", {"status": "finished"})
     waves = (
         (planned(tmp_path, "a", ""), planned(tmp_path, "b", "")),
@@ -316,7 +301,7 @@ def test_one_command_trains_scores_and_reports(write_config, tmp_path, monkeypat
 
     trained = []
 
-    def in_this_process(arguments, log, threads):
+    def in_this_process(arguments, log, threads, card):
         log.write_text("")
         before = len(list((tmp_path / "comparison" / "runs").glob("*/*/lineage.json")))
         status = cli.main(list(arguments))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from toy_runs import draw_two, write_run
-from two_processes import COMMON, ROOT, attempt, launch
+from two_processes import COMMON, MODULE, ROOT, attempt, launch
 
 from lcp_plugin.store.run_folder import RunStore
 
@@ -73,7 +73,7 @@ def test_two_processes_with_sgd_reach_the_weights_of_one_with_twice_the_accumula
 def test_two_processes_with_adamw_reach_the_delta_of_one_with_twice_the_accumulation(
     write_config: Callable[..., Path], train: Callable[..., Any], tmp_path: Path
 ) -> None:
-    launch(write_config("pair", **COMMON, optimizer_type="AdamW"))
+    launch(write_config("pair", **COMMON, optimizer_type="AdamW"), through=MODULE)
     single = train("single", **COMMON, optimizer_type="AdamW", gradient_accumulation_steps=2).store
     two = RunStore(tmp_path / "out", "pair")
     assert_ran_in_two_processes(two)

@@ -1,0 +1,63 @@
+"""CUDA, Apple's GPUs (MPS) and the CPU, where they differ.
+
+MPS has no float64, one random state that is asked for without a device, and no count of its peak
+memory; running out of memory is a RuntimeError there (torch.mps' documentation, torch 2.13).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+WITHOUT_FLOAT64 = frozenset({"mps"})  # kinds of device
+_MPS_IS_FULL = "MPS backend out of memory"  # how its message begins
+
+
+def choose_device(asked: str | None = None) -> str:
+    """What was asked for, else cuda or mps where torch can use one, else the CPU."""
+    if asked:
+        return asked
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """fp64, or fp32 on a device that has no more."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def widen(values: Tensor) -> Tensor:
+    """The values in the widest type of their device, for sums and differences of squares."""
+    return values.to(widest_float(values.device))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device ran out of memory, in whatever words it says so."""
+    return isinstance(error, torch.OutOfMemoryError) or str(error).startswith(_MPS_IS_FULL)
+
+
+def free_memory() -> None:
+    """Gives back to the device what nothing uses any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+@contextmanager
+def own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """torch's global generators (dropout uses them) seeded for a block, put back after it."""
+    kept = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if kept is not None:
+                torch.mps.set_rng_state(kept)
