@@ -42,7 +42,6 @@ NO_IMPORT = {  # strings that read like modules of ours and import nothing
     ("registry", "lcp_plugin.observers"): "an entry point group",
     ("config.options_train", "lcp_plugin.kohya"): "a value of network_module",
     ("run.record", "lcp_plugin.commands.train"): "a word of the command that run.json records",
-    ("config.foreign_networks", "lcp_plugin.kohya"): "a value of network_module",
 }
 
 
