@@ -12,7 +12,7 @@ from lcp_plugin.config.load import RunConfig, load_config
 from lcp_plugin.config.logs import configure_messages
 from lcp_plugin.config.write import write_given_options
 from lcp_plugin.errors import ConfigError, FinishedError, LcpError, Page, explaining
-from lcp_plugin.formats.disk import full_disk
+from lcp_plugin.formats.disk import explain_os_error
 from lcp_plugin.run.session import without_collecting
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def _serve(argv: Sequence[str]) -> int:
     except LcpError as error:
         return _complain(error)
     except OSError as error:
-        if (told := full_disk(error)) is None:
+        if (told := explain_os_error(error)) is None:
             raise
         return _complain(told)
     except KeyboardInterrupt:

@@ -82,8 +82,10 @@ def draw(pairs: Sequence[Pair], path: Path) -> None:
     axes.set_ylabel(f"opposed-parameter ratio against {pairs[0].first}")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix.lstrip(".") or "png", dpi=150)
+    drawn, kind = io.BytesIO(), path.suffix.lstrip(".").lower() or "png"
+    if kind not in (known := figure.canvas.get_supported_filetypes()):
+        raise ConfigError(f"--plot {path}: no chart is drawn as .{kind}, only {', '.join(known)}.")
+    figure.savefig(drawn, format=kind, dpi=150)
     write_bytes(path, drawn.getvalue())
 
 

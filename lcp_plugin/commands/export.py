@@ -69,7 +69,7 @@ def find_base(name: str | None, output: Path, scratch: Path) -> Path | None:
     from lcp_plugin.delivery.single_file import write_single_file
     from lcp_plugin.sdxl.load import find_base as find
 
-    base = find(name)
+    base = find(name, inpainting=True)
     if base.is_dir() and output.suffix == ".safetensors":
         write_single_file(base, scratch / "base.safetensors")
         return scratch / "base.safetensors"
@@ -99,7 +99,7 @@ def export_as_asked(options: argparse.Namespace) -> Exported:
     from lcp_plugin.delivery.learned import read_learned, weigh_tasks
     from lcp_plugin.formats.precisions import SAVED_AS as TYPES
 
-    check_output(options.output)
+    check_output(options.output, [options.source])
     form = Form.parse(options.form)
     learned = read_learned(options.source)
     if options.weights:
@@ -113,11 +113,14 @@ def export_as_asked(options: argparse.Namespace) -> Exported:
 @command
 def main(argv: Sequence[str]) -> int:
     """Prints what was written; returns the exit status."""
+    from lcp_plugin.formats.disk import explain_os_error
+
     options = build_parser().parse_args(argv)
     try:
         done = export_as_asked(options)
     except OSError as error:
-        raise DiskError(f"{options.output}: {error.strerror}") from error
+        told = explain_os_error(error) or DiskError(f"{options.output}: {error.strerror}")
+        raise told from error
     print("\n".join(describe(done)))
     return 0
 

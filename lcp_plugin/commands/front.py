@@ -137,9 +137,9 @@ def command(serve: Callable[[Sequence[str]], int]) -> Main:
             sys.stdout = None  # Python would complain of it at its end
             return CLOSED_PIPE
         except OSError as error:
-            from lcp_plugin.formats.disk import full_disk
+            from lcp_plugin.formats.disk import explain_os_error
 
-            if (full := full_disk(error)) is None:
+            if (full := explain_os_error(error)) is None:
                 raise
             print(full.told, file=sys.stderr)
             return full.exit_code

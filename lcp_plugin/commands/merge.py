@@ -74,7 +74,7 @@ def merge(options: argparse.Namespace) -> list[str]:
     from lcp_plugin.delivery.merging import MergeOptions, merge_biases, merge_deltas
     from lcp_plugin.evaluation.conflicts import energy_lost
 
-    check_output(options.output)
+    check_output(options.output, options.files)
     files = read_files(options.files, options.weights)
     deltas = [file.lora.total for file in files]
     if not options.quiet and len(deltas) > 1:
@@ -112,10 +112,12 @@ def write(learned: Learned, options: argparse.Namespace) -> list[str]:
     from lcp_plugin.delivery.checkpoint import export_checkpoint
     from lcp_plugin.delivery.export import export_lora
     from lcp_plugin.formats.precisions import SAVED_AS as TYPES
+    from lcp_plugin.sdxl.load import find_base
 
     lines = []
     if options.base:
-        done = export_checkpoint(learned, options.base, options.output)
+        base = find_base(str(options.base), inpainting=True)
+        done = export_checkpoint(learned, base, options.output)
         lines.append(f"rounding to the base's precision lost {done.rounding_share:.2%}")
     else:
         done = export_lora(learned, options.output, dtype=TYPES[options.precision])

@@ -30,6 +30,8 @@ def convert_option(field: Field[Any], annotation: Any, value: Any) -> Any:
     """
     if isinstance(value, str) and value.strip() == "" and not field.metadata["keep"]:
         return "" if field.default == "" else UNSET
+    if isinstance(value, (list, tuple)) and value and not any(str(v).strip() for v in value):
+        return UNSET
     if field.metadata["zero_unset"] and is_zero(value):
         return UNSET
     if field.metadata["key_values"]:
@@ -135,6 +137,8 @@ def _number(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, str) and "\0" in value:
+        raise Unfit("wanted text without null characters")
     if isinstance(value, (str, int, float)):
         return str(value)
     raise Unfit("wanted text")

@@ -51,7 +51,8 @@ def flatten(table: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in table.items():
         pairs = key in fields and fields[key].metadata["key_values"] and _are_pairs(value)
         general = key == "general" and "datasets" in table
-        if isinstance(value, Mapping) and key not in OWN_TABLES and not pairs and not general:
+        whole = pairs or general or key in OWN_TABLES or (key in fields and _are_pairs(value))
+        if isinstance(value, Mapping) and not whole:
             flat.update(value)
         else:
             flat[key] = value

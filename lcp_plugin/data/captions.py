@@ -108,8 +108,10 @@ def read_metadata(path: Path) -> Mapping[str, str]:
     """Image key -> caption of a fine-tuning JSON; tags follow the caption. Raises DataError."""
     try:
         table = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(table, dict) or not all(isinstance(e, dict) for e in table.values()):
+            raise ValueError("a table of images is wanted, each with a table of its own")
         return {str(key): _join_metadata(entry) for key, entry in table.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"metadata {path} cannot be read ({error}); wanted JSON like "
             f'{{"image": {{"caption": "...", "tags": "..."}}}}.'

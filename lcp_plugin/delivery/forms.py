@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,8 +41,12 @@ class Exported:
     rounding_share: float = 0.0  # ||W' - W - D|| / ||D|| of a fuse
 
 
-def check_output(path: Path) -> None:
-    """Raises ConfigError for a name that promises a pickle: what is written is safetensors."""
+def check_output(path: Path, sources: Iterable[Path] = ()) -> None:
+    """Raises ConfigError for a name that promises a pickle, since what is written is safetensors,
+    and for that of a file which is read: it would be lost.
+    """
+    if path.is_file() and any(s.is_file() and s.samefile(path) for s in sources):
+        raise ConfigError(f"-o {path} is a file that this reads; give the result another name.")
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
         raise ConfigError(
             f"-o {path}: {path.suffix} is a pickle's name, and what is written is safetensors, "

@@ -31,7 +31,8 @@ def collect_chains(args: argparse.Namespace) -> list[Chain]:
             "nothing to score: give runs' folders, or --adapters with --base and --tasks, or "
             "--base with --tasks, or --generated with --references."
         )
-    tasks, base = read_tasks(args.tasks, args.references), choose_base(args)
+    named = ("--pretrained_model_name_or_path", args.base) if args.base else ()
+    tasks, base = read_tasks(args.tasks, args.references, named), choose_base(args)
     if args.adapters is None:
         return [Chain(base.name, base.name, "base", base, base.hash, tuple(tasks), ())]
     return [chain_of_adapters(args.adapters, tasks, base)]

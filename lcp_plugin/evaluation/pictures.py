@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from lcp_plugin.biases import Change
+from lcp_plugin.errors import ConfigError
 from lcp_plugin.formats.disk import remove_temporary_files
 from lcp_plugin.formats.pictures import save_picture
 from lcp_plugin.sdxl.base_weights import BaseSource
@@ -29,6 +30,7 @@ from lcp_plugin.sdxl.live_base import LiveBase
 from lcp_plugin.sdxl.open_base import open_base
 
 BASE = "base"  # stage of the untouched base model
+UNIT = 8  # pixels: sides are drawn in multiples of it
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,11 @@ class Sampling:
     negative: str = ""
 
     def __post_init__(self) -> None:
+        """Raises ConfigError for numbers that draw nothing."""
         if self.images < 1 or self.steps < 1:
-            raise ValueError(f"{self.images} images in {self.steps} steps: both must be >= 1")
+            raise ConfigError(f"{self.images} images in {self.steps} steps: both must be >= 1.")
+        if self.size is not None and (self.size < UNIT or self.size % UNIT):
+            raise ConfigError(f"size = {self.size}: wanted a multiple of {UNIT} pixels.")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from lcp_plugin.config.convert import Unfit, convert
 from lcp_plugin.config.tables import read_table
 from lcp_plugin.errors import ConfigError, DataError
 from lcp_plugin.evaluation.chains import EvalTask
@@ -59,6 +60,8 @@ def read_protocol(
     except ConfigError as error:
         raise ConfigError(f"protocol {path} cannot be read: {error}") from error
     prompts = table.pop("prompts", {})
+    if not isinstance(prompts, dict):
+        raise ConfigError(f"protocol {path}: prompts: wanted a table of lists, [prompts].")
     listed = table.pop("prompt_list", None)
     known = {f.name for f in fields(Sampling)}
     unknown = [*(table.keys() - known), *(prompts.keys() - {"object", "style", "live"})]
@@ -68,7 +71,18 @@ def read_protocol(
         prompts = prompt_list
     elif listed:
         prompts = read_dreambooth_prompts(_resolve(path, str(listed)))
-    return override(Protocol(Sampling(**table), prompts), overrides)
+    return override(Protocol(_read_sampling(path, table), prompts), overrides)
+
+
+def _read_sampling(path: Path, table: Mapping[str, Any]) -> Sampling:
+    """How images are drawn by a protocol's keys. Raises ConfigError for values of another type."""
+    hints, values = get_type_hints(Sampling), dict[str, Any]()
+    for key, value in table.items():
+        try:
+            values[key] = convert(value, hints[key])
+        except Unfit as error:
+            raise ConfigError(f"protocol {path}: {key} = {value!r}: {error}.") from None
+    return Sampling(**values)
 
 
 def override(protocol: Protocol, overrides: Mapping[str, Any]) -> Protocol:

@@ -22,6 +22,14 @@ from lcp_plugin.errors import DiskError, FileFormatError, NumericError
 MAX_JSON_BYTES = 256_000_000
 _PIECE = 1 << 20  # bytes of one write: Linux takes several times longer for much larger ones
 _BEHIND = 1 << 24  # bytes after which the disk is told to begin
+_UNUSABLE = (
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,  # a folder is to be made where a file is
+)
 
 
 # ------------------------------------------------------------------------------------- writing
@@ -55,8 +63,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def full_disk(error: OSError) -> DiskError | None:
-    """The one line of a write outside `replacing` for which there was no space; None for others."""
+def explain_os_error(error: OSError) -> DiskError | None:
+    """The one line of a write outside `replacing` for which there was no space, and of a path that
+    no file can have or nobody may read; None for others.
+    """
+    if error.errno in _UNUSABLE and error.filename:
+        return DiskError(
+            f"{str(error.filename)[:80]} cannot be used ({error.strerror}); name another path."
+        )
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
         return None
     what = error.filename or "a file"

@@ -6,15 +6,16 @@ A content security policy in the page forbids every request and every script but
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lcp_plugin.errors import DataError
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.metric_table import title_of
 from lcp_plugin.evaluation.recognition import Recognition, tell_loss
 from lcp_plugin.evaluation.tables import format_number
+from lcp_plugin.formats.disk import write_bytes
 from lcp_plugin.report.blocks import Block
 from lcp_plugin.report.chapters import CHAPTERS, Chapter
 from lcp_plugin.report.material import Material, MetricScores, ScoredRun, gather
@@ -78,13 +79,18 @@ def write_report(
         scores: scores.json of `lcp evaluate`; default: the one in the run's folder.
         output: the file to write; default report.html in the first run's folder.
     Raises:
-        DataError: a folder that is no run's.
+        DataError: a folder that is no run's, a file that holds no scores.
+        DiskError: the page cannot be written.
     """
     folders = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
     runs = [read_run(folder) for folder in folders]
+    if scores is not None and not read_scores(scores):
+        raise DataError(f"{scores} holds no scores; wanted scores.json of lcp evaluate.")
     files = [scores] if scores is not None else [find_scores(folder) for folder in folders]
     page = build_page(runs, [read_scores(file) for file in files])
-    return _write_whole(output or folders[0] / "report.html", render_page(page))
+    path = output or folders[0] / "report.html"
+    write_bytes(path, render_page(page).encode("utf-8"))
+    return path
 
 
 def render_page(page: Page) -> str:
@@ -248,12 +254,3 @@ def join_names(names: Sequence[str]) -> str:
 def in_words(count: int) -> str:
     """`four`; digits above ten."""
     return WORDS[count] if count < len(WORDS) else str(count)
-
-
-def _write_whole(path: Path, text: str) -> Path:
-    """The file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path

@@ -18,10 +18,11 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.examples import check_images
 from lcp_plugin.errors import ConfigError, FinishedError, Page, explaining
+from lcp_plugin.formats.lora_file import read_lora
 from lcp_plugin.hooks import Strategy
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.run.chaining import check_base, fit_strategy, tell_apart
-from lcp_plugin.run.network_weights import check_start
+from lcp_plugin.run.network_weights import check_start, read_network_weights
 from lcp_plugin.run.parent_prompts import note_prompts
 from lcp_plugin.run.record import (
     describe_command,
@@ -32,7 +33,7 @@ from lcp_plugin.run.record import (
 )
 from lcp_plugin.run.restarting import take_up
 from lcp_plugin.run.tasks import order_tasks
-from lcp_plugin.sdxl.base_weights import identify_with
+from lcp_plugin.sdxl.base_weights import identify_with, list_base_weights
 from lcp_plugin.sdxl.load import BaseId, check_vae, identify_base
 from lcp_plugin.store.parents import read_parent
 from lcp_plugin.store.run_folder import RunStore
@@ -87,6 +88,7 @@ def make_plan(config: RunConfig) -> RunPlan:
     store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
     strategy = create_strategy(options.strategy, options.strategy_args)
     base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
+    check_weights(options)
     found = take_up(store, config, base)
     known = None if found is None else found[0]
     if found is None:
@@ -141,6 +143,13 @@ def check_optimizers(config: RunConfig) -> None:
         check_optimizer(choice)
 
 
+def check_weights(options: Options) -> None:
+    """Raises LcpError for base_weights and network_weights that are no LoRA of SDXL."""
+    for path, _ in list_base_weights(options):
+        read_lora(path)
+    read_network_weights(options)
+
+
 def check_before_run(config: RunConfig) -> None:
     """What a run would find wrong before it loads a model, for a dry run. Raises LcpError."""
     options = config.options
@@ -149,6 +158,7 @@ def check_before_run(config: RunConfig) -> None:
     check_optimizers(config)
     strategy = create_strategy(options.strategy, options.strategy_args)
     base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
+    check_weights(options)
     parent = choose_parent(options, strategy, base)
     check_start(options, parent, is_new=True)
     order_tasks(config, parent, strategy)

@@ -13,13 +13,26 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lcp_plugin.errors import ConfigError
+
 WITHOUT_FLOAT64 = frozenset({"mps"})  # kinds of device
 _MPS_IS_FULL = "MPS backend out of memory"  # how its message begins
 
 
 def choose_device(asked: str | None = None) -> str:
-    """What was asked for, else cuda or mps where torch can use one, else the CPU."""
+    """What was asked for, else cuda or mps where torch can use one, else the CPU.
+
+    Raises ConfigError for a device that torch does not have here.
+    """
     if asked:
+        try:
+            torch.empty(0, device=asked)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise ConfigError(
+                f"device {asked!r} is not to be had here ({reason[:90]}); leave it out, and what "
+                "there is is taken."
+            ) from error
         return asked
     if torch.cuda.is_available():
         return "cuda"

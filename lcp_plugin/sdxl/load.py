@@ -7,7 +7,6 @@ the checkpoint's header. A pickle (.ckpt, .pt) is never opened.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,14 +20,13 @@ import torch
 from lcp_plugin.errors import BaseModelError
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.tensors import read_header
+from lcp_plugin.sdxl.base_files import TOKENIZER_FILES, check_checkpoint, check_folder, variant_of
 from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
 TINY_NAME = "tiny-sdxl"
-REFINED_KEYS = ("conditioner.embedders.1.model.", "conditioner.embedders.0.transformer.")
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
 WEIGHT_FOLDERS = ("unet", "text_encoder", "text_encoder_2")
 # keys of a single file whose mere presence says how it was trained: v-prediction; v-prediction
 # whose last timestep is pure noise
@@ -85,11 +83,13 @@ def find_tokenizer(name: str) -> Any | None:
     return CLIPTokenizer.from_pretrained(Path(str(files[0])).parent, local_files_only=True)
 
 
-def find_base(name: str | None) -> Path:
-    """The folder or file of a base, checked to be SDXL without reading weights.
+def find_base(name: str | None, inpainting: bool = False) -> Path:
+    """The folder or file of a base, checked to be SDXL and whole without reading weights.
 
+    Args:
+        inpainting: a UNet of 9 channels will do, since nothing is put through it.
     Raises:
-        BaseModelError: nothing there, a pickle, or not SDXL.
+        BaseModelError: nothing there, a pickle, not SDXL, or parts of it are missing.
     """
     if not name:
         raise BaseModelError(
@@ -102,10 +102,10 @@ def find_base(name: str | None) -> Path:
         return model_dir()
     path = Path(name).expanduser()
     if path.is_dir():
-        _check_folder(path, name)
+        check_folder(path, name, inpainting)
         return path
     if path.is_file():
-        _check_checkpoint(path)
+        check_checkpoint(path, inpainting)
         return path
     if path.suffix or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise BaseModelError(
@@ -126,52 +126,8 @@ def _find_on_hub(name: str) -> Path:
             f"base model '{name}' is neither on disk nor to be had from the hub ({reason}); "
             "check the name, or download it once with a network."
         ) from error
-    _check_folder(folder, name)
+    check_folder(folder, name)
     return folder
-
-
-def _check_folder(folder: Path, name: str) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise BaseModelError(
-            f"base model '{name}' has no model_index.json; wanted a diffusers SDXL folder."
-        )
-    try:
-        facts = json.loads(index.read_text(encoding="utf-8"))
-        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise BaseModelError(f"base model '{name}' is damaged: {error}") from error
-    if "text_encoder_2" not in facts or unet.get("addition_embed_type") != "text_time":
-        raise BaseModelError(
-            f"base model '{name}' is {facts.get('_class_name', 'unknown')}, not SDXL "
-            "(two text encoders and a text_time UNet); choose an SDXL base."
-        )
-    if (channels := unet.get("in_channels", 4)) != 4:
-        raise BaseModelError(
-            f"base model '{name}' takes {channels} channels (an inpainting UNet), and training "
-            "gives 4; choose the ordinary base that it was made from."
-        )
-    for part in ("tokenizer", "tokenizer_2"):
-        if not (folder / part).is_dir():
-            raise BaseModelError(
-                f"base model '{name}' has no folder {part}; copy it from the SDXL base."
-            )
-    for weights in sorted((folder / "unet").glob("*.safetensors")):
-        read_header(weights)
-
-
-def _check_checkpoint(path: Path) -> None:
-    if path.suffix != ".safetensors":
-        raise BaseModelError(
-            f"base model '{path}' is {path.suffix or 'no known file'}; only .safetensors is read "
-            "(a .ckpt can run code): save it as .safetensors in the tool it came from."
-        )
-    names = read_header(path).tensors
-    if not all(any(k.startswith(prefix) for k in names) for prefix in REFINED_KEYS):
-        raise BaseModelError(
-            f"base model '{path.name}' is no SDXL checkpoint: it lacks the two text encoders "
-            "(conditioner.embedders.0 and .1); choose an SDXL base."
-        )
 
 
 def identify_base(name: str | None) -> BaseId:
@@ -228,7 +184,7 @@ def _read_pipeline(path: Path, dtype: torch.dtype, config: str | None) -> Stable
 
     options: dict[str, Any] = {"dtype": dtype}
     if path.is_dir():
-        options["variant"] = _variant(path)
+        options["variant"] = variant_of(path)
         return StableDiffusionXLPipeline.from_pretrained(path, local_files_only=True, **options)
     local = config or _folder_beside(path)
     if local:
@@ -240,13 +196,6 @@ def _read_pipeline(path: Path, dtype: torch.dtype, config: str | None) -> Stable
     elif V_KEY in keys:
         pipeline.scheduler.register_to_config(prediction_type="v_prediction")
     return pipeline
-
-
-def _variant(folder: Path) -> str | None:
-    """`fp16` or the like, where the UNet's weights are there in no other form."""
-    names = [p.name for p in (folder / "unet").glob("*.safetensors")]
-    kinds = [k for k in ("fp16", "bf16") if names and all(f".{k}." in n for n in names)]
-    return kinds[0] if kinds else None
 
 
 def hush_libraries() -> None:

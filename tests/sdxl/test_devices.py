@@ -9,6 +9,7 @@ import pytest
 import torch
 from no_float64 import META, NoFloat64
 
+from lcp_plugin.errors import ConfigError
 from lcp_plugin.run import opening, runner
 from lcp_plugin.sdxl import devices, stored
 from lcp_plugin.sdxl.devices import choose_device, is_out_of_memory, own_randomness, widen
@@ -57,7 +58,9 @@ def test_a_gpu_is_chosen_where_torch_can_use_one(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
         found.append(choose_device())
     assert found == ["cuda", "mps", "cpu"]
-    assert choose_device("cuda:1") == "cuda:1"
+    assert choose_device("cpu:0") == "cpu:0"
+    with pytest.raises(ConfigError, match="device 'nowhere' is not to be had here"):
+        choose_device("nowhere")
 
 
 def test_the_random_state_of_mps_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
