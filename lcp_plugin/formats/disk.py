@@ -38,7 +38,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         DiskError: any failure of the file system (no space, quota, permission, ...).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:120]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -53,6 +53,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A path in the same folder for what is written until it may take the name of `path`."""
+    return path.with_name(f".{path.name[:120]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def full_disk(error: OSError) -> DiskError | None:
