@@ -21,6 +21,7 @@ from lcp_plugin.config.findings import FOREIGN_KEYS, Findings, closest, did_you_
 from lcp_plugin.config.flags import hide_secrets, parse_flags
 from lcp_plugin.config.foreign import translate_foreign
 from lcp_plugin.config.options import Options, option_fields, option_types
+from lcp_plugin.config.path_lengths import check_path_lengths
 from lcp_plugin.config.sources import OWN_TABLES, find_config, flatten
 from lcp_plugin.config.tables import read_table
 from lcp_plugin.config.task_table import (
@@ -94,6 +95,7 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     reader = TaskReader(options, explicit, findings, source, path.parent if path else Path("."))
     tasks = reader.read(table["tasks"]) if continual else _single_task(reader, table)
     tasks = tuple(_settled(task, findings) for task in tasks)
+    check_path_lengths(options, [task.name for task in tasks], provenance, findings)
     if findings.problems:
         raise ConfigError(*dict.fromkeys(findings.problems))
     notices = tuple(findings.notices)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 LONGEST_NAME = 80  # characters
+LONGEST_PATH = 259  # characters, of Windows unless it is told otherwise
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _FOLDER = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9 ._-]{{0,{LONGEST_NAME - 1}}}")
 _NEVER = re.compile(r'[/\\:*?"<>|\x00-\x1f]')

@@ -10,8 +10,13 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from lcp_plugin.errors import LcpError
@@ -50,21 +55,55 @@ def draw_ahead(evaluation: Evaluation, chains: Sequence[Chain], processes: int) 
     alone = replace(evaluation, studios={}, caches={})
     threads = max(1, (os.cpu_count() or 1) // len(shares))
     context = _context()
-    drawing = [
-        context.Process(target=_draw_share, args=(alone, share, threads, card), daemon=True)
-        for share, card in zip(shares, deal_cards(len(shares)), strict=True)
-    ]
+    drawing: list[BaseProcess] = []
     try:
-        for process in drawing:
-            process.start()
+        for share, card in zip(shares, deal_cards(len(shares)), strict=True):
+            try:
+                drawing.append(_start(context, (alone, share), threads, card))
+            except OSError as error:
+                logger.warning("a process to make images cannot be started: %s.", error)
         for process in drawing:
             process.join()
     finally:
         for process in drawing:
-            if process.pid is not None and process.is_alive():
+            if process.is_alive():
                 process.terminate()
                 process.join()
+    _tell_dead(drawing)
     return images
+
+
+def _start(context: Any, work: object, threads: int, card: str | None) -> BaseProcess:
+    """A process that draws `work`, which it is sent once it runs.
+
+    Among what a process is started with, much work fills the pipe; where the process dies before it
+    reads that, multiprocessing waits forever (spawn on Linux and macOS keep the other end open).
+    """
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    data = bytes(ForkingPickler.dumps(work))
+    process: BaseProcess = context.Process(
+        target=_draw_share, args=(receiver, threads, card), daemon=True
+    )
+    with receiver:
+        process.start()
+    threading.Thread(target=_send, args=(sender, data), daemon=True).start()
+    return process
+
+
+def _send(sender: Connection, data: bytes) -> None:
+    """In a thread: Windows may hold the other end of a process that died."""
+    with suppress(OSError), sender:  # that is told by its exit code
+        sender.send_bytes(data)
+
+
+def _tell_dead(drawing: Sequence[BaseProcess]) -> None:
+    """A warning for processes that ended by something else than their end."""
+    codes = [str(process.exitcode) for process in drawing if process.exitcode]
+    if codes:
+        logger.warning(
+            "%d of %d processes that make images died (exit code %s); what they left is made now.",
+            *(len(codes), len(drawing), ", ".join(codes)),
+        )
 
 
 def list_work(evaluation: Evaluation, chains: Sequence[Chain]) -> list[Work]:
@@ -97,9 +136,7 @@ def _context() -> Any:
     return library_server() or multiprocessing.get_context("spawn")
 
 
-def _draw_share(
-    evaluation: Evaluation, share: Sequence[Work], threads: int, card: str | None
-) -> None:
+def _draw_share(receiver: Connection, threads: int, card: str | None) -> None:
     """In a process of its own; ends at once where the one that started it has."""
     os.environ.update(environment_on(card))
     import torch
@@ -110,9 +147,13 @@ def _draw_share(
     torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
     try:
+        with receiver:
+            evaluation, share = receiver.recv()
         for item in share:
             if parent is not None and not parent.is_alive():
                 return
             evaluation.studio(item.chain.base).make(item.stage, item.pictures)
+    except EOFError:
+        return  # the one that started it has ended
     except (LcpError, KeyboardInterrupt):
         return  # the scoring meets it, and tells

@@ -111,6 +111,8 @@ def read_dreambooth_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     """
     try:
         text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     _, _, objects = text.partition("Object Prompts")

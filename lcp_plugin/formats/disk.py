@@ -46,7 +46,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         DiskError: any failure of the file system (no space, quota, permission, ...).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:120]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -61,6 +61,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A path in the same folder for what is written until it may take the name of `path`."""
+    return path.with_name(f".{path.name[:120]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def explain_os_error(error: OSError) -> DiskError | None:

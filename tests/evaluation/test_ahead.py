@@ -4,13 +4,17 @@ draw, the scoring does."""
 from __future__ import annotations
 
 import json
+import logging
+import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import signal
 import threading
 import time
 from dataclasses import replace
+from multiprocessing import resource_tracker
 
 import pytest
 from PIL import Image
@@ -132,6 +136,64 @@ def test_what_a_killed_process_leaves_is_made_by_the_scoring(trained, tmp_path, 
     assert pixels(tmp_path / "cut") == pixels(tmp_path / "whole")
     assert cut["runs"] == whole["runs"]
     assert not [p for p in (tmp_path / "cut" / "images").rglob("*") if p.suffix == ".tmp"]
+
+
+@pytest.fixture
+def spawn(monkeypatch):
+    """The start method of Windows and macOS."""
+    context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # a process too, which outlives the test
+    monkeypatch.setattr(ahead, "_context", lambda: context)
+
+
+FEWEST = ("--images", "1", "--prompts", "1", "--steps", "1")
+
+
+@pytest.mark.slow  # each spawned process imports the libraries anew: 14 s of CPU time
+@pytest.mark.usefixtures("spawn")
+def test_two_spawned_processes_draw_what_one_process_does(trained, tmp_path, caplog):
+    one = score(trained, tmp_path / "one", *FEWEST)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        two = score(trained, tmp_path / "two", *FEWEST, "--parallel", "2")
+    made = [line for line in caplog.messages if "image" in line]
+    assert made == [f"{len(pixels(tmp_path / 'one'))} images to make, in 2 processes"]
+    assert pixels(tmp_path / "two") == pixels(tmp_path / "one")
+    assert two["runs"] == one["runs"]
+
+
+@pytest.mark.skipif(not shutil.which("false"), reason="needs a program that fails at once")
+@pytest.mark.usefixtures("spawn")
+def test_processes_that_die_at_their_start_are_told_and_not_waited_for(
+    trained, tmp_path, monkeypatch, caplog
+):
+    """With more work than a pipe holds: whoever wrote it to one that nobody reads would wait."""
+    draw = command.draw_ahead
+
+    def draw_much(evaluation, chains, processes):
+        large = {"unused": "x" * 1_000_000}
+        return draw(replace(evaluation, encoder_paths=large), chains, processes)
+
+    monkeypatch.setattr(command, "draw_ahead", draw_much)
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(shutil.which("false")))
+    score(trained, tmp_path / "all", *FEWEST, "--parallel", "2")
+    told = "2 of 2 processes that make images died (exit code 1, 1); what they left is made now."
+    assert told in caplog.messages
+    assert len(pixels(tmp_path / "all")) == 7  # the base twice, after one task once, after two four
+
+
+@pytest.mark.usefixtures("spawn")
+def test_processes_that_cannot_be_started_are_told_and_done_without(
+    trained, tmp_path, monkeypatch, caplog
+):
+    def refuse(self):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", refuse)
+    score(trained, tmp_path / "all", *FEWEST, "--parallel", "2")
+    told = [line for line in caplog.messages if "cannot be started: [Errno 11] Resource" in line]
+    assert len(told) == 2
+    assert len(pixels(tmp_path / "all")) == 7
 
 
 def test_a_state_that_two_runs_share_is_listed_once(trained, tmp_path):
