@@ -80,7 +80,7 @@ BROKEN: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "an unknown network argument": (
         'network_args = ["conv_dims=4"]\n' + TASK, "", ("'conv_dims'", "Did you mean conv_dim?")),
     "another network module": (
-        'network_module = "lycoris.kohya"\n' + TASK, "", ("'lycoris.kohya'", "networks.lora")),
+        'network_module = "networks.lora_fa"\n' + TASK, "", ("'networks.lora_fa'", "only LoRA")),
     "full_bf16 without bf16": (
         "full_bf16 = true\n" + TASK, "", ("full_bf16", "mixed_precision = bf16")),
     "timesteps upside down": (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from told import assert_one_error
 
 from lcp_plugin.cli import main
 from lcp_plugin.config.load import load_config
@@ -143,7 +144,7 @@ def test_a_network_that_is_none_of_ours_stops_in_one_line(
     status, words = run("config_file.toml", text, *BESIDE)
     assert status != 0
     assert told in words
-    assert words.strip().count("\n") == 0
+    assert_one_error(words)
     status, words = run("c.toml", text, *BESIDE, "--network_module", "networks.lora")
     assert status == 0, words
 

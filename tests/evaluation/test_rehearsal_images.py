@@ -10,6 +10,7 @@ import pytest
 import toml
 from lora_samples import load_tool
 from safetensors.torch import load_file, save_file
+from told import assert_one_error
 from toy_runs import BASICS, draw_pictures
 
 from lcp_plugin.config.load import load_config
@@ -174,7 +175,7 @@ def test_what_a_lora_lacks_is_one_line(
     status, said = draw(foreign(metadata), tmp_path / "set", *given)
     assert status != 0
     assert line in said
-    assert len(said.strip().splitlines()) == 1
+    assert_one_error(said)
     assert not list((tmp_path / "set").rglob("*.png"))
 
 

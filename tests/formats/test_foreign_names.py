@@ -10,6 +10,7 @@ import torch
 from lora_samples import load_tool
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from told import assert_one_error
 from torch import Tensor
 
 from lcp_plugin.formats.lora_file import read_lora
@@ -105,9 +106,9 @@ def test_kinds_that_are_not_read_are_called_by_their_names(
     save_file(extra, tmp_path / "a.safetensors")
     arguments = [str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "m.safetensors")]
     assert load_tool("merge_adapters").main(arguments) != 0
-    error = capsys.readouterr().err.strip()
+    error = capsys.readouterr().err
     assert words in error
-    assert "\n" not in error
+    assert_one_error(error)
 
 
 SD_1 = {

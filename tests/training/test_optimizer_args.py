@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from told import assert_one_error
 
 from lcp_plugin.cli import main
 from lcp_plugin.training import optimizers as optim
@@ -52,7 +53,9 @@ def refused(
         for flags in ([], ["--dry_run"]):
             capsys.readouterr()
             assert main(["--config", str(config), "--optimizer_args", *args, *flags]) == 2
-            told.append(capsys.readouterr().err.splitlines()[-1])
+            error = capsys.readouterr().err
+            assert_one_error(error)
+            told.append(error.splitlines()[0])
         assert not list((tmp_path / "out").rglob("*"))
         assert told[0] == told[1]
         assert told[0].startswith("error: optimizer_args do not fit ")
