@@ -219,8 +219,8 @@ def test_a_chain_goes_to_another_process_before_and_after_its_walk(trained):
     first = pickle.loads(pickle.dumps(chain)).stages[0].load()
     chain.stages[1].load()
     again = pickle.loads(pickle.dumps(chain)).stages[0].load()
-    ours = chain.stages[0].load()
-    for other in (first, again):
+    ours = chain.stages[0].load().delta
+    for other in (first.delta, again.delta):
         assert other.keys() == ours.keys()
         assert all((other[k].dense() == ours[k].dense()).all() for k in ours)
 
