@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from told import assert_one_error
 
 from lcp_plugin.commands.doctor import main
 from lcp_plugin.doctor import anonymous, issue_report
@@ -120,4 +121,4 @@ def test_a_folder_without_a_run_is_one_line(
     assert main(["--report", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: --report {tmp_path}: holds no run.json; give a run's folder")
-    assert told.count("\n") == 1
+    assert_one_error(told)

@@ -14,6 +14,7 @@ from typing import Any
 import doctor
 import pytest
 import torch
+from told import assert_one_error
 
 from lcp_plugin.config import estimates
 from lcp_plugin.config.options import Options
@@ -149,8 +150,7 @@ def test_bad_input_is_one_line(run_doctor: Doctor, flags: tuple[str, ...], told:
     status, out, err = run_doctor(*flags)
     assert (status, out) == (2, "")
     assert told in err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
+    assert_one_error(err)
 
 
 def test_the_measured_base_has_sdxls_parameters() -> None:
