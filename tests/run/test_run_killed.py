@@ -31,6 +31,9 @@ from lcp_plugin.store.run_folder import RunStore
 Train = Callable[..., Any]
 
 
+PLACES = ("config", "data_root", "output_dir")
+
+
 @dataclass(frozen=True)
 class Left:
     """What a run left on disk."""
@@ -53,8 +56,11 @@ class Left:
 
 
 def read_lineages(store: RunStore) -> list[dict[str, Any]]:
-    """lineage.json of every task without what may differ: times and session ids."""
-    return [{k: v for k, v in f.lineage.items() if k != "session"} for f in store.folders()]
+    """lineage.json of every task without what may differ: times, session ids and places."""
+    told = [{k: v for k, v in f.lineage.items() if k != "session"} for f in store.folders()]
+    for facts in told:
+        facts["options"] = {k: v for k, v in facts["options"].items() if k not in PLACES}
+    return told
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
