@@ -127,7 +127,12 @@ def test_an_export_written_over_an_earlier_one(
         assert load_tool("export").main(command) == 0
 
 
-def test_a_merge_written_over_one_of_its_parts(place: Path, refused: list[str]) -> None:
-    mine, other = place / "mine.safetensors", place / "other.safetensors"
-    shutil.copyfile(mine, other)
-    assert load_tool("merge_adapters").main([str(mine), str(other), "-o", str(other)]) == 0
+def test_a_merge_written_over_a_file_that_was_there(place: Path, refused: list[str]) -> None:
+    mine, other, third = (place / f"{name}.safetensors" for name in ("mine", "other", "third"))
+    for copy in (other, third):
+        shutil.copyfile(mine, copy)
+    merge = load_tool("merge_adapters").main
+    assert merge([str(mine), str(other), "-o", str(third)]) == 0
+    before = other.read_bytes()
+    assert merge([str(mine), str(other), "-o", str(other)]) != 0  # a part is no place for the sum
+    assert other.read_bytes() == before
