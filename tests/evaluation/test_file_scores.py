@@ -10,6 +10,7 @@ from quick_scores import photo
 from lcp_plugin.evaluation import encoders
 from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
 from lcp_plugin.evaluation.images import Preprocessing, require_images
+from lcp_plugin.evaluation.metric_table import Metric
 from lcp_plugin.evaluation.metrics import load_encoder
 
 
@@ -60,12 +61,12 @@ def test_a_damaged_cache_is_made_again(tmp_path, coloured):
 
 def test_sets_are_scored_over_all_pairs_and_prompts_image_by_image(coloured):
     cache = EmbeddingCache(ColourEncoder(), None)
-    image_metric = encoders.Metric("colour", "colour", "Colour")
+    image_metric = Metric("colour", "colour", "Colour")
     assert score_files(image_metric, cache, coloured[:1], coloured[:1]) == pytest.approx(1)
     assert score_files(image_metric, cache, coloured, coloured) == pytest.approx(1 / 3)
     shuffled = [coloured[2], coloured[0], coloured[1]]
     assert score_files(image_metric, cache, coloured, shuffled) == pytest.approx(1 / 3)
-    text_metric = encoders.Metric("t", "colour", "T", against_prompt=True)
+    text_metric = Metric("t", "colour", "T", against_prompt=True)
     prompts = ["red", "red", "blue"]
     assert score_files(text_metric, cache, coloured, [], prompts) == pytest.approx(2 / 3)
 
