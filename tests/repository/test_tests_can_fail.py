@@ -52,3 +52,9 @@ def test_a_test_without_an_assertion_is_found() -> None:
     )
     tree = ast.parse(code + "def check():\n    assert x\n")
     assert toothless(tree.body) == ["test_a", "test_b"]  # type: ignore[arg-type]
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by their names alone, and the second of them is an error."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}
