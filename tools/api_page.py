@@ -5,12 +5,13 @@ python tools/api_page.py
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from pages import write_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "api.md"
@@ -30,21 +31,7 @@ Documented = ast.FunctionDef | ast.ClassDef
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=PAGE, help="file to write")
-    parser.add_argument("--check", action="store_true", help="fail if the file is not up to date")
-    args = parser.parse_args(argv)
-    page = render_page()
-    if args.check:
-        current = args.output.is_file() and args.output.read_text(encoding="utf-8") == page
-        state = "up to date" if current else "outdated: run this without --check"
-        print(f"{args.output} is {state}")
-        return 0 if current else 1
-    args.output.write_text(page, encoding="utf-8")
-    print(f"wrote {args.output}")
-    return 0
+    return write_page(argv, __doc__, PAGE, render_page)
 
 
 def render_page() -> str:

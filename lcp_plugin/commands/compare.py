@@ -16,7 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lcp_plugin.commands.front import command, tell_progress
+from lcp_plugin.commands.front import command
+from lcp_plugin.commands.sweep import print_tables
 from lcp_plugin.config.parser import Parser
 from lcp_plugin.evaluation.options import add_scoring_options
 from lcp_plugin.sweep.options import add_sweep_options
@@ -45,12 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 @command
 def main(argv: Sequence[str]) -> int:
     """Prints the table; returns the exit status."""
-    args, more = build_parser().parse_known_args(argv)
-    tell_progress()
-    from lcp_plugin.sweep.command import run_sweep
-
-    print(run_sweep(args, more))
-    return 0
+    return print_tables(build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
 @command
 def main(argv: Sequence[str]) -> int:
     """Prints the tables; returns the exit status."""
-    args, more = build_parser().parse_known_args(argv)
+    return print_tables(build_parser(), argv)
+
+
+def print_tables(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    """Runs what the options say; those that the parser does not know go to the training command."""
+    args, more = parser.parse_known_args(argv)
     tell_progress()
     from lcp_plugin.sweep.command import run_sweep
 
