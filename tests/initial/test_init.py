@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from tiny_base.world import describe_scene, sample_scene
 from toy_runs import draw_pictures
 
 from lcp_plugin.cli import main as train
 from lcp_plugin.commands.init import main as init
 from lcp_plugin.doctor import machine
-from lcp_plugin.initial.words import IN_USE, RARE, count_tokens
+from lcp_plugin.initial.words import ENDINGS, IN_USE, RARE, choose_words, count_tokens, list_words
 from lcp_plugin.sdxl.load import find_tokenizer
 
 DREAMBOOTH = Path(__file__).parents[3] / "shared" / "data" / "dreambooth" / "dataset"
@@ -90,22 +92,44 @@ def test_every_task_has_a_word_of_its_own_that_the_base_keeps_as_one_token(
     tokenizer = find_tokenizer("tiny-sdxl")
     assert len(set(words)) == 12
     assert all(count_tokens(tokenizer, word) == 1 for word in words)
+    assert all(len(word) >= 3 for word in words)
 
 
 def test_the_known_rare_words_are_short_plain_and_not_the_ones_that_everybody_uses() -> None:
-    assert len(set(RARE)) == len(RARE)
+    assert len({*RARE, *ENDINGS}) == len(RARE) + len(ENDINGS)
     assert all(re.fullmatch(r"[a-z]{3,4}", word) for word in RARE)
-    assert not set(RARE) & IN_USE
+    assert all(re.fullmatch(r"[a-z]{3,5}", word) for word in ENDINGS)
+    assert not {*RARE, *ENDINGS} & IN_USE
+
+
+def test_no_rare_word_has_two_letters_or_stands_in_a_caption_of_the_base() -> None:
+    tokenizer = find_tokenizer("tiny-sdxl")
+    words = list(list_words(tokenizer))
+    assert len(words) >= 40
+    assert all(len(word) >= 3 for word in words)
+    generator, read = np.random.default_rng(0), set()
+    for _ in range(400):
+        caption = describe_scene(sample_scene(generator, held_out=False), generator)
+        read |= set(tokenizer(caption, add_special_tokens=False).input_ids)
+    assert not read & {tokenizer.get_vocab()[f"{word}</w>"] for word in words}
+
+
+def test_a_word_whose_token_another_task_speaks_is_not_chosen() -> None:
+    tokenizer = find_tokenizer("tiny-sdxl")
+    assert tokenizer.tokenize("lovely") == ["lo", "vely</w>"]
+    assert choose_words(1, tokenizer, ["dog"]) == ["vely"]
+    assert choose_words(1, tokenizer, ["lovely"]) == ["ssed"]
 
 
 def test_more_folders_than_rare_words_is_one_line(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw_pictures(here / "first", count=1)
-    for number in range(45):
+    many = len(list(list_words(find_tokenizer("tiny-sdxl")))) + 1
+    for number in range(many):
         shutil.copytree(here / "first", here / "photos" / f"toy{number:02d}x")
     assert init(["photos"]) == 2
-    assert "45 tasks need a rare word each" in capsys.readouterr().err
+    assert f"{many} tasks need a rare word each" in capsys.readouterr().err
     assert not (here / "photos.toml").exists()
 
 
