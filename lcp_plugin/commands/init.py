@@ -3,10 +3,13 @@
     lcp init photos
     lcp init photos --kind watercolor=style --output mine.toml
     lcp init photos --base sd_xl_base_1.0.safetensors --preset 12gb
+    lcp init more_photos --prev output/mine
 
 Each folder in PHOTOS becomes a task. A folder named like kohya's `10_sks dog` says how often its
 images count and what prompts call them; captions beside the images are used. What is guessed stands
-in the file with its reason. Nothing is overwritten.
+in the file with its reason. Nothing is overwritten. With --prev the configuration goes on from a
+run, a task folder or any SDXL LoRA: with its base, strategy, rank and alpha, and without names and
+words that its tasks have. Folders that it has learned are left out.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="object or style, for all folders or for one (guessed)",
     )
     parser.add_argument("--preset", help="8gb, 12gb or 24gb (what fits on this machine)")
-    parser.add_argument("--strategy", default="recall", help="what keeps earlier tasks (recall)")
+    parser.add_argument("--strategy", help="what keeps earlier tasks (the chain's, else recall)")
+    parser.add_argument(
+        "--prev", type=Path, metavar="CHAIN", help="go on from this run, task folder or LoRA file"
+    )
     return parser
 
 
@@ -45,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Writes the configuration and tells its plan; returns the exit status."""
     given = build_parser().parse_args(argv)
-    from lcp_plugin.initial.making import Request, make_config
+    from lcp_plugin.initial.making import make_config
+    from lcp_plugin.initial.recipe import Request
 
     request = Request(
         photos=given.photos,
@@ -54,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
         kinds=tuple(given.kind),
         preset=given.preset,
         strategy=given.strategy,
+        prev=given.prev,
     )
     print(make_config(request))
     return 0

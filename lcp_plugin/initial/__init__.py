@@ -1,5 +1,5 @@
 """`lcp init`: a folder of folders of photos becomes a commented configuration that runs.
 
-`survey` looks, `kinds` and `words` guess, `choices` decides what machine and photos decide, `draft`
-writes. All that is guessed is said beside the value, so that it can be put right.
+`survey` looks, `chain` reads what it goes on from, `kinds` and `words` guess, `choices` decides
+what machine and photos decide, `recipe` and `draft` write. All that is guessed is said beside it.
 """

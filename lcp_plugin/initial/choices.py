@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.initial.chain import Chain
 from lcp_plugin.initial.survey import Photos, count
 from lcp_plugin.sdxl.load import TINY_NAME
 from lcp_plugin.tasks import Kind
@@ -59,17 +60,21 @@ TINY_STEPS: dict[Kind, StepRule] = {
 }
 
 
-def choose_base(given: str | None, free_gb: float | None) -> Choice:
-    """The base: what was given, else SDXL with a GPU and the embedded one without."""
+def choose_base(given: str | None, free_gb: float | None, chain: Chain | None = None) -> Choice:
+    """The base: what was given, the chain's, else SDXL with a GPU and the embedded one without."""
     if given:
         return Choice(given, "as given by --base")
+    if chain is not None and chain.base:
+        return Choice(chain.base, "the base of the chain that it goes on from")
+    if chain is not None:
+        return Choice(SDXL, f"{chain.path.name} does not name its base: check that it is this one")
     if free_gb is None:
         why = f"no GPU here; with one: {SDXL}, a folder or a .safetensors file"
         return Choice(TINY_NAME, why)
     return Choice(SDXL, "or a diffusers folder, or a .safetensors file, or a hub id")
 
 
-def choose_preset(given: str | None, free_gb: float | None) -> Choice:
+def choose_preset(given: str | None, free_gb: float | None, rank: int = RANK) -> Choice:
     """The most generous preset that fits into the free memory, as `lcp doctor` finds it."""
     from lcp_plugin.doctor import machine
 
@@ -80,7 +85,7 @@ def choose_preset(given: str | None, free_gb: float | None) -> Choice:
     if free_gb is None:
         return Choice(UNKNOWN_CARD, "of the card that will train; none is here. Or 8gb, 24gb")
     memories = [
-        machine.preset_memory(preset, machine.preset_options(preset, RANK)) for preset in PRESETS
+        machine.preset_memory(preset, machine.preset_options(preset, rank)) for preset in PRESETS
     ]
     fitting = machine.choose_preset(memories, free_gb)
     if fitting is None:

@@ -171,15 +171,17 @@ def _caption_lines(photos: Photos, concept: Concept) -> list[Line]:
     return lines
 
 
-def name_tasks(tasks: Sequence[Photos]) -> list[str]:
-    """A name for each task that any system takes as a folder's, each only once."""
+def name_tasks(tasks: Sequence[Photos], known: Sequence[str] = ()) -> list[str]:
+    """A name for each task that any system takes as a folder's, each only once along the chain,
+    whose tasks so far are `known`.
+    """
     names: list[str] = []
     for number, photos in enumerate(tasks, 1):
         given = photos.words if photos.has_repeats else photos.folder.resolve().name
         name = fit_name(given) or f"task{number}"
-        twins = sum(re.sub(r"_\d+$", "", n).lower() == name.lower() for n in names)
-        taken = {n.lower() for n in names}
-        while name.lower() in taken:
+        before = [n.lower() for n in (*known, *names)]
+        twins = sum(re.sub(r"_\d+$", "", n) == name.lower() for n in before)
+        while name.lower() in before:
             twins += 1
             name = f"{fit_name(given) or 'task'}_{twins}"
         names.append(name)

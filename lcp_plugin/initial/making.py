@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lcp_plugin.config.load import load_config
 from lcp_plugin.data.contents import check_pictures
-from lcp_plugin.errors import ConfigError, DiskError, LcpError
+from lcp_plugin.errors import ConfigError, DataError, DiskError, LcpError
 from lcp_plugin.initial import choices, draft
-from lcp_plugin.initial.draft import Line
+from lcp_plugin.initial.chain import Chain, read_chain
 from lcp_plugin.initial.kinds import Guess, guess_kind, read_kinds
+from lcp_plugin.initial.recipe import Request, form_lines, recipe_lines, run_lines
 from lcp_plugin.initial.survey import Photos, Survey, count, survey
 from lcp_plugin.initial.words import choose_words
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.load import TINY_NAME
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line says."""
-
-    photos: Path
-    output: Path | None = None  # unset: the folder's name in the current folder
-    base: str | None = None
-    kinds: tuple[str, ...] = ()
-    preset: str | None = None
-    strategy: str = "recall"
-
-    @property
-    def file(self) -> Path:
-        """The configuration to write."""
-        name = draft.fit_name(self.photos.resolve().name) or "photos"
-        return self.output or Path(f"{name}.toml")
 
 
 def make_config(request: Request) -> str:
@@ -46,19 +29,24 @@ def make_config(request: Request) -> str:
     """
     if request.file.exists() or request.file.is_symlink():
         raise ConfigError(f"{request.file} exists; give another name by --output, or remove it.")
-    create_strategy(request.strategy, ())
-    found = survey(request.photos)
+    if request.strategy is not None:
+        create_strategy(request.strategy, ())
+    chain = read_chain(request.prev) if request.prev else None
+    found = leave_out_learned(survey(request.photos), chain)
     check_pictures([image for photos in found.tasks for image in photos.images])
     free_gb = find_free_memory()
-    base = choices.choose_base(request.base, free_gb)
-    tasks = draft_tasks(found, request, base.value)
-    told = [*found.told, *(line for photos in found.tasks for line in photos.told)]
+    base = choices.choose_base(request.base, free_gb, chain)
+    tasks = draft_tasks(found, request, base.value, chain)
+    told = chain.describe() if chain else []
+    told += [*found.told, *(line for photos in found.tasks for line in photos.told)]
     head = {
         "file": str(request.file),
         "photos": str(request.photos),
         "count": count(len(tasks), "task"),
     }
-    options = [*_run_lines(request, base), None, *_recipe(request, base.value, found, free_gb)]
+    form = form_lines(chain, base.value)
+    recipe = recipe_lines(request, base.value, form, found, free_gb)
+    options = [*run_lines(request, base, chain), None, *recipe]
     write_new(request.file, draft.render(head, options, tasks, told))
     try:
         plan = describe(request.file)
@@ -91,18 +79,39 @@ def find_free_memory() -> float | None:
     return free_vram_gb()
 
 
-def draft_tasks(found: Survey, request: Request, base: str) -> list[draft.TaskDraft]:
+def leave_out_learned(found: Survey, chain: Chain | None) -> Survey:
+    """Without the folders that the chain has learned from, which are told.
+
+    Raises DataError where nothing new is left.
+    """
+    learned = chain.learned if chain else frozenset()
+    old = [p for p in found.tasks if all(s.folder.resolve() in learned for s in p.shelves)]
+    if chain is None or not old:
+        return found
+    names = ", ".join(photos.folder.name for photos in old)
+    if len(old) == len(found.tasks):
+        raise DataError(
+            f"{chain.path} has learned every folder of {found.root} ({names}); put the photos of "
+            "something new into a folder of its own."
+        )
+    told = (*found.told, f"{names}: left out; learned by the chain already")
+    return replace(found, tasks=tuple(p for p in found.tasks if p not in old), told=told)
+
+
+def draft_tasks(
+    found: Survey, request: Request, base: str, chain: Chain | None
+) -> list[draft.TaskDraft]:
     """A table for each folder, each with a rare word that no other has."""
     from lcp_plugin.sdxl.load import find_tokenizer
 
     tokenizer = find_tokenizer(base)
-    names = draft.name_tasks(found.tasks)
+    names = draft.name_tasks(found.tasks, chain.names if chain else ())
     folders = [photos.folder.name for photos in found.tasks]
     kinds = read_kinds(request.kinds, folders)
     place = request.file.absolute().parent
     drafts = []
     for photos, name, concept in zip(
-        found.tasks, names, choose_concepts(found.tasks, tokenizer), strict=True
+        found.tasks, names, choose_concepts(found.tasks, tokenizer, chain), strict=True
     ):
         given = kinds.get(photos.folder.name)
         guess = Guess(given, "as given by --kind") if given else guess_kind(photos)
@@ -110,91 +119,23 @@ def draft_tasks(found: Survey, request: Request, base: str) -> list[draft.TaskDr
     return drafts
 
 
-def choose_concepts(tasks: Sequence[Photos], tokenizer: Any | None) -> list[draft.Concept]:
+def choose_concepts(
+    tasks: Sequence[Photos], tokenizer: Any | None, chain: Chain | None
+) -> list[draft.Concept]:
     """A concept for each task: its own rare word, or one that nobody uses. Raises ConfigError."""
     own = [draft.find_own_concept(photos) for photos in tasks]
-    fresh = iter(choose_words(own.count(None), tokenizer, draft.words_in_use(tasks)))
+    used = draft.words_in_use(tasks) | (chain.list_words() if chain else set())
+    fresh = iter(choose_words(own.count(None), tokenizer, used))
     concepts: list[draft.Concept] = []
     for photos, known in zip(tasks, own, strict=True):
         concept = known or draft.new_concept(photos, next(fresh), tokenizer is not None)
-        twin = next((c.text for c in concepts if c.word == concept.word), None)
+        texts = [*(chain.concepts if chain else ()), *(c.text for c in concepts)]
+        twin = next((text for text in texts if concept.word in text.lower().split()), None)
         if twin is not None:
             why = f"'{concept.word}' is in '{twin}' too: give one of them another word"
             concept = draft.Concept(concept.text, concept.word, why, is_new=False)
         concepts.append(draft.note_tokens(concept, tokenizer))
     return concepts
-
-
-def _run_lines(request: Request, base: choices.Choice) -> list[Line]:
-    name = draft.fit_name(request.file.stem) or "photos"
-    told = ""
-    if request.strategy == "recall":
-        told = "rehearses what was learned, for about twice the time; merge_init does not"
-    return [
-        Line("pretrained_model_name_or_path", base.value, base.why),
-        Line("strategy", request.strategy, told),
-        Line("output_dir", "output"),
-        Line("output_name", name, f"the LoRA will be output/{name}.safetensors"),
-        Line("seed", 0),
-    ]
-
-
-def _recipe(request: Request, base: str, found: Survey, free_gb: float | None) -> list[Line]:
-    """How every task is trained, on the embedded base or on SDXL."""
-    if base == TINY_NAME:
-        if request.preset:
-            raise ConfigError(f"--preset {request.preset}: is for SDXL; {TINY_NAME} needs none.")
-        return [
-            Line("network_dim", 16),
-            Line("network_alpha", 16),
-            Line("network_args", ["conv_dim=16", "conv_alpha=16"], "outlines are convolutions'"),
-            Line("optimizer_type", "AdamW"),
-            Line("learning_rate", 1.6e-3, "as in configs/photos.toml, chosen for this base"),
-            Line("lr_scheduler", "constant"),
-            Line("train_batch_size", 4),
-            Line("cache_latents", True),
-            Line("cache_text_encoder_outputs", True),
-            Line("samples_per_task", 1),
-            Line("sample_steps", 12),
-            Line("guidance_scale", 1.5),
-            Line("evaluate", ["effnet"], "says at the end what is still recognised"),
-            Line("evaluate_images", 2),
-            Line("evaluate_prompts", 2),
-        ]
-    preset = choices.choose_preset(request.preset, free_gb)
-    return [
-        Line("preset", preset.value, preset.why),
-        *_precision(free_gb),
-        Line("network_dim", choices.RANK, "rank of a task's factors"),
-        Line("network_alpha", choices.RANK),
-        Line("learning_rate", 1e-4),
-        Line("lr_scheduler", "constant"),
-        *_sizes(base, found),
-        Line("samples_per_task", 1, "images of every task so far behind each task"),
-    ]
-
-
-def _precision(free_gb: float | None) -> list[Line]:
-    """fp16 where a preset's bf16 is unknown to the card."""
-    import torch
-
-    if free_gb is None or torch.cuda.is_bf16_supported():
-        return []
-    return [Line("mixed_precision", "fp16", "this card has no bf16")]
-
-
-def _sizes(base: str, found: Survey) -> list[Line]:
-    from lcp_plugin.sdxl.traits import SDXL_SIDE, is_at_hand, read_traits
-
-    native = read_traits(base).native_side if is_at_hand(base) else SDXL_SIDE
-    sizes = [size for photos in found.tasks for size in photos.sizes]
-    side = choices.choose_side(sizes, native)
-    lines = [] if side is None else [Line("resolution", side.value, side.why)]
-    oblong = choices.count_oblong(sizes)
-    if oblong:
-        why = f"{oblong} of {len(sizes)} images are not square, and are kept whole"
-        lines.append(Line("enable_bucket", True, why))
-    return lines
 
 
 def write_new(file: Path, text: str) -> None:

@@ -63,7 +63,7 @@ def next_steps(folder: Path, options: Options) -> list[str]:
         "",
         "what next",
         f"  look at it       {look}",
-        f"  learn more       lcp train --config MORE.toml --prev {prev}",
+        f"  learn more       lcp init MORE_PHOTOS --prev {prev}",
         f"  take it along    lcp export {lora} --as diffusers -o {other}",
         f"                   (ComfyUI and A1111 read {lora} as it is)",
     ]

@@ -20,6 +20,15 @@ from lcp_plugin.store.task_folder import Parent
 log = logging.getLogger(__name__)
 
 
+def check_no_prompts(given: Sequence[str]) -> None:
+    """Raises ConfigError for prompts where a run starts from nothing."""
+    if given:
+        raise ConfigError(
+            "prev_prompts tells what the LoRA that prev names was trained with, and prev is not "
+            "given; add prev or leave it out."
+        )
+
+
 def note_prompts(parent: Parent, given: Sequence[str], strategy: Strategy) -> Parent:
     """The parent with prompts for what another tool taught it, if the strategy rehearses.
 

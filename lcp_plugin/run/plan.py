@@ -23,7 +23,7 @@ from lcp_plugin.hooks import Strategy
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.run.chaining import check_base, fit_strategy, tell_apart
 from lcp_plugin.run.network_weights import check_start, read_network_weights
-from lcp_plugin.run.parent_prompts import note_prompts
+from lcp_plugin.run.parent_prompts import check_no_prompts, note_prompts
 from lcp_plugin.run.record import (
     describe_command,
     describe_options,
@@ -92,10 +92,7 @@ def make_plan(config: RunConfig) -> RunPlan:
     found = take_up(store, config, base)
     known = None if found is None else found[0]
     if found is None:
-        parent = choose_parent(options, strategy, base)
-        parent = tell_apart(parent, [task.name for task in config.tasks])
-        with explaining(Page.RECALL, ConfigError):
-            parent = note_prompts(parent, options.prev_prompts, strategy)
+        parent = choose_parent(config, strategy, base)
         check_start(options, parent, is_new=True)
         seed = options.seed if options.seed is not None else secrets.randbelow(2**31)
     else:
@@ -159,7 +156,7 @@ def check_before_run(config: RunConfig) -> None:
     strategy = create_strategy(options.strategy, options.strategy_args)
     base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
     check_weights(options)
-    parent = choose_parent(options, strategy, base)
+    parent = choose_parent(config, strategy, base)
     check_start(options, parent, is_new=True)
     order_tasks(config, parent, strategy)
 
@@ -202,15 +199,22 @@ def follow_plan(config: RunConfig, parent: Parent, seed: int, facts: Mapping[str
     return RunPlan(config, store, strategy, base, parent, tasks, configs, seed, facts)
 
 
-def choose_parent(options: Options, strategy: Strategy, base: BaseId) -> Parent:
-    """What --prev names, checked to fit base and strategy; an empty carry without it."""
+def choose_parent(config: RunConfig, strategy: Strategy, base: BaseId) -> Parent:
+    """What --prev names, checked to fit base and strategy, with prompts of what it knows where the
+    strategy rehearses it; an empty carry without it.
+    """
+    options = config.options
     if not options.prev:
+        check_no_prompts(options.prev_prompts)
         return Parent()
     parent = read_parent(Path(options.prev).expanduser())
     check_base(options.prev, parent, base)
     mine = (strategy.name, options.strategy_args)
     allow = options.allow_strategy_change
-    return fit_strategy(options.prev, parent, mine, allow, "--allow_strategy_change")
+    parent = fit_strategy(options.prev, parent, mine, allow, "--allow_strategy_change")
+    parent = tell_apart(parent, [task.name for task in config.tasks])
+    with explaining(Page.RECALL, ConfigError):
+        return note_prompts(parent, options.prev_prompts, strategy)
 
 
 def describe_beginning(plan: RunPlan) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from lcp_plugin.formats.lora_file import read_lora
 from lcp_plugin.hooks import Carry
 from lcp_plugin.store.carries import restore_blocks
 from lcp_plugin.store.run_folder import RunStore
-from lcp_plugin.store.task_folder import LINEAGE, PARENT, Parent, list_folders, read_folder
+from lcp_plugin.store.task_folder import (
+    LINEAGE,
+    PARENT,
+    Parent,
+    TaskFolder,
+    list_folders,
+    read_folder,
+)
 from lcp_plugin.tasks import TaskRecord
 
 log = logging.getLogger(__name__)
@@ -31,11 +38,25 @@ def read_parent(path: Path) -> Parent:
         LineageError: nothing there, or a folder without a complete task.
         FileFormatError: a damaged or foreign file.
     """
+    folder = find_last_folder(path)
+    if folder is None:
+        return _parent_of_file(path)
+    if not folder.carry_file.is_file():
+        run = RunStore(folder.path.parent.parent, folder.path.parent.name)
+        return run.parent_at(folder.index)
+    return folder.parent()
+
+
+def find_last_folder(path: Path) -> TaskFolder | None:
+    """The task folder that `--prev` names, a run's last one; None where it names a LoRA file.
+
+    Raises:
+        LineageError: nothing there, or a folder without a complete task.
+    """
     if path.is_file():
-        if path.name == "carry.safetensors" and (path.parent / LINEAGE).is_file():
-            path = path.parent
-        else:
-            return _parent_of_file(path)
+        if path.name != "carry.safetensors" or not (path.parent / LINEAGE).is_file():
+            return None
+        path = path.parent
     if not path.is_dir():
         raise LineageError(
             f"--prev {path} does not exist; give a task folder, a run folder or a LoRA file."
@@ -49,10 +70,7 @@ def read_parent(path: Path) -> Parent:
                 "finish that run, or give another folder or file."
             )
         folder = inside[-1]
-    if not folder.carry_file.is_file():
-        run = RunStore(folder.path.parent.parent, folder.path.parent.name)
-        return run.parent_at(folder.index)
-    return folder.parent()
+    return folder
 
 
 def _parent_of_file(path: Path) -> Parent:

@@ -13,8 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from toy_runs import draw_pictures
 
 from lcp_plugin.cli import main
+from lcp_plugin.commands.init import main as init
 from lcp_plugin.hooks import StepReport
 from lcp_plugin.observers import console
 from lcp_plugin.observers.course import Course, describe_duration, describe_end
@@ -131,9 +133,13 @@ def test_a_run_ends_with_three_commands_on_what_it_has_made(
     }  # what it is for -> the command
     root = tmp_path / "out" / "my run"
     assert words["look at it"] == ["lcp", "evaluate", str(root)]
-    assert words["learn more"][:3] == ["lcp", "train", "--config"]
+    assert words["learn more"][:2] == ["lcp", "init"]
     assert words["learn more"][-2:] == ["--prev", str(root / "01_disc0")]
     assert words["take it along"][:3] == ["lcp", "export", f"{root}.safetensors"]
     assert Path(words["take it along"][2]).is_file()
-    more = write_config("more", tasks=(1,))
-    assert main(["--config", str(more), *words["learn more"][4:]]) == 0
+    draw_pictures(tmp_path / "photos" / "dog")
+    more = tmp_path / "more.toml"
+    assert init([str(tmp_path / "photos"), *words["learn more"][3:], "--output", str(more)]) == 0
+    quick = ["--max_train_steps", "1", "--optimizer_type", "AdamW", "--mixed_precision", "no"]
+    assert main(["--config", str(more), "--output_dir", str(tmp_path / "out"), *quick]) == 0
+    assert "learned      disc0, dog  (merge_init, seed 0)" in capsys.readouterr().out

@@ -89,6 +89,14 @@ def test_nothing_to_go_by_is_one_line_with_the_way_out(
     assert "--prev_prompts" in capsys.readouterr().err
 
 
+def test_prompts_of_a_parent_that_is_not_named_are_refused(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config("new", (1,), prev_prompts=["a disc"])
+    assert main(["--config", str(config), "--dry_run"]) == 2
+    assert "prev is not given" in capsys.readouterr().err
+
+
 def test_prompts_for_a_chain_of_ours_are_refused(
     train: Callable[..., Any],
     write_config: Callable[..., Path],
