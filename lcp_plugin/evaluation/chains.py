@@ -17,6 +17,7 @@ from typing import Any
 from lcp_plugin.biases import Change
 from lcp_plugin.errors import DataError, LineageError
 from lcp_plugin.evaluation.pictures import BASE, Stage, name_weights
+from lcp_plugin.evaluation.scores import CEILINGS
 from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.lineage import Lineage
@@ -29,7 +30,6 @@ from lcp_plugin.store.task_folder import LINEAGE, PARENT, TaskFolder, read_folde
 from lcp_plugin.tasks import TaskRecord, class_words
 
 logger = logging.getLogger(__name__)
-CEILINGS = ("independent", "joint", "merge_at_end")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ MEASURES: Mapping[str, str] = {
     "worst_task": "lowest score of the final model on any task",
 }
 LOWER_IS_BETTER = frozenset({"forgetting", "forgetting_chaudhry"})
+CEILINGS = ("independent", "joint", "merge_at_end")  # bounds: each task has a score of its own
+
+
+def count_cells(strategy: str, tasks: int) -> int:
+    """How many entries R has for so many tasks, (task, state of the model) pairs."""
+    return tasks if strategy in CEILINGS else tasks * (tasks + 1) // 2
 
 
 @dataclass(frozen=True)

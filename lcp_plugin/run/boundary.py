@@ -5,7 +5,9 @@ Each happens once, in this order; a run that was killed in between goes on with 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +83,17 @@ def sample_base(run: Context) -> None:
     run.write_facts(status="running")
 
 
+def draw_timed(
+    run: Context, prompts: Sequence[str], seed: int, distinct: int | None
+) -> list[Image]:
+    """Samples, with run.json's note of how long they took: what scores will take is told by it."""
+    began = time.monotonic()
+    images = run.drawing.draw(prompts, seed, distinct)
+    seconds = round(time.monotonic() - began, 3)
+    run.logbook.note(drawing={"images": len(images), "seconds": seconds})
+    return images
+
+
 def sample(run: Context, stage: str, records: Sequence[TaskRecord]) -> dict[str, list[Image]]:
     """Images of the records at a stage, and the grid drawn anew."""
     if run.options.samples_per_task == 0:
@@ -88,7 +101,7 @@ def sample(run: Context, stage: str, records: Sequence[TaskRecord]) -> dict[str,
     folder = run.store.root / "samples"
     plan = SamplePlan(run.options.samples_per_task, run.options.sample_seed)
     facts = {"stage": stage, "run": run.name, "base": run.plan.base_id.hash}
-    images = sample_stage(folder, stage, records, plan, run.drawing.draw, facts)
+    images = sample_stage(folder, stage, records, plan, partial(draw_timed, run), facts)
     stages = [(BASE_STAGE, "base")]
     stages += [(f.path.name, f"after {f.name}") for f in run.store.folders()]
     draw_grid(folder, run.all_records, stages)

@@ -21,7 +21,7 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.evaluation.cards import visible_cards
-from lcp_plugin.evaluation.chains import CEILINGS
+from lcp_plugin.evaluation.scores import CEILINGS, count_cells
 from lcp_plugin.sweep.plan import PlannedRun, SweepPlan
 
 
@@ -72,10 +72,9 @@ def _count_run(
 
 def _count_cells(run: PlannedRun, tasks: int) -> int:
     """(task, state of the model) pairs whose images no other run makes."""
-    if run.strategy in CEILINGS:
-        return tasks
-    triangle = tasks * (tasks + 1) // 2
-    return triangle - 1 if run.leader else triangle  # the first task's own images are shared
+    cells = count_cells(run.strategy, tasks)
+    is_shared = run.leader and run.strategy not in CEILINGS
+    return cells - 1 if is_shared else cells  # the first task's own images
 
 
 def _count_steps(task: TaskConfig) -> int:

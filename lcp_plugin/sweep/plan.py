@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.evaluation.chains import CEILINGS
+from lcp_plugin.evaluation.scores import CEILINGS
 from lcp_plugin.store.run_folder import RunStore
 
 UNSCORED = ("--evaluate",)  # nothing: the sweep scores all runs together

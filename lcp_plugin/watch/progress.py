@@ -1,24 +1,16 @@
-"""How far a run is, and when it will be done.
-
-    time left = steps left of this task * pace + tasks left * (their steps * pace + boundary)
-
-`pace` is the median time between the last steps of the task, `boundary` the shortest pause between
-the last step of a task and the first of the next (saving, samples, encoding). Tasks that have not
-begun are taken to be as long as this one, and what is scored at the end is not counted.
-"""
+"""How far a run is, and how its losses go."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean
 
 from lcp_plugin.report.read import RunFacts
 from lcp_plugin.watch.log import Facts
+from lcp_plugin.watch.time_left import Standing, TimeLeft, estimate, pace_of
 
 RECENT = 25  # steps that a loss is the mean of
-PACED = 50  # steps that the pace is the median of
 
 
 @dataclass(frozen=True)
@@ -31,7 +23,7 @@ class Progress:
     step: int
     total: int
     pace: float  # seconds a step
-    seconds_left: float  # of the run
+    left: TimeLeft  # of the run, its scores included
     loss: float | None
     rehearsal: float | None
     memory_mb: float  # peak
@@ -43,8 +35,9 @@ class Progress:
         return min(1.0, self.step / self.total) if self.total else 0.0
 
 
-def measure(run: RunFacts, latest: Facts, last: Facts) -> Progress | None:
-    """Where a run stands by the newest step and the last line of its log; None before the first.
+def measure(run: RunFacts, facts: Facts, latest: Facts, last: Facts) -> Progress | None:
+    """Where a run stands by run.json, the newest step and the last line of its log; None before
+    the first step.
 
     A run that went on from a saved state repeats steps: those ahead of it do not count.
     """
@@ -55,38 +48,20 @@ def measure(run: RunFacts, latest: Facts, last: Facts) -> Progress | None:
     own = [task for task in run.tasks if task.index > run.start]
     position = index - run.start
     tasks = max(len(own), position)
-    pace = pace_of(mine)
-    left = (total - done) * pace
-    left += (tasks - position) * (total * pace + _boundary(run.steps))
+    at = Standing(position, done, total, pace_of(mine))
     return Progress(
         task=str(latest.get("task", "")),
         position=position,
         tasks=tasks,
         step=done,
         total=total,
-        pace=pace,
-        seconds_left=left,
+        pace=at.pace,
+        left=estimate(run, facts, at),
         loss=_recent(mine, "loss"),
         rehearsal=_recent(mine, "rehearsal"),
         memory_mb=max(float(step.get("peak_memory_mb") or 0.0) for step in mine),
         is_over=last.get("event") == "task_end",
     )
-
-
-def pace_of(steps: Sequence[Facts]) -> float:
-    """Seconds a step took lately, what lies between two steps included."""
-    times = [float(step.get("time") or 0.0) for step in steps[-PACED - 1 :]]
-    between = [after - before for before, after in pairwise(times) if after > before > 0]
-    return median(between) if between else float(steps[-1].get("seconds") or 0.0)
-
-
-def _boundary(steps: Sequence[Facts]) -> float:
-    pauses = [
-        float(after["time"]) - float(before["time"])
-        for before, after in pairwise(steps)
-        if before["task_index"] != after["task_index"] and "time" in before and "time" in after
-    ]
-    return min((pause for pause in pauses if pause > 0), default=0.0)
 
 
 def _recent(steps: Sequence[Facts], key: str) -> float | None:

@@ -11,6 +11,7 @@ from lcp_plugin.report.material import ScoredRun
 from lcp_plugin.report.read import Facts, RunFacts
 from lcp_plugin.watch.life import Life
 from lcp_plugin.watch.progress import Progress, say_duration
+from lcp_plugin.watch.time_left import TimeLeft
 
 STATE = re.compile(r"(\d+)_.+_step(\d+)")  # folder of a saved state
 
@@ -97,10 +98,8 @@ def count_numbers(life: Life, at: Progress | None, one: ScoredRun) -> list[dict[
     if at is not None:
         told.append(("task", f"{at.position} of {at.tasks}", at.task))
         told.append(("step", f"{at.step:,}", f"of {at.total:,} in this task"))
-        if life.state == "running":
-            done = _clock(time.time() + at.seconds_left)
-            note = f"until about {done}, at {at.pace:.2f} s a step"
-            told.append(("time left", say_duration(at.seconds_left), note))
+        if left := _left(life, at):
+            told.append(("time left", say_duration(left.seconds), _note_time(life, at, left)))
         if at.loss is not None:
             told.append(("loss", f"{at.loss:.4f}", "mean of the last 25 steps"))
         if at.rehearsal is not None:
@@ -112,6 +111,24 @@ def count_numbers(life: Life, at: Progress | None, one: ScoredRun) -> list[dict[
         value = f"{len(found.kept)} of {len(found.tasks)}"
         told.append(("still recognised", value, "concepts, when last scored"))
     return [{"label": label, "value": value, "note": note} for label, value, note in told]
+
+
+def _left(life: Life, at: Progress) -> TimeLeft | None:
+    """What is left of a run that goes on; of one that is being scored, the scoring, if known."""
+    if life.state == "closing":
+        return TimeLeft(0.0, at.left.scoring) if at.left.scoring else None
+    return at.left if life.state == "running" else None
+
+
+def _note_time(life: Life, at: Progress, left: TimeLeft) -> str:
+    """What the time left is made of; it is an estimate and says so."""
+    note = f"an estimate, until about {_clock(time.time() + left.seconds)}"
+    if life.state == "closing":
+        return f"{note}, to draw what is scored"
+    note += f", at {at.pace:.2f} s a step"
+    if left.scoring is None:
+        return f"{note}; the scores at its end come on top"
+    return f"{note}; {say_duration(left.scoring)} of it for the scores" if left.scoring else note
 
 
 def _clock(moment: float) -> str:

@@ -138,7 +138,7 @@ class View:
 
     def _head(self, life: Life, one: ScoredRun, facts: Facts) -> Head:
         run = one.run
-        at = measure(run, self._log.latest, self._log.last)
+        at = measure(run, facts, self._log.latest, self._log.last)
         lead = tell(life, run, at)
         if one.recognition is not None and life.state == "finished":
             lead += f" {say_recognised(one.recognition, run)}"
