@@ -28,7 +28,8 @@ class Page(StrEnum):
     RESUMING = "docs/questions.md#7-it-was-killed-does-it-go-on-or-start-at-0"
     MEMORY = "docs/questions.md#9-does-it-fit-8-or-12-gb"
     PRESETS = "docs/speed.md#which-preset-fits-my-card"
-    LORAS = "docs/coming_from.md#your-loras"
+    RUNS = "docs/files.md#what-a-run-writes"
+    LORAS = "docs/readers.md#what-is-read-of-others-files"
     LINEAGE = "docs/files.md#what-a-lora-was-trained-on"
     MERGING = "docs/files.md#merging"
     FORMS = "docs/files.md#other-forms"
@@ -76,6 +77,18 @@ class DataError(LcpError):
     page = Page.PHOTOS
 
 
+class RunFolderError(DataError):
+    """A folder that is no run's, or none that is as far as it must be."""
+
+    page = Page.RUNS
+
+
+class ScoringError(DataError):
+    """What a score needs beside the model and is not there: references, prompts, images."""
+
+    page = Page.SCORES
+
+
 class BaseModelError(LcpError):
     """A base model that is missing, damaged or not SDXL."""
 
@@ -88,10 +101,22 @@ class FileFormatError(LcpError):
     page = Page.LORAS
 
 
+class EncoderError(FileFormatError):
+    """An encoder of the evaluation that is missing, or not the file that it should be."""
+
+    page = Page.SCORES
+
+
 class LineageError(LcpError):
     """A parent or task folder of another run: wrong base, other strategy, broken hash."""
 
     page = Page.CHAINS
+
+
+class TaskFolderError(LineageError):
+    """A task folder that is incomplete, changed, damaged or of another version."""
+
+    page = Page.RUNS
 
 
 class StrategyError(LcpError):

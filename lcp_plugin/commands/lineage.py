@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lcp_plugin.commands.front import command
 from lcp_plugin.config.parser import Parser
+from lcp_plugin.errors import LineageError, Page, explaining
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 @command
+@explaining(Page.LINEAGE, LineageError)
 def main(argv: Sequence[str]) -> int:
     """Prints the tree, or TOML; returns the exit status."""
     args = build_parser().parse_args(argv)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lcp_plugin.commands.front import command, tell_progress
 from lcp_plugin.config.parser import Parser, count
+from lcp_plugin.errors import DataError, Page, explaining
 from lcp_plugin.evaluation.options import DTYPES
 
 
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 @command
+@explaining(Page.DRAWING, DataError)
 def main(argv: Sequence[str]) -> int:
     """Prints where the set lies; returns the exit status."""
     args = build_parser().parse_args(argv)

@@ -15,7 +15,7 @@ import torch
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.biases import Biases, Change
 from lcp_plugin.delta import Delta, Entry, Stacked
-from lcp_plugin.errors import ConfigError, LineageError
+from lcp_plugin.errors import ConfigError, LineageError, Page, explaining
 from lcp_plugin.formats.identity import file_model_hash, is_as_written
 from lcp_plugin.formats.lineage import Lineage, ParentFile
 from lcp_plugin.formats.lora_file import find_lora, read_lora
@@ -141,6 +141,7 @@ def _why_not_apart(task: str, learned: Learned, lineage: Lineage | None) -> str:
     return f"{start}strategy {strategy} does not sum its tasks' updates."
 
 
+@explaining(Page.FORMS, LineageError)
 def weigh_tasks(learned: Learned, weights: Mapping[str, float]) -> Learned:
     """The same tasks with other weights; 0 leaves one out.
 

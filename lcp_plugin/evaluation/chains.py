@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lcp_plugin.biases import Change
-from lcp_plugin.errors import DataError, LineageError
+from lcp_plugin.errors import LineageError, RunFolderError, ScoringError
 from lcp_plugin.evaluation.pictures import BASE, Stage, name_weights
 from lcp_plugin.evaluation.scores import CEILINGS
 from lcp_plugin.formats.disk import read_json
@@ -112,7 +112,9 @@ def read_chain(path: Path, references: Path | None = None) -> Chain:
     store = RunStore(path.parent, path.name)
     folders = store.folders()
     if not folders:
-        raise DataError(f"{path} holds no finished task; give a run's folder (output_dir/name).")
+        raise RunFolderError(
+            f"{path} holds no finished task; give a run's folder (output_dir/name)."
+        )
     facts = store.read_run() or {}
     own = _own_chain(store, folders, facts, references)
     earlier = _earlier_chain(store, references)
@@ -215,7 +217,7 @@ def find_images(source: Path) -> list[Path]:
 def chain_of_adapters(files: Sequence[Path], tasks: Sequence[EvalTask], base: BaseSource) -> Chain:
     """LoRA files of any kind as a chain: file j holds the model after task j."""
     if len(files) != len(tasks):
-        raise DataError(
+        raise ScoringError(
             f"{len(files)} adapters for {len(tasks)} tasks: wanted one file per task, in order."
         )
     for file in files:
@@ -262,7 +264,7 @@ def require_references(chain: Chain) -> None:
     """DataError naming the tasks that nothing can be compared with."""
     lacking = [task.name for task in chain.tasks if not task.references]
     if lacking:
-        raise DataError(
+        raise ScoringError(
             f"no reference images for {', '.join(lacking)} of {chain.name}: their training folders "
             "are gone or not recorded; give --references DIR with one folder per task."
         )

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lcp_plugin.errors import FileFormatError
+from lcp_plugin.errors import EncoderError
 
 LONGEST_REASON = 200  # characters of PyTorch's message
 
@@ -31,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             tensors: dict[str, Tensor] = load_file(path)
             return tensors
         except (SafetensorError, OSError) as error:
-            raise FileFormatError(f"{path} is not a readable safetensors file: {error}.") from None
+            raise EncoderError(f"{path} is not a readable safetensors file: {error}.") from None
     found: dict[str, Tensor] = {}
     _collect(_load_weights(path), "", found)
     return found
@@ -44,7 +44,7 @@ def _load_weights(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # a damaged program fails in whatever it meets first
-        raise FileFormatError(_refuse(path, str(error))) from None
+        raise EncoderError(_refuse(path, str(error))) from None
 
 
 def _refuse(path: Path, message: str) -> str:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lcp_plugin.delivery.merging import Merged
 from lcp_plugin.delta import Delta, Dense, Entry, Stacked
-from lcp_plugin.errors import FileFormatError, LineageError
+from lcp_plugin.errors import FileFormatError, TaskFolderError
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.store.carries import carry_from_tensors, carry_to_tensors
 from lcp_plugin.store.run_folder import RunStore
@@ -260,7 +260,7 @@ def open_boundaries(run: Path) -> Iterator[tuple[list[str], list[ModuleUpdates],
     store = RunStore(run.parent, run.name)
     folders = store.folders()
     if len(folders) < 2:
-        raise LineageError(
+        raise TaskFolderError(
             f"{run} holds {len(folders)} complete tasks; a comparison needs two. For LoRA files "
             "name the files."
         )

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lcp_plugin.errors import FileFormatError
+from lcp_plugin.errors import EncoderError
 from lcp_plugin.evaluation.images import Preprocessing, stack_images
 
 BATCH = 32  # images embedded at once
@@ -85,10 +85,10 @@ def find_files(network: Network, path: str | None) -> EncoderFiles:
     if network.find_package is not None:
         installed = network.find_package()
         if installed is None:
-            raise FileFormatError(_missing(network, "the package is not installed"))
+            raise EncoderError(_missing(network, "the package is not installed"))
         return EncoderFiles(network.name, installed)
     if not network.repository:
-        raise FileFormatError(_missing(network, "no path was given"))
+        raise EncoderError(_missing(network, "no path was given"))
     return _find_on_hub(network)
 
 
@@ -100,7 +100,7 @@ def _find_given(network: Network, path: Path) -> EncoderFiles:
     candidates += sorted(path.glob("*.pth")) + sorted(path.glob("*.safetensors"))
     weights = next((c for c in candidates if c.is_file()), None)
     if weights is None:
-        raise FileFormatError(_missing(network, f"{path} holds no weights"))
+        raise EncoderError(_missing(network, f"{path} holds no weights"))
     return _find_given(network, weights)
 
 
@@ -123,7 +123,7 @@ def _find_on_hub(network: Network) -> EncoderFiles:
             if not local and isinstance(error, LocalEntryNotFoundError):
                 break  # no network: the other file is not to be had either
     reason = f"nothing in the hub's cache, and no download: {reason}"
-    raise FileFormatError(_missing(network, reason))
+    raise EncoderError(_missing(network, reason))
 
 
 def _missing(network: Network, reason: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lcp_plugin.errors import DataError
+from lcp_plugin.errors import ScoringError
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage, require_references
 from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
@@ -227,7 +227,7 @@ def score_folders(
     """
     for metric in metrics:
         if metric.against_prompt and len(prompts) != len(generated):
-            raise DataError(
+            raise ScoringError(
                 f"{metric.name} needs the prompt of every generated image: in the PNG's metadata "
                 "(key prompt), or one for all with --prompt."
             )

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lcp_plugin.errors import DataError
+from lcp_plugin.errors import ScoringError
 from lcp_plugin.formats import pictures
 from lcp_plugin.formats.pictures import to_rgb
 
@@ -40,10 +40,12 @@ class Preprocessing:
 def require_images(folder: Path) -> list[Path]:
     """The image files of a folder, sorted by name; DataError where there are none."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder of images.")
+        raise ScoringError(f"{folder} is not a folder of images.")
     found = pictures.list_images(folder)
     if not found:
-        raise DataError(f"{folder} holds no images. {pictures.describe_left_out(folder)}".strip())
+        raise ScoringError(
+            f"{folder} holds no images. {pictures.describe_left_out(folder)}".strip()
+        )
     return found
 
 

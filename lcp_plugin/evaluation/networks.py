@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lcp_plugin.errors import FileFormatError
+from lcp_plugin.errors import EncoderError
 from lcp_plugin.evaluation.checkpoints import read_checkpoint
 from lcp_plugin.evaluation.encoders import EncoderFiles
 
@@ -80,7 +80,7 @@ def build_transformers(
     """A model from config.json and a weight file, every parameter filled from the file."""
     config_file = files.others.get("config.json")
     if config_file is None:
-        raise FileFormatError(
+        raise EncoderError(
             f"encoder '{files.name}': no config.json beside {files.weights}; put it there."
         )
     config = config_class.from_json_file(str(config_file))
@@ -116,7 +116,7 @@ def _refuse_missing(files: EncoderFiles, missing: Any, mismatched: Any) -> None:
     lacking = sorted(missing) or sorted(str(m) for m in mismatched)
     if lacking:
         what = "lacks" if missing else "has other shapes for"
-        raise FileFormatError(
+        raise EncoderError(
             f"{files.weights} is not the weights of '{files.name}': it {what} {len(lacking)} "
             f"tensors, {lacking[0]} among them."
         )

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from lcp_plugin.config.convert import Unfit, convert
 from lcp_plugin.config.tables import read_table
-from lcp_plugin.errors import ConfigError, DataError
+from lcp_plugin.errors import ConfigError, ScoringError
 from lcp_plugin.evaluation.chains import EvalTask
 from lcp_plugin.evaluation.pictures import Sampling
 from lcp_plugin.tasks import fill_prompt
@@ -97,7 +97,7 @@ def _resolve(protocol: Path, listed: str) -> Path:
     for folder in (Path("."), protocol.parent):
         if (folder / listed).is_file():
             return folder / listed
-    raise DataError(
+    raise ScoringError(
         f"protocol {protocol.name} wants the data set's {listed}; put it there, or set its path "
         "with --prompt_list."
     )
@@ -112,14 +112,14 @@ def read_dreambooth_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+        raise ScoringError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise ScoringError(f"{path} cannot be read: {error}") from error
     _, _, objects = text.partition("Object Prompts")
     objects, _, live = objects.partition("Live Subject Prompts")
     found = {"object": _templates(objects), "live": _templates(live)}
     if not all(found.values()):
-        raise DataError(
+        raise ScoringError(
             f"{path} holds no prompt lists; wanted DreamBooth's prompts_and_classes.txt."
         )
     return found

@@ -85,7 +85,7 @@ def plan_set(source: Path, wishes: Wishes) -> RehearsalSet:
     try:
         parent = read_parent(source)
     except LineageError as error:
-        raise LineageError(str(error).removeprefix("--prev ")) from error
+        raise type(error)(str(error).removeprefix("--prev ")) from error
     records = _records(parent, source, wishes.prompts)
     base = _base_of(parent, source, wishes.base)
     index = max(record.index for record in records) + 1

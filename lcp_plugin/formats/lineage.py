@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lcp_plugin.errors import LineageError
+from lcp_plugin.errors import LineageError, Page, explaining
 from lcp_plugin.tasks import TaskRecord
 
 OWN_PREFIX = "ss_lcp_"  # what the keys of a lineage start with
@@ -72,6 +72,7 @@ class Lineage:
         return {OWN_PREFIX + name: value for name, value in values.items() if value}
 
     @classmethod
+    @explaining(Page.LINEAGE, LineageError)
     def from_metadata(cls, metadata: Mapping[str, str]) -> Lineage | None:
         """What a header says; None if it has no `ss_lcp_*` keys.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lcp_plugin.errors import DataError
+from lcp_plugin.errors import ScoringError
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.metric_table import title_of
 from lcp_plugin.evaluation.recognition import Recognition, tell_loss
@@ -85,7 +85,7 @@ def write_report(
     folders = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
     runs = [read_run(folder) for folder in folders]
     if scores is not None and not read_scores(scores):
-        raise DataError(f"{scores} holds no scores; wanted scores.json of lcp evaluate.")
+        raise ScoringError(f"{scores} holds no scores; wanted scores.json of lcp evaluate.")
     files = [scores] if scores is not None else [find_scores(folder) for folder in folders]
     page = build_page(runs, [read_scores(file) for file in files])
     path = output or folders[0] / "report.html"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lcp_plugin.errors import DataError
+from lcp_plugin.errors import RunFolderError
 from lcp_plugin.formats.pictures import list_images
 
 Facts = Mapping[str, Any]
@@ -88,7 +88,9 @@ def read_run(folder: Path, is_watched: bool = False) -> RunFacts:
     lineage = sorted((x for x in lineage if x.get("task")), key=lambda x: int(x["task"]["index"]))
     run = read_json(folder / "run.json")
     if not run and not lineage:
-        raise DataError(f"{folder} is not a run's folder: no run.json and no finished task in it.")
+        raise RunFolderError(
+            f"{folder} is not a run's folder: no run.json and no finished task in it."
+        )
     last: Facts = lineage[-1] if lineage else {}
     options = run.get("options") or run.get("config") or {}
     strategy = _as_table(last.get("strategy") or run.get("strategy") or options.get("strategy"))

@@ -10,7 +10,7 @@ from typing import Any
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.config.options import Options
 from lcp_plugin.data.dataset import TaskData
-from lcp_plugin.errors import LineageError
+from lcp_plugin.errors import LineageError, Page, explaining
 from lcp_plugin.formats.disk import cache_folder
 from lcp_plugin.hooks import Carry, StepReport, TaskStart
 from lcp_plugin.run.boundary import write_carry_as_lora
@@ -125,10 +125,11 @@ def end_lesson(run: Context, lesson: Lesson, trained: Trained) -> Carry:
     task, before = lesson.task, lesson.carry
     after = run.strategy.end_task(task, before, trained.adapter)
     if len(after.tasks) != len(before.tasks) + len(task.records()):
-        raise LineageError(
-            f"strategy {run.strategy.name} returned a carry with {len(after.tasks)} task records "
-            f"after task {task.index}; use carry.after(task, ...), which keeps them."
-        )
+        with explaining(Page.HOOKS):
+            raise LineageError(
+                f"strategy {run.strategy.name} returned a carry with {len(after.tasks)} task "
+                f"records after task {task.index}; use carry.after(task, ...), which keeps them."
+            )
     return note_lesson(replace(after, biases=before.biases), lesson, trained)
 
 

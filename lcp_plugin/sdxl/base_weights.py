@@ -18,7 +18,7 @@ from torch import nn
 
 from lcp_plugin.biases import Change
 from lcp_plugin.config.options import Options
-from lcp_plugin.errors import ConfigError, LineageError
+from lcp_plugin.errors import ConfigError, LineageError, Page, explaining
 from lcp_plugin.formats.identity import file_model_hash, hash_tensors
 from lcp_plugin.formats.lora_file import find_lora, read_lora
 from lcp_plugin.sdxl.layers import layer_shape
@@ -96,6 +96,7 @@ def source_of(facts: Mapping[str, Any]) -> BaseSource:
     )
 
 
+@explaining(Page.SCORES, LineageError)
 def check_added(source: BaseSource) -> None:
     """Whether base_weights are still there, and still what the run was trained on.
 
@@ -115,6 +116,7 @@ def check_added(source: BaseSource) -> None:
             )
 
 
+@explaining(Page.SCORES, LineageError)
 def check_source(source: BaseSource) -> None:
     """Whether the base and its base_weights are still what they were. Raises LineageError."""
     check_added(source)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lcp_plugin.errors import BaseModelError
+from lcp_plugin.errors import BaseModelError, FileFormatError, Page, explaining
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.sdxl.base_files import TOKENIZER_FILES, check_checkpoint, check_folder, variant_of
@@ -83,6 +83,7 @@ def find_tokenizer(name: str) -> Any | None:
     return CLIPTokenizer.from_pretrained(Path(str(files[0])).parent, local_files_only=True)
 
 
+@explaining(Page.BASE, FileFormatError)
 def find_base(name: str | None, inpainting: bool = False) -> Path:
     """The folder or file of a base, checked to be SDXL and whole without reading weights.
 

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 
 from lcp_plugin.delta import Delta
-from lcp_plugin.errors import LineageError
+from lcp_plugin.errors import LineageError, TaskFolderError
 from lcp_plugin.formats.identity import file_model_hash, is_as_written
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import read_lora
@@ -65,7 +65,7 @@ def find_last_folder(path: Path) -> TaskFolder | None:
     if folder is None:
         inside = list_folders(path)
         if not inside:
-            raise LineageError(
+            raise TaskFolderError(
                 f"--prev {path} holds no complete task ({LINEAGE} is written last); "
                 "finish that run, or give another folder or file."
             )

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from lcp_plugin.biases import Change
-from lcp_plugin.errors import LineageError
+from lcp_plugin.errors import TaskFolderError
 from lcp_plugin.formats.identity import hash_tensors
 from lcp_plugin.hooks import Carry, Strategy, step_hooks_of
 from lcp_plugin.registry import create_strategy
@@ -77,7 +77,7 @@ class Replay:
             self._at += 1
         folder = self.folders[position]
         if hash_carry(self._carry) != folder.lineage["hashes"]["carry"]:
-            raise LineageError(
+            raise TaskFolderError(
                 f"the carry of {folder.path} cannot be rebuilt: replaying its strategy gives other "
                 "tensors (another version?); use --keep_carries all for such chains."
             )
@@ -99,7 +99,7 @@ def _state_behind(folder: TaskFolder, strategy: Strategy) -> Mapping[str, Tensor
         return folder.read_state()
     state, recorded = strategy.state_dict(), folder.lineage["hashes"].get("strategy")
     if recorded is not None and hash_tensors(state) != recorded:
-        raise LineageError(
+        raise TaskFolderError(
             f"the strategy's state behind {folder.path} is gone and cannot be rebuilt; "
             "chain on the last task, or use --keep_carries all for such chains."
         )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.adapter import Adapter
-from lcp_plugin.errors import FileFormatError, LcpError, LineageError
+from lcp_plugin.errors import FileFormatError, LcpError, TaskFolderError
 from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.formats.identity import file_model_hash, hash_tensors
 from lcp_plugin.formats.lineage import carry_hash_of
@@ -167,7 +167,7 @@ class RunStore:
     def _position_of(self, index: int) -> int:
         known = [folder.index for folder in self.folders()]
         if index not in known:
-            raise LineageError(f"{self.root} holds no task {index}; it has {known}.")
+            raise TaskFolderError(f"{self.root} holds no task {index}; it has {known}.")
         return known.index(index)
 
     # --------------------------------------------------------------------------------- state

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from lcp_plugin.adapter import Adapter
-from lcp_plugin.errors import LineageError
+from lcp_plugin.errors import TaskFolderError
 from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lora_file import read_lora
@@ -92,9 +92,9 @@ class TaskFolder:
 
     def _check(self, path: Path, part: str) -> None:
         if not path.is_file():
-            raise LineageError(f"{path} is missing; restore it or chain on another task folder.")
+            raise TaskFolderError(f"{path} is missing; restore it or chain on another task folder.")
         if file_model_hash(path) != self.lineage["hashes"].get(part):
-            raise LineageError(
+            raise TaskFolderError(
                 f"{path} is not the file that {LINEAGE} describes (hash differs); it was changed "
                 "or damaged: restore it or chain on another task folder."
             )
@@ -123,7 +123,7 @@ def read_folder(path: Path) -> TaskFolder | None:
     lineage = read_json(path / LINEAGE)
     found = lineage.get("format") if isinstance(lineage, dict) else None
     if found != FOLDER_FORMAT:
-        raise LineageError(
+        raise TaskFolderError(
             f"{path / LINEAGE} is of format {found}, this version reads {FOLDER_FORMAT}; "
             "update lcp_plugin."
         )

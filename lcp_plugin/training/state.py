@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcp_plugin.errors import FileFormatError, ResumeError
+from lcp_plugin.errors import FileFormatError, Page, ResumeError, explaining
 from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.tensors import read_tensors, write_tensors
@@ -160,6 +160,7 @@ def write_state(folder: Path, learner: Learner, observers: Mapping[str, Any]) ->
     write_json(folder / MANIFEST, manifest, indent=None)
 
 
+@explaining(Page.RESUMING, FileFormatError)
 def read_manifest(folder: Path) -> dict[str, Any]:
     """state.json. Raises FileFormatError."""
     manifest = dict(read_json(folder / MANIFEST))
@@ -168,6 +169,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+@explaining(Page.RESUMING, FileFormatError)
 def read_state_folder(folder: Path) -> State:
     """A state as `write_state` left it. Raises FileFormatError for a damaged one."""
     manifest = read_manifest(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lcp_plugin.errors import LcpError
+from lcp_plugin.errors import RunFolderError
 from lcp_plugin.store.lock import LOCK
 
 NAMED = 6  # runs in a message
@@ -21,7 +21,7 @@ def find_run(folder: Path) -> Path:
     """The run's folder, resolved.
 
     Raises:
-        LcpError: it is none; the message names those nearby, the newest first.
+        RunFolderError: it is none; the message names those nearby, the newest first.
     """
     if folder.is_dir() and is_run(folder):
         return folder.resolve()
@@ -30,7 +30,7 @@ def find_run(folder: Path) -> Path:
     hint = "no run is near it; give the folder <output_dir>/<output_name> of one."
     if found:
         hint = f"runs nearby, the newest first: {', '.join(str(run) for run in found)}."
-    raise LcpError(f"{folder} {what}; {hint}")
+    raise RunFolderError(f"{folder} {what}; {hint}")
 
 
 def _runs_nearby(folder: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lcp_plugin.errors import DataError
+from lcp_plugin.errors import DataError, RunFolderError
 from lcp_plugin.report.blocks import Block, Concepts, Text
 from lcp_plugin.report.chapters import Chapter, show_details, show_recognised, show_training
 from lcp_plugin.report.material import Material, ScoredRun, gather
@@ -191,7 +191,7 @@ def check_links(folder: Path) -> None:
     """Raises DataError for a file that the page is made of and that lies outside the folder."""
     for path in (path for pattern in READ for path in folder.glob(pattern)):
         if path.exists() and not lies_inside(folder, path):
-            raise DataError(
+            raise RunFolderError(
                 f"{path} is a link that leads out of the run's folder; what lies there is not "
                 "shown. Put the file itself in its place."
             )

@@ -73,6 +73,37 @@ def test_the_command_prints_the_page(
     assert told[0].startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    ("command", "page"),
+    [
+        (["report", "empty"], Page.RUNS),
+        (["watch", "empty"], Page.RUNS),
+        (["evaluate", "empty"], Page.RUNS),
+        (["evaluate", "--generated", "empty", "--references", "empty"], Page.SCORES),
+        (["init", "empty"], Page.PHOTOS),
+        (["init", "photos", "--prev", "empty"], Page.RUNS),
+        (["lineage", "empty"], Page.LINEAGE),
+        (["rehearse", "empty", "--output", "out"], Page.RUNS),
+        (["rehearse", "gone", "--output", "out"], Page.DRAWING),
+        (["export", "broken.safetensors", "-o", "x.safetensors"], Page.LORAS),
+        (["init", "photos", "--base", "broken.safetensors"], Page.BASE),
+    ],
+)
+def test_every_command_names_the_page_on_what_it_was_given(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    page: Page,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.safetensors").write_bytes(b"\x00" * 4)
+    draw_pictures(tmp_path / "photos" / "dog", count=1)
+    assert main(command) != 0
+    assert capsys.readouterr().err.splitlines()[-1] == f"see {page}"
+
+
 def test_a_chain_under_another_strategy_names_the_page_on_changing_it(
     train: Callable[..., Any], write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
