@@ -17,7 +17,6 @@ from lcp_plugin.initial.recipe import Request, form_lines, recipe_lines, run_lin
 from lcp_plugin.initial.survey import Photos, Survey, count, survey
 from lcp_plugin.initial.words import choose_words
 from lcp_plugin.registry import create_strategy
-from lcp_plugin.sdxl.load import TINY_NAME
 
 
 def make_config(request: Request) -> str:
@@ -160,4 +159,4 @@ def describe(file: Path) -> str:
     config = load_config(["--config", str(file)])
     name = config.options.pretrained_model_name_or_path
     native = read_traits(name).native_side if is_at_hand(name) else SDXL_SIDE
-    return describe_briefly(config, native, estimates=name != TINY_NAME)
+    return describe_briefly(config, native)

@@ -30,12 +30,9 @@ def describe_run(config: RunConfig, native: int = SDXL_NATIVE, processes: int = 
     )
 
 
-def describe_briefly(config: RunConfig, native: int, estimates: bool) -> str:
-    """The plan without options, buckets and captions; `estimates` of SDXL where they apply.
-
-    Raises DataError for unreadable images.
-    """
-    return "\n".join(outline_plan(config, _read_tasks(config, native), native, estimates))
+def describe_briefly(config: RunConfig, native: int) -> str:
+    """The plan without options, buckets and captions. Raises DataError for unreadable images."""
+    return "\n".join(outline_plan(config, _read_tasks(config, native), native))
 
 
 def _read_tasks(config: RunConfig, native: int) -> list[tuple[TaskConfig, TaskData]]:

@@ -171,14 +171,14 @@ def test_a_hub_id_is_not_fetched_for_a_plan(
 
 
 @pytest.mark.parametrize("preset", ["8gb", "12gb", "24gb", "paper"])
-def test_a_presets_plan_on_the_embedded_base_labels_its_estimates(
+def test_a_presets_plan_on_the_embedded_base_shows_no_estimates_of_sdxl(
     write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], preset: str
 ) -> None:
     config = write_config("run", pretrained_model_name_or_path="tiny-sdxl")
     assert main(["--config", str(config), "--dry_run", "--preset", preset]) == 0
     plan = capsys.readouterr().out
     assert "48x48: 3" in plan
-    assert "Estimates for SDXL at this size and all" in plan
-    assert "GPU memory" in plan
+    assert "Estimates are made for SDXL, not for tiny-sdxl" in plan
+    assert "GPU memory" not in plan
     assert f"preset {preset}" in plan
     assert "has no effect" not in plan, "a preset of ours must not say what changes nothing"
