@@ -15,6 +15,7 @@ from typing import Any
 
 import toml
 
+from lcp_plugin.config.peers import stop_at_peers, stop_at_yaml
 from lcp_plugin.errors import ConfigError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -44,6 +45,7 @@ def read_table(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
     table = parse_json(text, path) if path.suffix.lower() == ".json" else parse_toml(text, path)
+    stop_at_peers(table, path)
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: wanted a table of keys at the top.")
     _check_escapes(table, path)
@@ -72,9 +74,7 @@ def parse_toml(text: str, name: str | Path) -> dict[str, Any]:
         table = parse_json(text, name)  # JSON under another name
         return dict(table)
     if _is_yaml(text):
-        raise ConfigError(
-            f"{name}: is YAML; wanted TOML as kohya's trainer has it: key = value, [section]."
-        )
+        stop_at_yaml(text, name)
     raise ConfigError(f"{name}: {_syntax_help(first, text)}")
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lcp_plugin.cli import main
 from lcp_plugin.config.load import RunConfig, load_config
+from lcp_plugin.errors import Page
 
 FORM: dict[str, Any] = {
     "LoRA_type": "Standard", "optimizer": "AdamW8bit", "optimizer_args": "", "epoch": 30,
@@ -164,7 +165,60 @@ def test_a_windows_path_in_double_quotes_is_pointed_out(complain: Callable[..., 
 
 
 def test_yaml_is_named(complain: Callable[..., str]) -> None:
-    assert "is YAML" in complain("a.yaml", "---\njob: extension\nconfig:\n  name: x\n")
+    assert "is YAML" in complain("a.yaml", "---\nname: x\nsteps:\n  - 1\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "tool", "page"),
+    [
+        (
+            "#sdxl 1.0 LoRA.json",
+            json.dumps({"__version": 10, "training_method": "LORA", "base_model_name": "x"}),
+            "OneTrainer",
+            Page.ONETRAINER,
+        ),
+        ("old.json", '{"concept_file_name": "concepts.json"}', "OneTrainer", Page.ONETRAINER),
+        (
+            "concepts.json",
+            json.dumps([{"__version": 2, "image": {}, "text": {}, "name": "dog", "path": "dog"}]),
+            "OneTrainer",
+            Page.ONETRAINER,
+        ),
+        (
+            "train.yaml",
+            "---\njob: extension\nconfig:\n  name: x\n  process:\n    - type: 'sd_trainer'\n",
+            "ai-toolkit",
+            Page.AI_TOOLKIT,
+        ),
+        (
+            "train.json",
+            json.dumps({"job": "extension", "config": {"process": [{"type": "sd_trainer"}]}}),
+            "ai-toolkit",
+            Page.AI_TOOLKIT,
+        ),
+        (
+            "config.json",
+            json.dumps({"--model_type": "lora", "--model_family": "sdxl", "--lora_rank": 16}),
+            "SimpleTuner",
+            Page.SIMPLETUNER,
+        ),
+        (
+            "multidatabackend.json",
+            json.dumps([{"id": "dog", "type": "local", "instance_data_dir": "dog"}]),
+            "SimpleTuner",
+            Page.SIMPLETUNER,
+        ),
+    ],
+)
+def test_other_trainers_configurations_are_named_with_the_page_that_translates_them(
+    capsys: pytest.CaptureFixture[str], name: str, text: str, tool: str, page: Page
+) -> None:
+    Path(name).write_text(text, encoding="utf-8")
+    assert main(["--config", name]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert f"{name}: is a configuration of {tool}, which is not read here" in told[0]
+    assert told[1] == f"see {page}"
 
 
 def test_mixed_arrays_are_read() -> None:
