@@ -5,7 +5,8 @@
     lcp completion tcsh > ~/.lcp.completion.csh   # source it in ~/.cshrc
 
 The file is written once and holds all that is completed: no Tab starts Python. Written again after
-an update it knows the new options. Needs shtab: pip install "lcp-plugin[completion]".
+an update it knows the new options. tcsh offers the options of all verbs behind each of them. Needs
+shtab: pip install "lcp-plugin[completion]".
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def _task_lines(number: int, task: TaskConfig, data: DataCounts, steps: int) -> 
     lines = [
         f"  {number}. {task.name} ({task.kind} {task.concept!r}): {steps} steps",
         f"     images: {data.num_images}{reg}, {data.num_repeated_images} with repeats, "
-        f"in {data.num_batches_per_epoch} batches an epoch",
+        f"in {_count(data.num_batches_per_epoch, 'batch', 'es')} an epoch",
         f"     buckets: {buckets}",
         f"     captions: {shown}",
     ]

@@ -33,6 +33,19 @@ def test_every_verb_is_in_every_script(shell: str, capsys: pytest.CaptureFixture
     assert all(verb in script for verb in VERBS)
 
 
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_a_shell_reads_its_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    assert main(["completion", shell]) == 0
+    command = [shell, "-f", "-n"] if shell == "zsh" else [shell, "-f"]
+    script = capsys.readouterr().out
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=True)
+    assert not done.stderr
+    assert not done.stdout
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes_verbs_options_choices_and_files(
     capsys: pytest.CaptureFixture[str], tmp_path: object
