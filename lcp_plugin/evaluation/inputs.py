@@ -15,7 +15,8 @@ from lcp_plugin.evaluation.chains import (
     find_images,
     read_chain,
 )
-from lcp_plugin.formats.lora_file import find_lora
+from lcp_plugin.formats.lora_file import find_lora, read_lora
+from lcp_plugin.sdxl.base_shapes import check_loras
 from lcp_plugin.sdxl.base_weights import BaseSource, identify_sum, pair_multipliers
 from lcp_plugin.sdxl.load import identify_base
 
@@ -35,6 +36,7 @@ def collect_chains(args: argparse.Namespace) -> list[Chain]:
     tasks, base = read_tasks(args.tasks, args.references, named), choose_base(args)
     if args.adapters is None:
         return [Chain(base.name, base.name, "base", base, base.hash, tuple(tasks), ())]
+    check_loras(base.model, {str(file): read_lora(file) for file in args.adapters})
     return [chain_of_adapters(args.adapters, tasks, base)]
 
 

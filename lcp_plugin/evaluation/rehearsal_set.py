@@ -24,6 +24,7 @@ from lcp_plugin.formats.disk import write_bytes
 from lcp_plugin.formats.header_prompts import prompts_of_metadata
 from lcp_plugin.formats.pictures import list_images, read_size
 from lcp_plugin.formats.tensors import read_header
+from lcp_plugin.sdxl.base_shapes import read_shapes
 from lcp_plugin.sdxl.base_weights import BaseSource, source_of
 from lcp_plugin.sdxl.load import identify_base
 from lcp_plugin.store.parents import read_parent
@@ -90,6 +91,9 @@ def plan_set(source: Path, wishes: Wishes) -> RehearsalSet:
     base = _base_of(parent, source, wishes.base)
     index = max(record.index for record in records) + 1
     carry = parent.carry
+    shapes = read_shapes(base.model)
+    shapes.check(str(source), carry.delta, carry.biases)
+    shapes.check(str(source), carry.adapter or {})
     weights = name_weights(base.hash, str(parent.hash or ""))
     return RehearsalSet(
         source=source,

@@ -33,6 +33,7 @@ from lcp_plugin.run.record import (
 )
 from lcp_plugin.run.restarting import take_up
 from lcp_plugin.run.tasks import order_tasks
+from lcp_plugin.sdxl.base_shapes import check_loras, read_shapes
 from lcp_plugin.sdxl.base_weights import identify_with, list_base_weights
 from lcp_plugin.sdxl.load import BaseId, check_vae, identify_base
 from lcp_plugin.store.parents import read_parent
@@ -143,22 +144,28 @@ def check_optimizers(config: RunConfig) -> None:
         check_optimizer(choice)
 
 
-def check_weights(options: Options) -> None:
-    """Raises LcpError for base_weights and network_weights that are no LoRA of SDXL."""
-    for path, _ in list_base_weights(options):
-        read_lora(path)
-    read_network_weights(options)
+def check_weights(options: Options, has_base: bool = True) -> None:
+    """Raises LcpError for base_weights and network_weights that are no LoRA of the base."""
+    files = {f"base_weights {path}": read_lora(path) for path, _ in list_base_weights(options)}
+    start = {f"network_weights {options.network_weights}": read_network_weights(options)}
+    if has_base:
+        check_loras(options.pretrained_model_name_or_path, {**files, **start})
 
 
-def check_before_run(config: RunConfig) -> None:
-    """What a run would find wrong before it loads a model, for a dry run. Raises LcpError."""
+def check_before_run(config: RunConfig, has_base: bool = True) -> None:
+    """What a run would find wrong before it loads a model, for a dry run. Raises LcpError.
+
+    `has_base`: the base is on this machine; else all is checked that can be told without it.
+    """
     options = config.options
     check_places(options)
     check_vae(options.vae)
     check_optimizers(config)
     strategy = create_strategy(options.strategy, options.strategy_args)
-    base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
-    check_weights(options)
+    base = None
+    if has_base:
+        base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
+    check_weights(options, has_base)
     parent = choose_parent(options, strategy, base)
     check_start(options, parent, is_new=True)
     order_tasks(config, parent, strategy)
@@ -202,15 +209,24 @@ def follow_plan(config: RunConfig, parent: Parent, seed: int, facts: Mapping[str
     return RunPlan(config, store, strategy, base, parent, tasks, configs, seed, facts)
 
 
-def choose_parent(options: Options, strategy: Strategy, base: BaseId) -> Parent:
+def choose_parent(options: Options, strategy: Strategy, base: BaseId | None) -> Parent:
     """What --prev names, checked to fit base and strategy; an empty carry without it."""
     if not options.prev:
         return Parent()
     parent = read_parent(Path(options.prev).expanduser())
     check_base(options.prev, parent, base)
+    if base is not None:
+        _check_widths(options, parent)
     mine = (strategy.name, options.strategy_args)
     allow = options.allow_strategy_change
     return fit_strategy(options.prev, parent, mine, allow, "--allow_strategy_change")
+
+
+def _check_widths(options: Options, parent: Parent) -> None:
+    """Raises LineageError for a parent whose layers have other widths than the base's."""
+    shapes, carry = read_shapes(options.pretrained_model_name_or_path), parent.carry
+    shapes.check(f"--prev {options.prev}", carry.delta, carry.biases)
+    shapes.check(f"--prev {options.prev}", carry.adapter or {})
 
 
 def describe_beginning(plan: RunPlan) -> dict[str, Any]:
