@@ -70,6 +70,12 @@ def build_parser(about: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--base_weights_multiplier", nargs="+", type=float, default=[], help="of each (1)"
     )
+    parser.add_argument(
+        "--max_token_length",
+        type=int,
+        choices=option_fields()["max_token_length"].metadata["choices"],
+        help="tokens of a prompt (as in training)",
+    )
     parser.add_argument("--output", type=Path, help="folder of the scores (RUN/evaluation)")
     parser.add_argument(
         "--parallel", type=count, default=1, metavar="N", help="processes that make images (1)"
