@@ -158,7 +158,7 @@ def _read_numbers(file: Path) -> dict[str, float | None]:
     """A damaged cache is only a cache: its numbers are measured again."""
     try:
         return dict(read_json(file))
-    except (OSError, ValueError, FileFormatError):
+    except (OSError, ValueError, TypeError, FileFormatError):
         return {}
 
 

@@ -109,7 +109,8 @@ def make_plan(config: RunConfig) -> RunPlan:
         )
     check_images(d for task in tasks[len(store.folders()) :] for d in configs[task.name].datasets)
     check_resume(options, tasks[len(store.folders()) :])
-    facts = known or {"format": 1, "ended": [], "said": [], "base_sampled": False, "sessions": []}
+    fresh = {"format": 1, "ended": [], "said": [], "base_sampled": False, "sessions": []}
+    facts = {**fresh, **(known or {})}
     plan = RunPlan(config, store, strategy, base, parent, tasks, configs, seed, facts)
     return replace(plan, facts={**facts, **describe_beginning(plan)})
 
