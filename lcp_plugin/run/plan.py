@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lcp_plugin.config.load import RunConfig
+from lcp_plugin.config.logs import tracker_settings
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.examples import check_images
@@ -84,6 +85,7 @@ def make_plan(config: RunConfig) -> RunPlan:
     """
     options = config.options
     check_places(options)
+    tracker_settings(options)
     check_vae(options.vae)
     check_optimizers(config)
     store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
@@ -160,6 +162,7 @@ def check_before_run(config: RunConfig, has_base: bool = True) -> None:
     """
     options = config.options
     check_places(options)
+    tracker_settings(options)
     check_vae(options.vae)
     check_optimizers(config)
     strategy = create_strategy(options.strategy, options.strategy_args)

@@ -45,7 +45,7 @@ LINEAGE_SHAPE = {  # of a task folder
     "parent": Maybe(PARENT_NAMED),
     "options": Maybe(OPTIONS),
     "seed": Maybe(COUNT),
-    "data": Maybe({"datasets": Maybe([dict]), "tables": Maybe(bool)}),
+    "data": Maybe({"datasets": Maybe([{"subsets": Maybe([dict])}]), "tables": Maybe(bool)}),
     "training": Maybe(dict),
     "session": Maybe(dict),
 }

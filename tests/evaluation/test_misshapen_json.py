@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lora_samples import Q, factors
 from quick_scores import score
 from toy_runs import write_run
 
+from lcp_plugin.adapter import Adapter
 from lcp_plugin.commands.front import main
+from lcp_plugin.formats.lora_file import write_lora
 from lcp_plugin.report.read import read_run
 
 JUNK = (5, "x", [], {"a": 1}, None, True, [5], -1.5)
@@ -188,3 +191,41 @@ def test_a_file_of_another_shape_says_where_and_what_was_wanted(
     file.write_text(json.dumps(data), encoding="utf-8")
     assert ask("lineage", run) == ""
     assert len(read_run(run).tasks) == 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"ss_datasets": '[{"subsets": [5]}]'},
+        {"ss_datasets": '[{"subsets": {}}, 5]', "ss_tag_frequency": '{"a": {}, "b": {}}'},
+        {"ss_dataset_dirs": '{"1_a": 5, "1_b": 5}', "ss_steps": "x", "ss_network_dim": "[]"},
+        {"ss_dataset_dirs": "[1]", "ss_network_args": "[", "ss_datasets": "null"},
+    ],
+)
+def test_a_header_of_another_shape_still_gives_toml(
+    tmp_path: Path, ask: Callable[..., str], header: dict[str, str]
+) -> None:
+    given = {"ss_learning_rate": "0.0001", "ss_output_name": "x", **header}
+    write_lora(tmp_path / "x.safetensors", Adapter({Q: factors((8, 6), 2, 2.0, 0)}), given)
+    assert ask("lineage", tmp_path / "x.safetensors", "--toml") == ""
+
+
+def test_a_number_that_is_none_is_refused_as_the_option_it_is(
+    run: Path, tmp_path: Path, ask: Callable[..., str]
+) -> None:
+    lora = run.parent / "a.safetensors"
+    write_lora(lora, Adapter({Q: factors((8, 6), 2, 2.0, 0)}))
+    told = ask("merge", lora, "-o", tmp_path / "m.safetensors", "--weights", "nan")
+    assert "--weights: got 'nan'; wanted a finite number" in told
+    assert "--guidance: got 'inf'" in ask("evaluate", run, "--guidance", "inf")
+
+
+def test_a_trackers_table_of_another_shape_is_told_by_a_dry_run(
+    tmp_path: Path, toy_base: Path, pictures: Path, ask: Callable[..., str]
+) -> None:
+    (tmp_path / "t.toml").write_text('wandb = "x"\n', encoding="utf-8")
+    config = write_run(tmp_path, toy_base, pictures, "run", (0,))
+    given = ("--log_with", "wandb", "--log_tracker_config", tmp_path / "t.toml")
+    assert "wanted a table for each tracker" in ask(
+        "train", "--config", config, *given, "--dry_run"
+    )
