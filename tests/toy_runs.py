@@ -41,6 +41,7 @@ def task_table(index: int, **more: Any) -> dict[str, Any]:
 
 
 BASICS: Mapping[str, Any] = {
+    "strategy": "merge_init",  # draws nothing: the default would, before each task but the first
     "network_dim": 2,
     "network_alpha": 2,
     "network_train_unet_only": True,

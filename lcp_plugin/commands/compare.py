@@ -1,4 +1,4 @@
-"""The four strategies on the same tasks, sharing the first one, as the paper's table.
+"""Recall and the paper's four strategies on the same tasks, sharing the first one, in one table.
 
     lcp compare                                  # the quickstart's config, two seeds
     lcp compare --config my.toml --seeds 0 1 2 --output comparison
@@ -24,7 +24,7 @@ from lcp_plugin.sweep.options import add_sweep_options
 
 DEFAULTS = {
     "config": Path("quickstart.toml"),
-    "strategies": ["naive", "merge_init", "merge_ortho_init", "magmax"],
+    "strategies": ["recall", "naive", "merge_init", "merge_ortho_init", "magmax"],
     "ceilings": ["independent", "joint"],
     "orders": [None],
     "seeds": [0, 1],

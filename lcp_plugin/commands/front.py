@@ -66,7 +66,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
     (
         "Compare",
         (
-            Verb("compare", "four strategies on the same tasks, as the paper's table", Page.SCORES),
+            Verb("compare", "recall and the paper's four on the same tasks", Page.SCORES),
             Verb("sweep", "strategies x orders x seeds, here or on Slurm", Page.SCORES),
         ),
     ),

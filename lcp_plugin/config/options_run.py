@@ -30,7 +30,7 @@ class RunOptions:
     """What crosses a task boundary, and how a run relates to earlier ones."""
 
     strategy: str = _run(
-        "merge_init", "naive, merge_init, merge_ortho_init, magmax, ... or package.mod:Class"
+        "recall", "recall, naive, merge_init, merge_ortho_init, magmax, ... or package.mod:Class"
     )
     strategy_args: tuple[str, ...] = _run(
         (), "key=value of the strategy (--list_strategies)", key_values=True

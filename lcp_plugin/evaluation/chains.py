@@ -170,10 +170,9 @@ def _earlier_chain(store: RunStore, references: Path | None) -> Chain | None:
     folder = source if source.is_dir() else source.parent
     run = folder.parent if read_folder(folder) is not None else folder
     if not RunStore(run.parent, run.name).folders():
+        why = "a LoRA without task folders" if source.is_file() else "which is no longer there"
         logger.warning(
-            "%s goes on from %s, which is no longer there: its earlier tasks are not scored.",
-            store.name,
-            source,
+            "%s goes on from %s, %s: what it knows is not scored.", store.name, source, why
         )
         return None
     chain = read_chain(run, references)

@@ -22,6 +22,7 @@ from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.report import write_report
 from lcp_plugin.run.context import Context
 from lcp_plugin.run.samples import mark_grid
+from lcp_plugin.sdxl.load import TINY_NAME
 from lcp_plugin.store.lock import locked
 from lcp_plugin.store.run_folder import RunStore
 
@@ -155,9 +156,16 @@ def score_run(folder: Path, options: Options, device: str) -> Made:
     arguments += ["--guidance", str(options.guidance_scale)]
     if options.evaluate_prompts is not None:
         arguments += ["--prompts", str(options.evaluate_prompts)]
+    arguments += ["--parallel", str(_processes(options, device))]
     lines = run_command(arguments).split("\n")
     mark_grid(folder)
     return lines, [folder / "evaluation" / "scores.json"]
+
+
+def _processes(options: Options, device: str) -> int:
+    """On a CPU one a core for the embedded base; anything larger has all cores in one process."""
+    small = options.pretrained_model_name_or_path == TINY_NAME and device == "cpu"
+    return min(4, os.cpu_count() or 1) if small else 1
 
 
 def _try(what: str, make: Callable[[], Made]) -> Made | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lcp_plugin.delta import Delta, delta_to_tensors
 from lcp_plugin.errors import DataError, LineageError
@@ -56,6 +57,20 @@ def test_links_of_a_chain_are_one_chain(train, pictures):
     assert chain.cells() == [(0, 0), (0, 1), (1, 1)]
     require_references(chain)
     assert len(chain.tasks[0].references) == 3
+
+
+def test_a_chain_on_anyones_lora_says_that_its_knowledge_is_not_scored(
+    run, train, pictures, tmp_path, caplog
+):
+    foreign = tmp_path / "theirs.safetensors"
+    save_file(load_file(run / "01_disc0" / "adapter.safetensors"), foreign)
+    second = train("on_theirs", tasks=(1,), prev=str(foreign)).store.root
+    assert [task.name for task in read_chain(second, pictures).tasks] == ["disc1"]
+    assert "theirs.safetensors, a LoRA without task folders: what it knows is not" in caplog.text
+    foreign.unlink()
+    caplog.clear()
+    read_chain(second, pictures)
+    assert "which is no longer there" in caplog.text
 
 
 def test_references_may_lie_one_folder_deeper(run, pictures, tmp_path):

@@ -157,6 +157,24 @@ def test_settings_of_the_scores_reach_the_evaluation(
     assert asked == []
 
 
+@pytest.mark.parametrize(
+    ("base", "device", "processes"),
+    [("tiny-sdxl", "cpu", "3"), ("sdxl.safetensors", "cpu", "1"), ("tiny-sdxl", "cuda:0", "1")],
+)
+def test_scores_on_the_embedded_base_are_drawn_in_a_process_a_core(
+    base: str, device: str, processes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcp_plugin.evaluation import command
+
+    asked: list[str] = []
+    monkeypatch.setattr(command, "run_command", lambda a: asked.extend(a) or "done")
+    monkeypatch.setattr(follow_up, "write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(follow_up.os, "cpu_count", lambda: 3)
+    options = Options(evaluate=("effnet",), pretrained_model_name_or_path=base)
+    follow_up.close_run(tmp_path, options, device)
+    assert asked[asked.index("--parallel") + 1] == processes
+
+
 def test_a_run_lies_where_output_dir_and_output_name_say(train: Train, tmp_path: Path) -> None:
     run = train("mine", tasks=(0,), max_train_steps=1, output_dir=str(tmp_path / "there"))
     assert run.store.deliverable == tmp_path / "there" / "mine.safetensors"

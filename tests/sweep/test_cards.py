@@ -126,7 +126,7 @@ def test_a_dry_run_counts_steps_images_and_hours_and_starts_nothing(
 
 def test_jobs_run_through_submitits_local_executor(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    executor = running.create_executor("local", tmp_path / "jobs", ["timeout_min=1"])
+    executor = running.create_executor("local", tmp_path / "jobs", ["timeout_min=10"])
     write_json(tmp_path / "a" / "run.json", {"status": "finished"})
     ((run,),) = plan_of(tmp_path, "a").waves
     job = executor.submit(running.execute_planned, run)
