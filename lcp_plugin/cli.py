@@ -79,13 +79,14 @@ def _answer(config: RunConfig) -> bool:
 def _describe(config: RunConfig) -> str:
     """The plan of a dry run, at the base's own size where the base is on disk."""
     from lcp_plugin.run.dry_run import describe_run
-    from lcp_plugin.run.plan import check_before_run, check_optimizers
-    from lcp_plugin.run.settling import settle
+    from lcp_plugin.run.plan import check_before_run
+    from lcp_plugin.run.settling import settle, settle_init
     from lcp_plugin.sdxl.traits import is_at_hand, read_traits
 
     name = config.options.pretrained_model_name_or_path
     if not is_at_hand(name):
-        check_optimizers(config)
+        config = settle_init(config)
+        check_before_run(config, has_base=False)
         return describe_run(config)
     config = settle(config)
     check_before_run(config)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from lcp_plugin.commands.front import command
 from lcp_plugin.config.options import option_fields
-from lcp_plugin.config.parser import Parser
+from lcp_plugin.config.parser import Parser, finite
 from lcp_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser("merge", __doc__, "LORA LORA ... -o OUTPUT")
     parser.add_argument("files", type=Path, nargs="+", help="LoRA files of any kind, in order")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--weights", type=float, nargs="+", help="one for each file; 1 by default")
+    parser.add_argument("--weights", type=finite, nargs="+", help="one for each file; 1 by default")
     parser.add_argument("--method", default="sum", help="one of the above (sum)")
     parser.add_argument(
         "--density", type=float, default=0.0, help="ties (.2), dare (.5): kept share"

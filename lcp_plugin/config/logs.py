@@ -84,6 +84,11 @@ def tracker_settings(options: Options, now: datetime | None = None) -> TrackerSe
     start: dict[str, Any] = {}
     if options.log_tracker_config:
         start = read_table(Path(options.log_tracker_config))
+    if not all(isinstance(table, dict) for table in start.values()):
+        raise ConfigError(
+            f"log_tracker_config = {options.log_tracker_config!r}: wanted a table for each tracker "
+            "([wandb], [tensorboard])."
+        )
     if options.wandb_run_name and "wandb" in names:
         start["wandb"] = {**start.get("wandb", {}), "name": options.wandb_run_name}
     return TrackerSettings(

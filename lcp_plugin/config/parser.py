@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 from typing import NoReturn
 
@@ -41,6 +42,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
         raise ConfigError(f"{self.prog}: {message}; {self.prog} --help has its options.")
+
+
+def finite(text: str) -> float:
+    """A number that is neither NaN nor infinite, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"got {text!r}; wanted a finite number")
+    return number
 
 
 def count(text: str) -> int:

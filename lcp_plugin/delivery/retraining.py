@@ -18,11 +18,12 @@ from lcp_plugin.config.convert import convert_option
 from lcp_plugin.config.options import option_fields, option_types
 from lcp_plugin.delivery.chain_tree import one_line
 from lcp_plugin.errors import LineageError
-from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.foreign_header import Claims, read_claims
 from lcp_plugin.formats.lineage import Lineage, ParentFile
+from lcp_plugin.formats.shapes import has_shape
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.store.data_facts import SUBSET_FACTS
+from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.store.task_folder import TaskFolder, list_folders, read_folder
 from lcp_plugin.tasks import TaskRecord
 
@@ -90,7 +91,7 @@ def _known_of_folder(path: Path) -> KnownTraining:
     if not folders:
         raise LineageError(f"{path} holds no complete task; give a task folder, a run or a file.")
     root = folders[0].path.parent
-    run = read_json(root / "run.json") if (root / "run.json").is_file() else {}
+    run = RunStore(root.parent, root.name).read_run() or {}
     newest, parent = folders[-1].lineage, folders[0].lineage.get("parent", {})
     common = dict(run.get("options") or newest.get("options", {}))
     strategy = newest["strategy"]
@@ -158,7 +159,8 @@ def _tasks_of(
     sets = _json_list(metadata.get("ss_datasets"))
     if not sets and len(folders) > 1:
         dirs = json.loads(metadata["ss_dataset_dirs"])
-        sets = [{"subsets": [_subset_of(name, dirs[name]) for name in folders]}]
+        if has_shape(dirs, {name: dict for name in folders}):
+            sets = [{"subsets": [_subset_of(name, dirs[name]) for name in folders]}]
     return (task,), {task.name: sets} if sets else {}
 
 
@@ -173,8 +175,9 @@ def _json_list(text: str | None) -> list[Mapping[str, Any]]:
         value = json.loads(text) if text else []
     except (ValueError, RecursionError):
         return []
-    whole = isinstance(value, list) and all(isinstance(d, Mapping) for d in value)
-    return [d for d in value if isinstance(d.get("subsets"), list)] if whole else []
+    return (
+        [d for d in value if has_shape(d, {"subsets": [dict]})] if isinstance(value, list) else []
+    )
 
 
 # --------------------------------------------------------------------------------------- lines

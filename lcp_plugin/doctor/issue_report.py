@@ -17,9 +17,9 @@ from lcp_plugin.config.logs import SECRETS
 from lcp_plugin.doctor.anonymous import Anonymiser
 from lcp_plugin.doctor.machine import examine
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.formats.disk import read_json
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.run.record import versions
+from lcp_plugin.store.run_folder import RunStore
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:=,+-]{1,60}")  # an option's value that is no one's words
 _PATHS = re.compile(r"_(dir|file|path|root|weights)$|^(prev|resume|vae|in_json|sample_prompts)$")
@@ -59,10 +59,7 @@ def read_facts(run: Path) -> dict[str, Any]:
         raise ConfigError(
             f"--report {run}: holds no run.json; give a run's folder, <output_dir>/<output_name>."
         )
-    facts = read_json(run / "run.json")
-    if not isinstance(facts, dict):
-        raise ConfigError(f"--report {run}: run.json is no table; it is damaged.")
-    return facts
+    return RunStore(run.parent, run.name).read_run() or {}
 
 
 def words_of(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

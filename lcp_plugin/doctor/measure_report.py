@@ -169,7 +169,8 @@ def keep_costs(costs: Sequence[Mapping[str, Any]]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         known = []
     new = {cost["preset"] for cost in costs}
-    kept = [cost for cost in known if cost.get("preset") not in new]
+    rows = known if isinstance(known, list) else []
+    kept = [row for row in rows if isinstance(row, dict) and row.get("preset") not in new]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"format": 1, "costs": [*costs, *kept]})
 

@@ -18,7 +18,6 @@ from lcp_plugin.biases import Change
 from lcp_plugin.errors import LineageError, RunFolderError, ScoringError
 from lcp_plugin.evaluation.pictures import BASE, Stage, name_weights
 from lcp_plugin.evaluation.scores import CEILINGS
-from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.lineage import Lineage
 from lcp_plugin.formats.lora_file import read_lora
@@ -26,7 +25,7 @@ from lcp_plugin.formats.pictures import list_images
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.sdxl.base_weights import BaseSource, source_of
 from lcp_plugin.store.run_folder import RunStore
-from lcp_plugin.store.task_folder import LINEAGE, PARENT, TaskFolder, read_folder
+from lcp_plugin.store.task_folder import TaskFolder, read_folder, read_parent_facts
 from lcp_plugin.tasks import TaskRecord, class_words
 
 logger = logging.getLogger(__name__)
@@ -159,17 +158,16 @@ def _own_chain(
 
 def _new_records(store: RunStore, first: TaskFolder) -> Sequence[TaskRecord]:
     """Of the first folder's records, those that the run itself learned."""
-    parent = store.root / PARENT / LINEAGE
-    earlier = len(read_json(parent)["tasks"]) if parent.is_file() else 0
+    parent = read_parent_facts(store.root)
+    earlier = len(parent["tasks"]) if parent is not None else 0
     return first.records[earlier:]
 
 
 def _earlier_chain(store: RunStore, references: Path | None) -> Chain | None:
     """The links before a chained run, if they are where they were; None otherwise."""
-    parent = store.root / PARENT / LINEAGE
-    if not parent.is_file():
+    facts = read_parent_facts(store.root)
+    if facts is None:
         return None
-    facts = read_json(parent)
     source = Path(str(facts.get("source") or ""))
     folder = source if source.is_dir() else source.parent
     run = folder.parent if read_folder(folder) is not None else folder

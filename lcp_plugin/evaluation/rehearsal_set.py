@@ -18,14 +18,17 @@ from pathlib import Path
 import toml
 
 from lcp_plugin.config.names import make_fit
+from lcp_plugin.config.options import option_fields
 from lcp_plugin.errors import ConfigError, DataError, LineageError
 from lcp_plugin.evaluation.pictures import Picture, Stage, Studio, name_weights
 from lcp_plugin.formats.disk import write_bytes
 from lcp_plugin.formats.header_prompts import prompts_of_metadata
 from lcp_plugin.formats.pictures import list_images, read_size
 from lcp_plugin.formats.tensors import read_header
+from lcp_plugin.sdxl.base_shapes import read_shapes
 from lcp_plugin.sdxl.base_weights import BaseSource, source_of
 from lcp_plugin.sdxl.load import identify_base
+from lcp_plugin.sdxl.long_prompts import TextRules
 from lcp_plugin.store.parents import read_parent
 from lcp_plugin.store.task_folder import Parent, TaskFolder, list_folders, read_folder
 from lcp_plugin.strategies.recall_prompts import concept_of, prompts_of
@@ -90,6 +93,9 @@ def plan_set(source: Path, wishes: Wishes) -> RehearsalSet:
     base = _base_of(parent, source, wishes.base)
     index = max(record.index for record in records) + 1
     carry = parent.carry
+    shapes = read_shapes(base.model)
+    shapes.check(str(source), carry.delta, carry.biases)
+    shapes.check(str(source), carry.adapter or {})
     weights = name_weights(base.hash, str(parent.hash or ""))
     return RehearsalSet(
         source=source,
@@ -132,9 +138,16 @@ def _base_of(parent: Parent, source: Path, given: str) -> BaseSource:
         hash=parent.base_hash or identify_base(given or str(parent.base_name)).hash,
         origin=given,
         v_prediction=facts.get("modelspec.prediction_type", "").startswith("v"),
+        texts=TextRules(_token_limit(facts.get("ss_max_token_length", ""))),
     )
     snr = facts.get("ss_zero_terminal_snr")
     return replace(found, zero_terminal_snr=snr == "True") if snr else found
+
+
+def _token_limit(said: str) -> int | None:
+    """max_token_length as a header has it; None where it has none."""
+    choices = option_fields()["max_token_length"].metadata["choices"]
+    return next((choice for choice in choices if str(choice) == said), None)
 
 
 def _folder_of(source: Path) -> TaskFolder | None:

@@ -113,7 +113,9 @@ def _read_configs(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str
             prefix, _, option = name.partition(".")
             by_prefix.setdefault(prefix + ".", {})[option] = value
     elif path.name == PEFT_FILE and beside.is_file():
-        by_prefix = dict.fromkeys(PREFIXES, dict(read_json(beside)))
+        if not isinstance(config := read_json(beside), dict):
+            raise TypeError("no table")
+        by_prefix = dict.fromkeys(PREFIXES, config)
     return by_prefix
 
 

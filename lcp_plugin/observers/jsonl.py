@@ -105,8 +105,8 @@ def _read_events(path: Path, event: str) -> list[dict[str, Any]]:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 fact = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # a line cut off by a kill
-            if fact.get("event") == event:
-                steps[fact["task_index"], fact["step"]] = fact
+                if fact["event"] == event:
+                    steps[int(fact["task_index"]), int(fact["step"])] = fact
+            except (ValueError, KeyError, TypeError):
+                continue  # a line cut off by a kill, or another program's
     return [steps[key] for key in sorted(steps)]

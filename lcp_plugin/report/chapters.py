@@ -14,6 +14,7 @@ from typing import Any
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.metric_table import title_of
 from lcp_plugin.evaluation.recognition import RULE, Look
+from lcp_plugin.formats.shapes import Maybe
 from lcp_plugin.report.blocks import (
     Block,
     Cell,
@@ -46,7 +47,7 @@ from lcp_plugin.report.read import (
     Facts,
     RunFacts,
     TaskFacts,
-    read_scores,
+    read_table,
 )
 
 PER_CELL = 6  # pictures of one concept at one stage, over all runs of the page
@@ -337,9 +338,17 @@ def _loss_figure(one: ScoredRun, key: str, what: str, caption: str) -> Figure | 
 READING_TITLES = {"since": "since before it (W_j − W_i−1)", "after": "by later tasks (W_j − W_i)"}
 
 
+_SHARES = {str: float}
+CONFLICTS = {  # what a page needs of conflicts.json
+    "after": Maybe(
+        [{"task": str, "ratios": _SHARES, "opposed": Maybe(_SHARES), "zeros": Maybe(_SHARES)}]
+    )
+}
+
+
 def _opposition_figures(run: RunFacts, anchor: str) -> list[Figure]:
     """Figure 2, where `lcp conflicts` has left its numbers in the run's folder."""
-    links = read_scores(run.folder / "conflicts.json").get("after", ())
+    links = read_table(run.folder / "conflicts.json", CONFLICTS).get("after", ())
     ratios: dict[str, list[float]] = {}
     for link in links:
         for key, value in link.get("ratios", {}).items():

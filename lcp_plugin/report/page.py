@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lcp_plugin.errors import ScoringError
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.metric_table import title_of
 from lcp_plugin.evaluation.recognition import Recognition, tell_loss
@@ -24,6 +23,7 @@ from lcp_plugin.report.read import (
     Facts,
     RunFacts,
     find_scores,
+    read_named_scores,
     read_run,
     read_scores,
 )
@@ -79,15 +79,16 @@ def write_report(
         scores: scores.json of `lcp evaluate`; default: the one in the run's folder.
         output: the file to write; default report.html in the first run's folder.
     Raises:
-        DataError: a folder that is no run's, a file that holds no scores.
+        DataError: a folder that is no run's.  FileFormatError: a file that holds no scores.
         DiskError: the page cannot be written.
     """
     folders = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
     runs = [read_run(folder) for folder in folders]
-    if scores is not None and not read_scores(scores):
-        raise ScoringError(f"{scores} holds no scores; wanted scores.json of lcp evaluate.")
-    files = [scores] if scores is not None else [find_scores(folder) for folder in folders]
-    page = build_page(runs, [read_scores(file) for file in files])
+    if scores is not None:
+        found = [read_named_scores(scores)]
+    else:
+        found = [read_scores(find_scores(folder)) for folder in folders]
+    page = build_page(runs, found)
     path = output or folders[0] / "report.html"
     write_bytes(path, render_page(page).encode("utf-8"))
     return path

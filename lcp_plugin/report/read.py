@@ -7,15 +7,40 @@ empty in the report, never an error.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from lcp_plugin.errors import RunFolderError
+from lcp_plugin.errors import FileFormatError, RunFolderError
+from lcp_plugin.evaluation.score_shape import check_scores
+from lcp_plugin.formats import disk
 from lcp_plugin.formats.pictures import list_images
+from lcp_plugin.formats.shapes import Maybe, has_shape
+from lcp_plugin.store.shapes import RECORD
 
+log = logging.getLogger(__name__)
 Facts = Mapping[str, Any]
+NAMED = (str, dict, NoneType)  # a strategy or a base: its name, or a table with one
+RUN = {  # what a page needs of run.json; older ones have less of it
+    "tasks": Maybe([{**RECORD, "index": Maybe(int)}]),
+    "images": Maybe({str: [str]}),
+    "status": Maybe(str),
+    "command": Maybe({"line": Maybe(str), "folder": Maybe(str)}),
+    "steps": Maybe({str: (int, NoneType)}),
+    "options": Maybe(dict),
+    "config": Maybe(dict),
+    "strategy": Maybe(NAMED),
+    "base": Maybe(NAMED),
+}
+LINK = {  # and of a task's lineage.json
+    "task": RECORD,
+    "tasks": Maybe([RECORD]),
+    "strategy": Maybe(NAMED),
+    "base": Maybe(NAMED),
+}
 
 
 @dataclass(frozen=True)
@@ -84,9 +109,9 @@ def read_run(folder: Path, is_watched: bool = False) -> RunFacts:
     Raises:
         DataError: not a run's folder: neither run.json nor a task in it.
     """
-    lineage = [read_json(p) for p in sorted(folder.glob("[0-9]*_*/lineage.json"))]
-    lineage = sorted((x for x in lineage if x.get("task")), key=lambda x: int(x["task"]["index"]))
-    run = read_json(folder / "run.json")
+    links = (read_table(p, LINK) for p in sorted(folder.glob("[0-9]*_*/lineage.json")))
+    lineage = sorted(filter(None, links), key=lambda link: int(link["task"]["index"]))
+    run = read_table(folder / "run.json", RUN)
     if not run and not lineage:
         raise RunFolderError(
             f"{folder} is not a run's folder: no run.json and no finished task in it."
@@ -96,7 +121,7 @@ def read_run(folder: Path, is_watched: bool = False) -> RunFacts:
     strategy = _as_table(last.get("strategy") or run.get("strategy") or options.get("strategy"))
     base = _as_table(last.get("base") or run.get("base"))
     tasks = _read_tasks(run, lineage, is_watched)
-    parent = read_json(folder / "parent" / "lineage.json").get("tasks", ())
+    parent = read_table(folder / "parent" / "lineage.json", {"tasks": [RECORD]}).get("tasks", ())
     start = max((int(record["index"]) for record in parent), default=0)
     samples = _read_samples(folder / "samples", tasks)
     return RunFacts(
@@ -196,17 +221,26 @@ def find_scores(folder: Path) -> Path | None:
 
 
 def read_scores(file: Path | None) -> Facts:
-    """The parsed file; empty for None or a damaged one."""
-    return read_json(file) if file is not None else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The table in a file; empty for a missing or damaged one."""
+    """The parsed file; empty for None or a damaged one, of which a line tells."""
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        return read_named_scores(file) if file is not None else {}
+    except FileFormatError as error:
+        log.warning("%s The page leaves the scores out.", error)
         return {}
-    return value if isinstance(value, dict) else {}
+
+
+def read_named_scores(file: Path) -> Facts:
+    """The scores that a user has named. Raises FileFormatError: missing, damaged, or none."""
+    return check_scores(disk.read_json(file), file)
+
+
+def read_table(path: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The table in a file; empty for one that is missing, damaged or of another shape."""
+    try:
+        value = disk.read_json(path)
+    except FileFormatError:
+        return {}
+    return value if has_shape(value, dict if shape is None else shape) else {}
 
 
 def _as_table(value: Any) -> Facts:

@@ -1,8 +1,7 @@
 """What a run's texts lose where they are longer than the text encoders take, told before training.
 
-Captions and prompts of samples become max_token_length tokens; images that are scored are drawn
-from 75, as in the paper. Without the base's tokenizer words and signs are counted, each of which is
-a token at least.
+Captions, prompts of samples and those of evaluation become max_token_length tokens. Without the
+base's tokenizer words and signs are counted, each of which is a token at least.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.prompts import read_prompts
-from lcp_plugin.sdxl.long_prompts import describe_cut, describe_cut_scored
+from lcp_plugin.sdxl.long_prompts import describe_cut
 
 _WORD = re.compile(r"[^\W\d_]+|\d|(?:[^\s\w]|_)+")  # where CLIP's tokenizer splits a text at least
 
@@ -38,7 +37,7 @@ def describe_cut_texts(
     asked = list(dict.fromkeys(p.prompt for p in samples))
     told = (
         (f"task {name}", describe_cut(tokenizer, captions, limit, weighted)),
-        (f"task {name}", describe_cut_scored(tokenizer, prompts)),
+        (f"task {name}", describe_cut(tokenizer, prompts, limit, weighted, "evaluation prompts")),
         ("sample_prompts", describe_cut(tokenizer, asked, limit, weighted, "prompts")),
     )
     return tuple(f"{where}: {text}" for where, text in told if text)

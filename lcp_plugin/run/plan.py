@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lcp_plugin.config.load import RunConfig
+from lcp_plugin.config.logs import tracker_settings
 from lcp_plugin.config.options import Options
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.examples import check_images
@@ -33,6 +34,7 @@ from lcp_plugin.run.record import (
 )
 from lcp_plugin.run.restarting import take_up
 from lcp_plugin.run.tasks import order_tasks
+from lcp_plugin.sdxl.base_shapes import check_loras, read_shapes
 from lcp_plugin.sdxl.base_weights import identify_with, list_base_weights
 from lcp_plugin.sdxl.load import BaseId, check_vae, identify_base
 from lcp_plugin.store.parents import read_parent
@@ -83,6 +85,7 @@ def make_plan(config: RunConfig) -> RunPlan:
     """
     options = config.options
     check_places(options)
+    tracker_settings(options)
     check_vae(options.vae)
     check_optimizers(config)
     store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
@@ -105,7 +108,8 @@ def make_plan(config: RunConfig) -> RunPlan:
         )
     check_images(d for task in tasks[len(store.folders()) :] for d in configs[task.name].datasets)
     check_resume(options, tasks[len(store.folders()) :])
-    facts = known or {"format": 1, "ended": [], "said": [], "base_sampled": False, "sessions": []}
+    fresh = {"format": 1, "ended": [], "said": [], "base_sampled": False, "sessions": []}
+    facts = {**fresh, **(known or {})}
     plan = RunPlan(config, store, strategy, base, parent, tasks, configs, seed, facts)
     return replace(plan, facts={**facts, **describe_beginning(plan)})
 
@@ -140,22 +144,29 @@ def check_optimizers(config: RunConfig) -> None:
         check_optimizer(choice)
 
 
-def check_weights(options: Options) -> None:
-    """Raises LcpError for base_weights and network_weights that are no LoRA of SDXL."""
-    for path, _ in list_base_weights(options):
-        read_lora(path)
-    read_network_weights(options)
+def check_weights(options: Options, has_base: bool = True) -> None:
+    """Raises LcpError for base_weights and network_weights that are no LoRA of the base."""
+    files = {f"base_weights {path}": read_lora(path) for path, _ in list_base_weights(options)}
+    start = {f"network_weights {options.network_weights}": read_network_weights(options)}
+    if has_base:
+        check_loras(options.pretrained_model_name_or_path, {**files, **start})
 
 
-def check_before_run(config: RunConfig) -> None:
-    """What a run would find wrong before it loads a model, for a dry run. Raises LcpError."""
+def check_before_run(config: RunConfig, has_base: bool = True) -> None:
+    """What a run would find wrong before it loads a model, for a dry run. Raises LcpError.
+
+    `has_base`: the base is on this machine; else all is checked that can be told without it.
+    """
     options = config.options
     check_places(options)
+    tracker_settings(options)
     check_vae(options.vae)
     check_optimizers(config)
     strategy = create_strategy(options.strategy, options.strategy_args)
-    base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
-    check_weights(options)
+    base = None
+    if has_base:
+        base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
+    check_weights(options, has_base)
     parent = choose_parent(config, strategy, base)
     check_start(options, parent, is_new=True)
     order_tasks(config, parent, strategy)
@@ -199,7 +210,7 @@ def follow_plan(config: RunConfig, parent: Parent, seed: int, facts: Mapping[str
     return RunPlan(config, store, strategy, base, parent, tasks, configs, seed, facts)
 
 
-def choose_parent(config: RunConfig, strategy: Strategy, base: BaseId) -> Parent:
+def choose_parent(config: RunConfig, strategy: Strategy, base: BaseId | None) -> Parent:
     """What --prev names, checked to fit base and strategy, with prompts of what it knows where the
     strategy rehearses it; an empty carry without it.
     """
@@ -209,12 +220,21 @@ def choose_parent(config: RunConfig, strategy: Strategy, base: BaseId) -> Parent
         return Parent()
     parent = read_parent(Path(options.prev).expanduser())
     check_base(options.prev, parent, base)
+    if base is not None:
+        _check_widths(options, parent)
     mine = (strategy.name, options.strategy_args)
     allow = options.allow_strategy_change
     parent = fit_strategy(options.prev, parent, mine, allow, "--allow_strategy_change")
     parent = tell_apart(parent, [task.name for task in config.tasks])
     with explaining(Page.RECALL, ConfigError):
         return note_prompts(parent, options.prev_prompts, strategy)
+
+
+def _check_widths(options: Options, parent: Parent) -> None:
+    """Raises LineageError for a parent whose layers have other widths than the base's."""
+    shapes, carry = read_shapes(options.pretrained_model_name_or_path), parent.carry
+    shapes.check(f"--prev {options.prev}", carry.delta, carry.biases)
+    shapes.check(f"--prev {options.prev}", carry.adapter or {})
 
 
 def describe_beginning(plan: RunPlan) -> dict[str, Any]:

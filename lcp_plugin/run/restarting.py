@@ -14,10 +14,12 @@ from typing import Any
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ResumeError
+from lcp_plugin.formats.shapes import check_shape
 from lcp_plugin.run.network_weights import check_start
 from lcp_plugin.sdxl.load import BaseId
 from lcp_plugin.store.lock import LOCK, locked
 from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.store.shapes import ADVICE, RESUMED_SHAPE
 from lcp_plugin.store.task_folder import Parent
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ def take_up(
     if known is None:
         _check_nothing_is_lost(store, config.options)
         return None
+    check_shape(known, RESUMED_SHAPE, store.root / "run.json", ADVICE)
     if config.options.overwrite and known["status"] == "finished":
         clear_run(store)
         return None

@@ -24,6 +24,7 @@ from lcp_plugin.formats.lora_file import find_lora, read_lora
 from lcp_plugin.sdxl.layers import layer_shape
 from lcp_plugin.sdxl.live_biases import add_biases
 from lcp_plugin.sdxl.load import BaseId, identify_base
+from lcp_plugin.sdxl.long_prompts import TextRules
 from lcp_plugin.sdxl.sites import Site, fuse_for_good
 
 
@@ -38,6 +39,7 @@ class BaseSource:
     v_prediction: bool = False  # whatever the base's own files say
     zero_terminal_snr: bool | None = None  # None: the base's own schedule
     vae: str | None = None
+    texts: TextRules = TextRules()  # how prompts become tokens
 
     @property
     def model(self) -> str:
@@ -93,6 +95,7 @@ def source_of(facts: Mapping[str, Any]) -> BaseSource:
         v_prediction=bool(options.get("v_parameterization")),
         zero_terminal_snr=options.get("zero_terminal_snr"),
         vae=options.get("vae"),
+        texts=TextRules(options.get("max_token_length"), bool(options.get("weighted_captions"))),
     )
 
 

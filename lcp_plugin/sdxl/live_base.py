@@ -25,7 +25,7 @@ from lcp_plugin.sdxl.devices import widest_float
 from lcp_plugin.sdxl.drawing import DrawSettings, decode_latents, draw_images
 from lcp_plugin.sdxl.latents import encode_pixels
 from lcp_plugin.sdxl.load import native_resolution, prediction_type, without_zero_terminal
-from lcp_plugin.sdxl.long_prompts import encode_long_prompts
+from lcp_plugin.sdxl.long_prompts import TextRules, encode_long_prompts
 from lcp_plugin.sdxl.noise import NoiseSchedule, alphas_cumprod, send, zero_terminal_betas
 from lcp_plugin.sdxl.precision import (
     Precision,
@@ -41,19 +41,6 @@ from lcp_plugin.sdxl.samplers import create_sampler
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from PIL.Image import Image
-
-
-@dataclass(frozen=True)
-class TextRules:
-    """How prompts of training become tokens; the defaults are diffusers' own."""
-
-    max_tokens: int | None = None  # max_token_length: 75, 150 or 225; None: 75
-    weighted: bool = False  # (word:1.3) weighs
-
-    @property
-    def are_plain(self) -> bool:
-        """Whether diffusers' own encoding does."""
-        return (self.max_tokens or 75) == 75 and not self.weighted
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,19 @@ PIECE = 75  # tokens between start and end
 
 
 @dataclass(frozen=True)
+class TextRules:
+    """How captions and prompts become tokens; the defaults are diffusers' own."""
+
+    max_tokens: int | None = None  # max_token_length: 75, 150 or 225; None: 75
+    weighted: bool = False  # (word:1.3) weighs
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether diffusers' own encoding does."""
+        return (self.max_tokens or 75) == 75 and not self.weighted
+
+
+@dataclass(frozen=True)
 class Tokens:
     """A prompt cut into pieces: ids and weights (pieces, 77)."""
 
@@ -100,15 +113,6 @@ def describe_cut(
         remedy += "" if limit == 225 else " (set it)"
         remedy += "; put what matters first, or shorten them"
     return f"{_tell_cut(len(cut), texts, limit, longest, what)}: {remedy}."
-
-
-def describe_cut_scored(tokenizer: Any, prompts: Sequence[str]) -> str:
-    """The same on prompts of evaluation, whose images are drawn from one piece, as in the paper."""
-    cut = [n for n in (_count_tokens(tokenizer, p, False) for p in prompts) if n > PIECE]
-    if not cut:
-        return ""
-    told = _tell_cut(len(cut), prompts, PIECE, max(cut), "evaluation prompts")
-    return f"{told} when images are scored; shorten eval_prompts, or put what matters first."
 
 
 def _tell_cut(cut: int, texts: Sequence[str], limit: int, longest: int, what: str) -> str:

@@ -1,7 +1,7 @@
 """A base opened by what a run was made on, rather than by a run's options: to look at it again.
 
-Everything is on the device, in the type asked for; base_weights are in it, and the noise schedule
-is the one that the run trained under.
+Everything is on the device, in the type asked for; base_weights are in it. Noise schedule and what
+becomes of prompts (max_token_length, weighted_captions) are those that the run trained under.
 """
 
 from __future__ import annotations
@@ -41,4 +41,6 @@ def open_base(
     parts = [(Path(path), weight) for path, weight, _ in source.added]
     add_to_base(adapted.layers, sum_weights(parts), fuse=dtype is torch.float32)
     adapted.eval()
-    return LiveBase(pipeline, adapted, schedule, device, dtype, home=str(device))
+    return LiveBase(
+        pipeline, adapted, schedule, device, dtype, home=str(device), texts=source.texts
+    )

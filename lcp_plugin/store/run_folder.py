@@ -28,10 +28,12 @@ from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.formats.identity import file_model_hash, hash_tensors
 from lcp_plugin.formats.lineage import carry_hash_of
 from lcp_plugin.formats.lora_file import write_lora
+from lcp_plugin.formats.shapes import check_shape
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.hooks import Carry, Strategy
 from lcp_plugin.store.carries import carry_to_tensors
 from lcp_plugin.store.replay import Replay, is_replayable
+from lcp_plugin.store.shapes import ADVICE, RUN_SHAPE, STATE_SHAPE
 from lcp_plugin.store.task_folder import (
     FOLDER_FORMAT,
     LINEAGE,
@@ -42,6 +44,8 @@ from lcp_plugin.store.task_folder import (
     read_kept_parent,
 )
 from lcp_plugin.tasks import Task
+
+RESTART = "delete the folder state/ to restart the task."
 
 
 class RunStore:
@@ -59,7 +63,9 @@ class RunStore:
     def read_run(self) -> dict[str, Any] | None:
         """run.json, or None."""
         path = self.root / "run.json"
-        return dict(read_json(path)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return dict(check_shape(read_json(path), RUN_SHAPE, path, ADVICE))
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
         """run.json, whole or not at all."""
@@ -192,7 +198,7 @@ class RunStore:
         """(step, tensors by part, facts) of this task's newest whole state; None without one."""
         found: tuple[int, Path, dict[str, Any]] | None = None
         for manifest in (self.root / "state").glob("*/state.json"):
-            facts = read_json(manifest)
+            facts = check_shape(read_json(manifest), STATE_SHAPE, manifest, RESTART)
             if facts["task_index"] == task.index and (found is None or facts["step"] > found[0]):
                 found = (int(facts["step"]), manifest.parent, facts)
         if found is None:
@@ -202,10 +208,7 @@ class RunStore:
         for name, expected in facts["hashes"].items():
             path = folder / f"{name}.safetensors"
             if file_model_hash(path) != expected:
-                raise FileFormatError(
-                    f"{path} is damaged (hash differs); delete the folder state/ to "
-                    "restart the task."
-                )
+                raise FileFormatError(f"{path} is damaged (hash differs); {RESTART}")
             parts[name] = {k: t.clone() for k, t in read_tensors(path).items()}
         return step, parts, facts["facts"]
 

@@ -19,9 +19,11 @@ from lcp_plugin.errors import TaskFolderError
 from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.lora_file import read_lora
+from lcp_plugin.formats.shapes import check_shape
 from lcp_plugin.formats.tensors import read_tensors
 from lcp_plugin.hooks import Carry
 from lcp_plugin.store.carries import carry_from_tensors
+from lcp_plugin.store.shapes import ADVICE, LINEAGE_SHAPE, PARENT_SHAPE
 from lcp_plugin.tasks import TaskRecord
 
 LINEAGE = "lineage.json"
@@ -127,7 +129,7 @@ def read_folder(path: Path) -> TaskFolder | None:
             f"{path / LINEAGE} is of format {found}, this version reads {FOLDER_FORMAT}; "
             "update lcp_plugin."
         )
-    return TaskFolder(path, lineage)
+    return TaskFolder(path, check_shape(lineage, LINEAGE_SHAPE, path / LINEAGE, ADVICE))
 
 
 def list_folders(root: Path) -> list[TaskFolder]:
@@ -136,12 +138,20 @@ def list_folders(root: Path) -> list[TaskFolder]:
     return sorted((f for f in found if f is not None), key=lambda f: f.index)
 
 
+def read_parent_facts(root: Path) -> Mapping[str, Any] | None:
+    """What is noted of that which the run in `root` started from; None for a first run."""
+    file = root / PARENT / LINEAGE
+    if not file.is_file():
+        return None
+    facts: Mapping[str, Any] = check_shape(read_json(file), PARENT_SHAPE, file, ADVICE)
+    return facts
+
+
 def read_kept_parent(root: Path) -> Parent:
     """What the run in `root` started from, as it was kept; an empty carry for a first run."""
-    folder = root / PARENT
-    if not (folder / LINEAGE).is_file():
+    folder, facts = root / PARENT, read_parent_facts(root)
+    if facts is None:
         return Parent()
-    facts = read_json(folder / LINEAGE)
     kept = TaskFolder(folder, facts)
     return replace(
         kept.parent(),

@@ -13,7 +13,7 @@ from lcp_plugin.evaluation.cards import visible_cards
 from lcp_plugin.evaluation.chains import EvalTask, read_chain
 from lcp_plugin.evaluation.command import choose_protocol, evaluate_chains
 from lcp_plugin.evaluation.conflicts import compare_boundaries, figure_two, open_boundaries
-from lcp_plugin.evaluation.inputs import fill_references, read_tasks
+from lcp_plugin.evaluation.inputs import fill_references, read_config, read_tasks
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.report import write_report
 from lcp_plugin.sweep.hours import Drawing, describe_work
@@ -36,7 +36,7 @@ def run_sweep(args: argparse.Namespace, extra: Sequence[str]) -> str:
     )
     if args.plan:
         return "\n".join(" ".join(run.arguments) for run in plan.runs)
-    tasks = {task.name: task for task in read_tasks(args.config, args.references, extra)}
+    tasks = {t.name: t for t in read_tasks(read_config(args.config, extra), args.references)}
     if args.samples_of_config:
         sample_as_configured(args, extra)
     if args.dry_run:

@@ -17,7 +17,9 @@ from torch import Tensor
 from lcp_plugin.errors import FileFormatError, Page, ResumeError, explaining
 from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.formats.identity import file_model_hash
+from lcp_plugin.formats.shapes import check_shape
 from lcp_plugin.formats.tensors import read_tensors, write_tensors
+from lcp_plugin.store.shapes import STATE_SHAPE
 from lcp_plugin.training.learner import Learner
 from lcp_plugin.training.optimizer_state import flatten_state, unflatten_state
 from lcp_plugin.training.processes import share_state
@@ -163,10 +165,8 @@ def write_state(folder: Path, learner: Learner, observers: Mapping[str, Any]) ->
 @explaining(Page.RESUMING, FileFormatError)
 def read_manifest(folder: Path) -> dict[str, Any]:
     """state.json. Raises FileFormatError."""
-    manifest = dict(read_json(folder / MANIFEST))
-    if not {"task_index", "step", "hashes", "facts"} <= set(manifest):
-        raise FileFormatError(f"{folder / MANIFEST} is no state of this tool; name another folder.")
-    return manifest
+    advice, file = "it is no state of this tool; name another folder.", folder / MANIFEST
+    return dict(check_shape(read_json(file), STATE_SHAPE, file, advice))
 
 
 @explaining(Page.RESUMING, FileFormatError)

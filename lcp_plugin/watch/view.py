@@ -18,7 +18,15 @@ from lcp_plugin.report.blocks import Block, Concepts, Text
 from lcp_plugin.report.chapters import Chapter, show_details, show_recognised, show_training
 from lcp_plugin.report.material import Material, ScoredRun, gather
 from lcp_plugin.report.page import Section, Sheet, say_recognised
-from lcp_plugin.report.read import Facts, RunFacts, find_scores, read_json, read_run, read_scores
+from lcp_plugin.report.read import (
+    RUN,
+    Facts,
+    RunFacts,
+    find_scores,
+    read_run,
+    read_scores,
+    read_table,
+)
 from lcp_plugin.report.templates import SCRIPT, STYLE, hash_scripts, open_templates, read_whole
 from lcp_plugin.watch.life import WORDS, Life, examine
 from lcp_plugin.watch.log import StepLog
@@ -111,7 +119,7 @@ class View:
 
     def _read(self) -> dict[str, Any]:
         check_links(self.folder)
-        facts = read_json(self.folder / "run.json")
+        facts = read_table(self.folder / "run.json", RUN)
         self._log.follow()
         life = examine(self.folder, facts, self._log.last)
         run = replace(read_begun(self.folder), steps=self._log.ordered())

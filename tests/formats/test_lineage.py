@@ -201,6 +201,7 @@ def test_a_task_folder_is_verified_part_by_part(tmp_path: Path) -> None:
     hashed = write_lora(folder / "adapter.safetensors", mixed_adapter())["sshs_model_hash"]
     write_tensors(folder / "carry.safetensors", lora_tensors(mixed_adapter()))
     facts = {"format": 1, "task": TASKS[0].to_json(), "tasks": [TASKS[0].to_json()]}
+    facts |= {"strategy": {"name": "naive", "args": []}, "base": {"name": "toy", "hash": "ab"}}
     hashes = {"adapter": hashed, "carry": "00" * 32, "strategy": "11" * 32}
     write_json(folder / "lineage.json", {**facts, "hashes": hashes})
     for path in (folder, tmp_path / "run"):

@@ -158,7 +158,9 @@ def test_a_truncated_parent_is_refused(
     first = train("first", tasks=(0,))
     path = tmp_path / "cut.safetensors"
     path.write_bytes(first.store.deliverable.read_bytes()[:-100])
-    assert "cut.safetensors" in complain(tasks=(1,), prev=str(path))
+    told = complain(tasks=(1,), prev=str(path))
+    assert "cut.safetensors holds" in told
+    assert "truncated or damaged; download or copy it again" in told
 
 
 def test_a_damaged_task_folder_is_refused(

@@ -128,7 +128,7 @@ def test_network_weights_bring_their_biases_along(
     ("name", "length", "words"),
     [
         ("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", 32, "has none there"),
-        (CONV, 5, "changes the bias of .* in 5 places, this base's has"),
+        (CONV, 5, "changes the bias of .* in 5 places; base .* has 16"),
     ],
 )
 def test_a_bias_that_the_base_has_not_is_one_line(

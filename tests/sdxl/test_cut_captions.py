@@ -103,3 +103,7 @@ def test_evaluation_prompts_that_are_cut_are_counted(
         assert main(["--config", str(config), "--overwrite", *flags]) == 0
         told = capsys.readouterr()
         assert "1 of 2 evaluation prompts is longer than 75 tokens" in told.out + told.err
+        assert "max_token_length = 150 keeps them whole" in told.out + told.err
+    whole = ("--max_token_length", "150", "--dry_run")
+    assert main(["--config", str(config), "--overwrite", *whole]) == 0
+    assert "evaluation prompts" not in capsys.readouterr().out
