@@ -2,16 +2,18 @@
 
 Steps and images are counted as the sweep will do them: first tasks that runs share once, images of
 a state of the model once. Seconds are `config.estimates`' (measured on the card that is named, or
-assumed), or those that --seconds_per_step gives. Loading models, boundaries, encoding data, drawing
-for rehearsal and scoring are not counted.
+assumed), or those that --seconds_per_step gives; rehearsal and what it draws are in them. Loading
+models, boundaries, encoding data and scoring are not counted. The embedded base has no hours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lcp_plugin.config.estimates import (
     NATIVE_PIXELS,
+    drawing_seconds,
     estimate_seconds,
     find_cost,
     image_seconds,
@@ -22,6 +24,10 @@ from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.evaluation.cards import visible_cards
 from lcp_plugin.evaluation.scores import CEILINGS, count_cells
+from lcp_plugin.registry import create_strategy
+from lcp_plugin.run.forecast import TINY_COST
+from lcp_plugin.sdxl.load import TINY_NAME
+from lcp_plugin.strategies.recall import Recall
 from lcp_plugin.sweep.plan import PlannedRun, SweepPlan
 
 
@@ -67,7 +73,18 @@ def _count_run(
     images = cells * drawing.per_task
     pixels = drawing.side**2 if drawing.side else NATIVE_PIXELS
     seconds = image_seconds(options, pixels, drawing.steps)
-    return Work(run.name, steps, images, steps * step_seconds, images * seconds)
+    later = sum(_count_steps(task) for task in tasks[1:])
+    training = steps * step_seconds + _rehearsal(options, len(tasks), later, step_seconds)
+    return Work(run.name, steps, images, training, images * seconds)
+
+
+def _rehearsal(options: Options, tasks: int, later: int, step_seconds: float) -> float:
+    """Seconds that rehearsing adds in `later` steps, all but the first task's, and its drawing."""
+    strategy = create_strategy(options.strategy, options.strategy_args)
+    if not isinstance(strategy, Recall) or tasks < 2:
+        return 0.0
+    drawing = drawing_seconds(strategy, options, _count_pixels(options), tasks)
+    return later / strategy.every * step_seconds + drawing
 
 
 def _count_cells(run: PlannedRun, tasks: int) -> int:
@@ -95,6 +112,9 @@ def describe_work(plan: SweepPlan, drawing: Drawing, step_seconds: float | None)
     if not work:
         return f"all {len(plan.runs)} runs are finished; nothing is left to train"
     width = max(len(item.name) for item in work)
+    options = load_config(list(plan.runs[0].arguments)).options
+    if options.pretrained_model_name_or_path == TINY_NAME:
+        return _describe_tiny(work, width)
     lines = [
         f"{item.name:<{width}}  {item.steps:>7} steps {item.training / 3600:>7.2f} h  "
         f"{item.images:>6} images {item.drawing / 3600:>7.2f} h"
@@ -110,9 +130,17 @@ def describe_work(plan: SweepPlan, drawing: Drawing, step_seconds: float | None)
         f"{training:.1f} h, images {drawn:.1f} h, together {training + drawn:.1f} GPU hours",
         f"on {cards} card{'s' if cards > 1 else ''}: at least {(training + drawn) / cards:.1f} h",
         _tell_source(plan, step_seconds),
-        "not counted: loading, encoding, boundaries, drawing for rehearsal, scoring",
+        "not counted: loading, encoding, boundaries, scoring",
     ]
     return "\n".join(lines)
+
+
+def _describe_tiny(work: Sequence[Work], width: int) -> str:
+    """The table for the embedded base, which no card's seconds tell anything of."""
+    lines = [f"{i.name:<{width}}  {i.steps:>7} steps  {i.images:>6} images" for i in work]
+    steps, images = sum(i.steps for i in work), sum(i.images for i in work)
+    lines += ["", f"{len(work)} runs to do: {steps} steps, {images} images"]
+    return "\n".join([*lines, *TINY_COST])
 
 
 def _tell_source(plan: SweepPlan, step_seconds: float | None) -> str:

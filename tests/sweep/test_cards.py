@@ -124,6 +124,29 @@ def test_a_dry_run_counts_steps_images_and_hours_and_starts_nothing(
     assert "s a step of one image, on " in capsys.readouterr().out
 
 
+def test_a_dry_run_counts_what_rehearsal_adds_and_no_hours_for_the_embedded_base(
+    write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config("run", max_train_steps=3600)
+    flags = ["--strategies", "naive", "recall", "recall every=2", "--orders", "file"]
+    flags += ["--seeds", "0", "--output", str(tmp_path / "s"), "--dry_run"]
+    assert main(["--config", str(config), *flags, "--seconds_per_step", "1"]) == 0
+    told = capsys.readouterr().out
+    hours = {
+        line.split()[0]: float(line.split()[3]) for line in told.splitlines() if " h  " in line
+    }
+    assert hours["naive_seed0"] == 2.0  # both tasks; the others share the first
+    drawing = hours["recall_seed0"] - 2.0  # the second task's steps, and as many that rehearse
+    assert 0 < drawing < 0.5
+    assert hours["recall_every_2_seed0"] == pytest.approx(1.5 + drawing, abs=0.011)
+    tiny = ["--pretrained_model_name_or_path", "tiny-sdxl"]
+    assert main(["--config", str(config), *flags, *tiny]) == 0
+    told = capsys.readouterr().out
+    assert "3 runs to do: 14400 steps" in told
+    assert "Estimates are made for SDXL, not for tiny-sdxl" in told
+    assert " h " not in told
+
+
 def test_jobs_run_through_submitits_local_executor(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     executor = running.create_executor("local", tmp_path / "jobs", ["timeout_min=10"])
