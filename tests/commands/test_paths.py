@@ -33,7 +33,7 @@ def place(tmp_path: Path, toy_base: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     draw_two(tmp_path)
     write_run(tmp_path, toy_base, tmp_path, "run", (0,))
     for number, name in enumerate(("one", "two")):
-        adapter = Adapter({Q: factors((96, 96), 2, 2.0, number)})
+        adapter = Adapter({Q: factors((32, 32), 2, 2.0, number)})
         write_lora(tmp_path / f"{name}.safetensors", adapter, {})
     (tmp_path / "afile").write_text("x", encoding="utf-8")
     monkeypatch.chdir(tmp_path)

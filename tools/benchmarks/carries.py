@@ -79,9 +79,10 @@ def measure_disk(size: str, tasks: int = TASKS) -> list[Row]:
     learner, carry = Learner(create_strategy("merge_init", ()), matrices), Carry()
     with tempfile.TemporaryDirectory() as name:
         store = RunStore(Path(name), "bench")
+        facts = {"strategy": {"name": "merge_init", "args": []}, "base": {"name": "", "hash": ""}}
         for index in range(1, tasks + 1):
             task, trained, carry = learner.learn(index, carry)
-            store.save_task(task, trained, carry, learner.strategy, {}, "last")
+            store.save_task(task, trained, carry, learner.strategy, facts, "last")
         held = sum(f.stat().st_size for f in store.root.rglob("*") if f.is_file())
     adapter = sum(f.down.numel() + f.up.numel() for f in trained.values()) * 4
     wanted = carry.total.nbytes() + tasks * adapter
