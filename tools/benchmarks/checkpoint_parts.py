@@ -15,12 +15,12 @@ def fuse_streamed(folder: str) -> None:
     """Streamed, one tensor at a time; what is lost by rounding is measured as well."""
     path = Path(folder)
     clock = Clock()
-    delta = read_lora(path / "adapter.safetensors").change
+    change = read_lora(path / "adapter.safetensors").change
     source = path / "unet.safetensors"
-    slots = component_slots(read_header(source), "unet", delta)
+    slots = component_slots(read_header(source), "unet", change)
     with replacing(path / "fused.safetensors") as temporary:
-        fused = fuse_file(source, temporary, slots, delta)
-    assert fused.modules == len(delta)
+        fused = fuse_file(source, temporary, slots, change)
+    assert fused.modules == len(change.delta)
     spent = clock.read()
     print_facts(cpu=spent.cpu, wall=spent.wall)
 

@@ -45,8 +45,8 @@ def measure_rehearsal(size: str, steps: int = 16, rounds: int = 2) -> list[Row]:
                 found[every].append(bench.second_task(every, number))
     plain = found[0]
     rows = [_step_row(size, every, found[every], plain) for every in BARS]
-    peaks = [statistics.median(c.peak_mb for c in side) for side in (found[1], plain)]
-    rows.append(Row(f"peak memory of recall's step, {size}", *peaks, MB, bar=MEMORY_BAR))
+    ours, theirs = (statistics.median(c.peak_mb for c in side) for side in (found[1], plain))
+    rows.append(Row(f"peak memory of recall's step, {size}", ours, theirs, MB, bar=MEMORY_BAR))
     seconds = statistics.median(c.start for c in found[1])
     seconds -= statistics.median(c.start for c in plain)
     note = "8 images of one earlier concept in 12 steps; baseline: a training step"
@@ -56,9 +56,9 @@ def measure_rehearsal(size: str, steps: int = 16, rounds: int = 2) -> list[Row]:
 
 def _step_row(size: str, every: int, ours: Sequence[Cost], plain: Sequence[Cost]) -> Row:
     """Means: with every=2 steps that rehearse and steps that do not take turns."""
-    means = [statistics.mean(s for c in side for s in c.steps) for side in (ours, plain)]
+    mine, without = (statistics.mean(s for c in side for s in c.steps) for side in (ours, plain))
     label = f"recall's step, every={every}, {size}"
-    return Row(label, *means, WALL, bar=BARS[every], note="baseline: naive, the same task")
+    return Row(label, mine, without, WALL, bar=BARS[every], note="baseline: naive, the same task")
 
 
 class Chain:
