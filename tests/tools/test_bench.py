@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import boundaries, carries, rehearsal, steps
+from benchmarks import boundaries, carries, checkpoint_parts, on_disk, rehearsal, steps
 from benchmarks.command import run_command
 from benchmarks.measure import (
     CPU,
@@ -25,6 +25,7 @@ from benchmarks.measure import (
     run_child,
 )
 from benchmarks.parts import PARTS
+from safetensors.torch import load_file
 
 from lcp_plugin.delta import Stacked, entry_of
 from lcp_plugin.errors import ConfigError
@@ -105,6 +106,16 @@ def test_a_run_of_ten_tasks_holds_its_last_carry_and_ten_adapters(
     monkeypatch.setattr(carries, "matrices_of", lambda size: small)
     (row,) = carries.measure_disk("tiny", tasks=3)
     assert 1.0 <= row.ratio < 1.1, row
+
+
+def test_both_ways_to_fuse_a_checkpoint_give_the_same_weights(tmp_path: Path) -> None:
+    on_disk.write_checkpoint_inputs(tmp_path, boundaries.Matrices("tiny", ((16, 8), (8, 16))))
+    checkpoint_parts.fuse_streamed(str(tmp_path))
+    checkpoint_parts.fuse_whole(str(tmp_path))
+    ours, whole = (load_file(tmp_path / f"{way}.safetensors") for way in ("fused", "whole"))
+    assert ours.keys() == whole.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0.01, atol=1e-3)
 
 
 def test_a_process_has_a_peak_of_its_own() -> None:
