@@ -138,7 +138,7 @@ def test_another_strategy_is_written_as_a_change(go_on: Callable[..., dict[str, 
 
 def write_foreign(metadata: Mapping[str, str]) -> Path:
     """A LoRA of rank 3 and alpha 1.5, as another tool writes one."""
-    adapter = portable_adapter(Adapter({Q: factors((8, 6), 3, 1.5, 0)}))
+    adapter = portable_adapter(Adapter({Q: factors((96, 96), 3, 1.5, 0)}))
     tensors: dict[str, torch.Tensor] = {}
     for name, own in adapter.items():
         key = f"lora_unet_{name.removeprefix('unet.').replace('.', '_')}"
