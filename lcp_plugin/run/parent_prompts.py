@@ -50,7 +50,8 @@ def note_prompts(parent: Parent, given: Sequence[str], strategy: Strategy) -> Pa
         raise ConfigError(
             f"strategy {strategy.name} rehearses what {parent.source} knows, and its header does "
             "not say what that is; name prompts that it was trained with: "
-            '--prev_prompts "a photo of ...".'
+            '--prev_prompts "a photo of ...", or take a strategy that rehearses nothing: '
+            "--strategy merge_init."
         )
     if rehearses and not given:
         log.warning("%s is rehearsed by what its header says: %s.", parent.source, _quote(prompts))

@@ -5,15 +5,16 @@ Files then record what was really used, and replaying a run finds it again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lcp_plugin.config.check import cannot_start
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.prompts import read_prompts
 from lcp_plugin.config.samplers import FROM_PURE_NOISE
-from lcp_plugin.errors import ConfigError
+from lcp_plugin.errors import ConfigError, StrategyError
 from lcp_plugin.hooks import Strategy
-from lcp_plugin.registry import describe_arguments, find
+from lcp_plugin.registry import create_strategy, describe_arguments, find
 from lcp_plugin.sdxl.traits import read_traits
 
 _SAYS_SO = "the base's own files say that its last timestep is pure noise"
@@ -32,12 +33,22 @@ def settle_init(config: RunConfig) -> RunConfig:
     init = options.lora_init
     if init is None or any(arg.startswith("init=") for arg in options.strategy_args):
         return config
-    accepted = describe_arguments(find(Strategy, options.strategy))
-    if "init" not in accepted:
+    args = (*options.strategy_args, f"init={init}")
+    if not _can_be_made(options.strategy, args):
         text = f"lora_init = {init} has no effect: {options.strategy} starts A its own way."
         return replace(config, notices=(*config.notices, text))
-    args = (*options.strategy_args, f"init={init}")
     return replace(config, options=replace(options, strategy_args=args))
+
+
+def _can_be_made(name: str, args: Sequence[str]) -> bool:
+    """A strategy from these arguments; what else is wrong with them is told where it is made."""
+    if "init" not in describe_arguments(find(Strategy, name)):
+        return False
+    try:
+        create_strategy(name, args)
+    except StrategyError:
+        return False
+    return True
 
 
 def settle_zero_terminal(config: RunConfig) -> RunConfig:

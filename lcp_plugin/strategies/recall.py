@@ -37,6 +37,7 @@ from lcp_plugin.hooks import (
     TaskStart,
     Weights,
 )
+from lcp_plugin.lora import check_init
 from lcp_plugin.strategies.naive import Naive
 from lcp_plugin.strategies.recall_bank import Bank, Drawing, choose_state, draw_states
 from lcp_plugin.strategies.recall_prompts import class_prompts, everyday_prompts, prompts_of
@@ -49,7 +50,8 @@ class Recall(Strategy):
     weight of the rehearsal beside the task's loss; images drawn of each earlier task, in
     sample_steps steps with guidance; rehearsed at every `every`-th step in batches of `batch` (0:
     as large as the task's own); settings: share of the images that show the concept elsewhere;
-    preserve: share of the batch that keeps class words and everyday prompts as the base draws them.
+    preserve: share of the batch that keeps class words and everyday prompts as the base draws them;
+    init: how the other strategy draws a fresh A, where it lets one choose.
     """
 
     name = "recall"
@@ -65,6 +67,7 @@ class Recall(Strategy):
         batch: int = 0,
         settings: float = 0.5,
         preserve: float = 0.0,
+        init: str = "",
     ) -> None:
         inner = of() if isinstance(of, type) else of
         if isinstance(inner, Recall):
@@ -83,6 +86,8 @@ class Recall(Strategy):
             raise StrategyError(
                 f"recall: of = {inner.name} joins all tasks; nothing is left to rehearse."
             )
+        if init:
+            start_by(inner, init)
         self.inner = inner
         self.starts_from_parent = self.inner.starts_from_parent
         self.weight, self.images, self.sample_steps = weight, images, sample_steps
@@ -207,6 +212,13 @@ class Recall(Strategy):
         if not self.banks:
             return max(1, round(rows * self.preserve))
         return int(rows * self.preserve + float(torch.rand((), generator=generator)))
+
+
+def start_by(inner: Strategy, init: str) -> None:
+    """Has a strategy draw a fresh A by `init`. StrategyError for one with a start of its own."""
+    if not isinstance(getattr(inner, "init", None), str):
+        raise StrategyError(f"recall: init = {init}; {inner.name} starts A its own way.")
+    setattr(inner, "init", check_init(init))  # noqa: B010, an attribute that not every strategy has
 
 
 def images_of_class(images: int) -> int:

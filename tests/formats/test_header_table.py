@@ -140,7 +140,7 @@ def test_a_merge_and_a_foreign_file_of_the_tasks_name_are_gone_on_from(
     assert "ss_training_started_at" not in header  # front ends read a number there
     chained = run(out, toy_base, "x", *data, "--prev", str(merged))
     assert [t["name"] for t in _json(chained, "lcp_tasks")] == ["a", "b", "x"]
-    chained = run(out, toy_base, "a", *data, "--prev", parts[0])
+    chained = run(out, toy_base, "a", *data, "--prev", parts[0], "--strategy=merge_init")
     assert [t["name"] for t in _json(chained, "lcp_tasks")] == ["a_before", "a"]
 
 

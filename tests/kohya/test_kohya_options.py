@@ -108,8 +108,10 @@ def test_dropout_changes_what_is_learned_and_repeats(train: Train, options: dict
 # --------------------------------------------------------------------------------- how it starts
 
 
-def test_network_module_means_kohyas_targets_and_start(train: Train) -> None:
-    run = train("run", tasks=(0,), network_module="networks.lora", learning_rate=1e-12)
+@pytest.mark.parametrize("strategy", ["merge_init", "recall"])
+def test_network_module_means_kohyas_targets_and_start(train: Train, strategy: str) -> None:
+    kohyas = {"network_module": "networks.lora", "learning_rate": 1e-12}
+    run = train("run", tasks=(0,), strategy=strategy, **kohyas)
     adapter = first_adapter(run)
     assert any(name.endswith("proj_in") for name in adapter)
     for factors in adapter.values():  # kaiming_uniform, a = sqrt(5): uniform within 1 / sqrt(in)

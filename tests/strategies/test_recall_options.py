@@ -12,10 +12,14 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+from proof_strategies import Slao
 from toy_runs import assert_equal_tensors, read_all
 from two_processes import launch
 
+from lcp_plugin.errors import StrategyError
 from lcp_plugin.observers.jsonl import read_steps
+from lcp_plugin.registry import create_strategy
+from lcp_plugin.strategies.recall import Recall
 
 Train = Callable[..., Any]
 SHORT = ("images=2", "sample_steps=2", "weight=2", "preserve=0.25")
@@ -111,3 +115,11 @@ def test_a_rehearsal_comes_once_a_step_however_many_batches_are_accumulated(trai
         assert step["objective"] == pytest.approx(
             step["loss"] + 2 * share * step["rehearsal"], rel=1e-5
         )
+
+
+def test_how_a_fresh_a_is_drawn_is_the_other_strategys_or_refused() -> None:
+    assert create_strategy("recall", ["of=merge_init", "init=kaiming"]).inner.init == "kaiming"
+    with pytest.raises(StrategyError, match="nonsense"):
+        create_strategy("recall", ["init=nonsense"])
+    with pytest.raises(StrategyError, match="starts A its own way"):
+        Recall(of=Slao(), init="kaiming")
