@@ -180,9 +180,9 @@ def read_json(path: str | Path) -> Any:
         raise FileFormatError(f"{path} is not valid JSON ({first_line(error)}).") from error
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, short enough for a message."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+def first_line(error: BaseException, longest: int = 120) -> str:
+    """The first line of what an error says, short enough for a message; its name if it is mute."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]
 
 
 # --------------------------------------------------------------------------------------- space

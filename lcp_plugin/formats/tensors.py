@@ -146,7 +146,7 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
         if isinstance(data, dict):
             "".join(data).encode("utf-8")  # lone surrogates decode but are no text
     except (ValueError, RecursionError) as error:
-        words = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        words = first_line(error, 80)
         raise FileFormatError(f"{path} has a damaged header ({words}); copy it again.") from error
     if not isinstance(data, dict):
         raise FileFormatError(f"{path} has a header that is no table of tensors; copy it again.")

@@ -18,12 +18,12 @@ from typing import Any
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.config.network_args import parse_network_args
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.formats.disk import read_json
 from lcp_plugin.formats.foreign_header import named_base, read_claims
 from lcp_plugin.formats.header_prompts import prompts_of_metadata
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.initial.survey import count
 from lcp_plugin.store.parents import find_last_folder, read_parent
+from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.store.task_folder import LINEAGE, TaskFolder
 from lcp_plugin.tasks import TaskRecord
 
@@ -152,7 +152,7 @@ def _list_learned(run: Path, names: Collection[str]) -> frozenset[Path]:
     seen: set[Path] = set()
     while run not in seen and (run / "run.json").is_file():
         seen.add(run)
-        facts = read_json(run / "run.json")
+        facts = RunStore(run.parent, run.name).read_run() or {}
         for name, folders in facts.get("images", {}).items():
             found |= {Path(folder).resolve() for folder in folders if name in names}
         run = _run_of(Path(facts.get("parent", {}).get("source") or ""))

@@ -18,10 +18,12 @@ from typing import Any
 from lcp_plugin.config.convert import parse_bytes
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import DiskError, LcpError
+from lcp_plugin.formats.disk import first_line
 from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.report import write_report
 from lcp_plugin.run.context import Context
 from lcp_plugin.run.samples import mark_grid
+from lcp_plugin.sdxl.devices import count_processes
 from lcp_plugin.sdxl.load import TINY_NAME
 from lcp_plugin.store.lock import locked
 from lcp_plugin.store.run_folder import RunStore
@@ -165,12 +167,12 @@ def score_run(folder: Path, options: Options, device: str) -> Made:
 def _processes(options: Options, device: str) -> int:
     """On a CPU one a core for the embedded base; anything larger has all cores in one process."""
     small = options.pretrained_model_name_or_path == TINY_NAME and device == "cpu"
-    return min(4, os.cpu_count() or 1) if small else 1
+    return count_processes() if small else 1
 
 
 def _try(what: str, make: Callable[[], Made]) -> Made | None:
     try:
         return make()
     except (LcpError, ImportError, OSError, ValueError) as error:
-        log.warning("no %s: %s", what, str(error).split("\n")[0])
+        log.warning("no %s: %s", what, first_line(error, 300))
         return None

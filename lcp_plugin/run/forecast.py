@@ -154,20 +154,32 @@ def _estimate_lines(
 
 def _rehearsal_lines(options: Options, hours: float, tasks: int, pixels: int) -> list[str]:
     """What rehearsing costs beside the steps' own time; none for strategies that do not."""
+    added = rehearsal_seconds(options, hours * 3600, tasks, pixels)
+    if not any(added):
+        return []
+    rehearsed, drawing = (seconds / 3600 for seconds in added)
+    share = drawing / (hours + rehearsed) if hours else 0.0
+    return [
+        f"  rehearsing      {_hours(rehearsed)} more: its steps take about as long as the tasks'",
+        f"  drawing         {_hours(drawing)} for what is rehearsed, {share:.0%} of the training",
+    ]
+
+
+def rehearsal_seconds(
+    options: Options, training: float, tasks: int, pixels: int
+) -> tuple[float, float]:
+    """What a strategy adds to tasks whose own steps take `training` seconds: seconds of rehearsing
+    and of drawing for it. Tasks count as equally long.
+    """
     from lcp_plugin.registry import create_strategy
     from lcp_plugin.strategies.recall import Recall
 
     strategy = create_strategy(options.strategy, options.strategy_args)
     known = 1 if options.prev else 0  # earlier tasks at the first one: of a chain at least one
     if not isinstance(strategy, Recall) or (tasks + known < 2 and not strategy.preserve):
-        return []
-    rehearsed = hours * min(tasks, tasks - 1 + known + strategy.preserve) / tasks / strategy.every
-    drawing = drawing_seconds(strategy, options, pixels, tasks + known) / 3600
-    share = drawing / (hours + rehearsed) if hours else 0.0
-    return [
-        f"  rehearsing      {_hours(rehearsed)} more: its steps take about as long as the tasks'",
-        f"  drawing         {_hours(drawing)} for what is rehearsed, {share:.0%} of the training",
-    ]
+        return 0.0, 0.0
+    share = min(tasks, tasks - 1 + known + strategy.preserve) / tasks / strategy.every
+    return training * share, drawing_seconds(strategy, options, pixels, tasks + known)
 
 
 def _option_lines(config: RunConfig) -> list[str]:

@@ -7,6 +7,7 @@ memory; running out of memory is a RuntimeError there (torch.mps' documentation,
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,9 +15,15 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.formats.disk import first_line
 
 WITHOUT_FLOAT64 = frozenset({"mps"})  # kinds of device
 _MPS_IS_FULL = "MPS backend out of memory"  # how its message begins
+
+
+def count_processes() -> int:
+    """How many small models a CPU serves best at a time: one on each core, of four at most."""
+    return min(4, os.cpu_count() or 1)
 
 
 def choose_device(asked: str | None = None) -> str:
@@ -28,9 +35,9 @@ def choose_device(asked: str | None = None) -> str:
         try:
             torch.empty(0, device=asked)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).strip().split("\n")[0].rstrip(".")
+            reason = first_line(error, 90).rstrip(".")
             raise ConfigError(
-                f"device {asked!r} is not to be had here ({reason[:90]}); leave it out, and what "
+                f"device {asked!r} is not to be had here ({reason}); leave it out, and what "
                 "there is is taken."
             ) from error
         return asked

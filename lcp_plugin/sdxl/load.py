@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lcp_plugin.errors import BaseModelError, FileFormatError, Page, explaining
+from lcp_plugin.formats.disk import first_line
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.sdxl.base_files import TOKENIZER_FILES, check_checkpoint, check_folder, variant_of
@@ -122,7 +123,7 @@ def _find_on_hub(name: str) -> Path:
     try:
         folder = Path(DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error, 300)
         raise BaseModelError(
             f"base model '{name}' is neither on disk nor to be had from the hub ({reason}); "
             "check the name, or download it once with a network."
@@ -166,7 +167,7 @@ def load_pipeline(
     except BaseModelError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error, 300)
         raise BaseModelError(f"base model '{name}' cannot be loaded: {reason}") from error
     if vae:
         pipeline.vae = load_vae(vae)
@@ -267,7 +268,7 @@ def load_vae(name: str) -> Any:
         subfolder = "vae" if (path / "vae").is_dir() else None
         return AutoencoderKL.from_pretrained(name, subfolder=subfolder, dtype=torch.float32)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error, 300)
         raise BaseModelError(f"vae '{name}' cannot be loaded: {reason}") from error
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lcp_plugin.config.options import Options
+from lcp_plugin.formats.disk import first_line
 from lcp_plugin.formats.precisions import HALVES
 from lcp_plugin.sdxl.stored import FLOAT8, is_native, names_of_stored, store_weights
 
@@ -121,7 +122,7 @@ def use_attention(unet: Any, wanted: str) -> str:
         unet.enable_xformers_memory_efficient_attention()
         return "xformers"
     except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = first_line(error, 300)
         log.warning("xformers is unusable here (%s): SDPA instead.", reason)
         return "sdpa"
 

@@ -97,7 +97,6 @@ def save_conflicts(run: Path) -> None:
 
 def choose_parallel() -> int:
     """Runs at a time: one on each card; small models on a CPU train best with one core each."""
-    from lcp_plugin.sdxl.devices import choose_device
+    from lcp_plugin.sdxl.devices import choose_device, count_processes
 
-    cores = min(4, os.cpu_count() or 1)
-    return len(visible_cards()) or (cores if choose_device() == "cpu" else 1)
+    return len(visible_cards()) or (count_processes() if choose_device() == "cpu" else 1)

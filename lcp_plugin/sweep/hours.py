@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from lcp_plugin.config.estimates import (
     NATIVE_PIXELS,
-    drawing_seconds,
     estimate_seconds,
     find_cost,
     image_seconds,
@@ -24,10 +23,8 @@ from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.evaluation.cards import visible_cards
 from lcp_plugin.evaluation.scores import CEILINGS, count_cells
-from lcp_plugin.registry import create_strategy
-from lcp_plugin.run.forecast import TINY_COST
+from lcp_plugin.run.forecast import TINY_COST, rehearsal_seconds
 from lcp_plugin.sdxl.load import TINY_NAME
-from lcp_plugin.strategies.recall import Recall
 from lcp_plugin.sweep.plan import PlannedRun, SweepPlan
 
 
@@ -73,18 +70,9 @@ def _count_run(
     images = cells * drawing.per_task
     pixels = drawing.side**2 if drawing.side else NATIVE_PIXELS
     seconds = image_seconds(options, pixels, drawing.steps)
-    later = sum(_count_steps(task) for task in tasks[1:])
-    training = steps * step_seconds + _rehearsal(options, len(tasks), later, step_seconds)
-    return Work(run.name, steps, images, training, images * seconds)
-
-
-def _rehearsal(options: Options, tasks: int, later: int, step_seconds: float) -> float:
-    """Seconds that rehearsing adds in `later` steps, all but the first task's, and its drawing."""
-    strategy = create_strategy(options.strategy, options.strategy_args)
-    if not isinstance(strategy, Recall) or tasks < 2:
-        return 0.0
-    drawing = drawing_seconds(strategy, options, _count_pixels(options), tasks)
-    return later / strategy.every * step_seconds + drawing
+    whole = step_seconds * sum(_count_steps(task) for task in tasks)  # shared tasks included
+    added = sum(rehearsal_seconds(options, whole, len(tasks), _count_pixels(options)))
+    return Work(run.name, steps, images, steps * step_seconds + added, images * seconds)
 
 
 def _count_cells(run: PlannedRun, tasks: int) -> int:

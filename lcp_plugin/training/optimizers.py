@@ -27,6 +27,7 @@ from lcp_plugin.config.optimizer_table import (
 )
 from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.formats.disk import first_line
 from lcp_plugin.training.optimizer_args import check_arguments, misfit, parse_arguments
 
 log = logging.getLogger(__name__)
@@ -224,7 +225,7 @@ def _check_bitsandbytes(
 
 def _unquantised(known: KnownOptimizer, error: Exception) -> tuple[str, str]:
     """The same algorithm in torch, and why it takes the place of bitsandbytes' own."""
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reason = first_line(error, 300)
     if known.substitute:
         return known.substitute, reason
     raise ConfigError(
