@@ -16,6 +16,7 @@ from torch import Tensor
 from lcp_plugin.adapter import _frozen, is_finite
 from lcp_plugin.delta import Delta
 from lcp_plugin.errors import FileFormatError, NumericError
+from lcp_plugin.telling.wording import counted
 
 
 class Biases(Mapping[str, Tensor]):
@@ -40,8 +41,8 @@ class Biases(Mapping[str, Tensor]):
         for name, change in other.items():
             if name in merged and merged[name].shape != change.shape:
                 raise FileFormatError(
-                    f"the bias of {name} is changed in {len(merged[name])} places by one file and "
-                    f"in {len(change)} by the other; they belong to different bases."
+                    f"the bias of {name} is changed in {counted(len(merged[name]), 'place')} by "
+                    f"one file and in {len(change)} by the other; they belong to different bases."
                 )
             merged[name] = merged[name] + change if name in merged else change
         return Biases(merged)

@@ -64,6 +64,7 @@ from lcp_plugin.store.deliverable_header import complete_header, counts_of
 from lcp_plugin.store.parents import read_parent
 from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import Task
+from lcp_plugin.telling.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -301,13 +302,13 @@ class ContinualNetwork(LoraNetwork):
         self.add_biases(self._carry.biases)
         self.set_factors(start.adapter, start.trainable)
         log.info(
-            "%s: task %d (%s), %d layers train on %d changed by %d earlier tasks",
+            "%s: task %d (%s), in training: %s, on %d that %s changed",
             self._arguments.strategy.name,
             self._arguments.task.index,
             self._arguments.task.name,
-            len(start.adapter),
+            counted(len(start.adapter), "layer"),
             len(start.base),
-            len(self._carry.tasks),
+            counted(len(self._carry.tasks), "earlier task"),
         )
 
         if self.for_inference and self.lora is not None:
@@ -335,7 +336,7 @@ class ContinualNetwork(LoraNetwork):
         self.set_base(resting.delta)
         self.add_biases(resting.biases)
         self._resting = self._resting + resting
-        return f"{len(fitting)} modules go on training, {len(resting.modules())} rest"
+        return f"{counted(len(fitting), 'module')} in training, {len(resting.modules())} at rest"
 
     # ------------------------------------------------------------------------------ saving
 

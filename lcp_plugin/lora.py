@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.errors import StrategyError
+from lcp_plugin.telling.wording import counted
 
 INITS = ("gaussian", "unit", "kaiming")
 
@@ -118,7 +119,7 @@ def row_null_rows(
     inputs = row_space.shape[1]
     if rank > inputs:
         raise StrategyError(
-            f"rank {rank} exceeds the {inputs} inputs of a layer; lower network_dim."
+            f"rank {rank} exceeds the {counted(inputs, 'input')} of a layer; lower network_dim."
         )
     space = row_space.double()
     _, values, vh = torch.linalg.svd(space, full_matrices=False)

@@ -18,6 +18,7 @@ from lcp_plugin.config.sources import find_config
 from lcp_plugin.config.tables import read_table
 from lcp_plugin.errors import DataError, LcpError
 from lcp_plugin.formats.pictures import list_images
+from lcp_plugin.telling.wording import counted, join_words
 
 
 def list_objects(config: str) -> list[str]:
@@ -75,9 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     fewer = [f"{n} has {c}" for n, c in counts.items() if args.num_images and c < args.num_images]
     if fewer:
-        print(f"fewer than {args.num_images} images: {', '.join(fewer)}; took what there is")
-    print(f"{sum(counts.values())} images of {len(counts)} objects in {args.target}")
-    print(f"next: --config {args.config} --data_root {args.target}")
+        wanted = counted(args.num_images, "image")
+        print(f"fewer than {wanted}: {', '.join(fewer)}; took what there is")
+    images, copied = counted(sum(counts.values()), "image"), counted(len(counts), "object")
+    print(f"{images} of {copied} in {args.target}")
+    words = ["lcp", "train", "--config", str(args.config), "--data_root", str(args.target)]
+    print(f"next: {join_words(words)}")
     return 0
 
 

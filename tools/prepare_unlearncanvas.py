@@ -26,6 +26,7 @@ from pathlib import Path
 
 from lcp_plugin.errors import DataError, LcpError
 from lcp_plugin.formats.pictures import list_images
+from lcp_plugin.telling.wording import counted, join_words
 
 SEEDS_FOLDER = "Seed_Images"  # the photos that were stylised: no style
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -70,7 +71,9 @@ def survey(source: Path) -> tuple[list[str], list[str]]:
         raise DataError(f"{source} holds no <Style>/<Object>/<n>.jpg; give the folder of styles.")
     objects = set.intersection(*found.values())
     if len(objects) < 2:
-        raise DataError(f"the styles in {source} share {len(objects)} objects; wanted at least 2.")
+        raise DataError(
+            f"the styles in {source} share {counted(len(objects), 'object')}; wanted at least 2."
+        )
     return sorted(found), sorted(objects)
 
 
@@ -154,14 +157,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     fewer = []
     if len(draw.styles) < args.num_styles:
-        fewer.append(f"{len(draw.styles)} styles, not {args.num_styles}")
+        fewer.append(f"{counted(len(draw.styles), 'style')}, not {args.num_styles}")
     if least < args.num_images:
-        fewer.append(f"{least} images of a style, not {args.num_images}")
+        fewer.append(f"{counted(least, 'image')} of a style, not {args.num_images}")
     if fewer:
         print(f"took what there is: {'; '.join(fewer)}")
     config = args.target / "styles.toml"
     config.write_text(write_config(args.template, draw, args.seed, "train/"), encoding="utf-8")
-    print(f"{len(draw.styles)} styles in {args.target}; next: --config {config}")
+    command = join_words(["lcp", "train", "--config", str(config)])
+    print(f"{counted(len(draw.styles), 'style')} in {args.target}; next: {command}")
     return 0
 
 

@@ -33,6 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lcp_plugin.errors import LcpError  # noqa: E402
+from lcp_plugin.telling.wording import counted
 from lcp_plugin.tiny import model_dir  # noqa: E402
 
 STAGES = ("vae", "world", "unet", "export", "all", "none")
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
     if args.render_quickstart:
         from tiny_base.novel import render_quickstart
 
-        print(f"{render_quickstart(args.render_quickstart)} images")
+        print(f"{counted(render_quickstart(args.render_quickstart), 'image')}")
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """Recall and the paper's four strategies on the same tasks, sharing the first one, in one table.
 
+    lcp compare --dry_run                        # what it would do, and about how long
     lcp compare                                  # the quickstart's config, two seeds
     lcp compare --config my.toml --seeds 0 1 2 --output comparison
 

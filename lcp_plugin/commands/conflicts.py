@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lcp_plugin.commands.front import command
 from lcp_plugin.config.parser import Parser
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.telling.wording import counted
 
 if TYPE_CHECKING:
     from lcp_plugin.delta import Delta
@@ -44,7 +45,9 @@ def read_deltas(paths: Sequence[Path]) -> dict[str, Delta]:
         name = path.stem if path.stem not in deltas else f"{path.stem} ({len(deltas) + 1})"
         lora = read_lora(path)
         if lora.biases:
-            print(f"{path.name}: its changes of {len(lora.biases)} biases are not compared")
+            print(
+                f"{path.name}: its changes of {counted(len(lora.biases), 'bias')} are not compared"
+            )
         deltas[name] = lora.total
     return deltas
 

@@ -21,6 +21,7 @@ from lcp_plugin.commands.front import command
 from lcp_plugin.config.options import option_fields
 from lcp_plugin.config.parser import Parser
 from lcp_plugin.errors import ConfigError, DiskError
+from lcp_plugin.telling.wording import counted
 
 if TYPE_CHECKING:
     from lcp_plugin.delivery.forms import Exported
@@ -78,7 +79,8 @@ def find_base(name: str | None, output: Path, scratch: Path) -> Path | None:
 
 def describe(done: Exported) -> list[str]:
     """What the user needs to know of an export."""
-    lines = [f"{done.path}: {done.modules} modules, {done.bytes / 1e6:.1f} MB, read back and equal"]
+    size = f"{counted(done.modules, 'module')}, {done.bytes / 1e6:.1f} MB"
+    lines = [f"{done.path}: {size}, read back and equal"]
     if done.errors:
         worst = sorted(done.errors.items(), key=lambda item: -item[1])[:5]
         lines.append(f"truncation lost {done.error:.2%} of the update's norm; most in")

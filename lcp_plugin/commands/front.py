@@ -30,6 +30,7 @@ class Verb:
     about: str
     page: Page | None = None  # that explains its options
     module: str = ""  # in this room, where it is not called as the verb
+    goes_on: bool = False  # stopped and given again, it makes nothing twice
 
     @property
     def path(self) -> str:
@@ -53,7 +54,12 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
         "Look",
         (
             Verb("watch", "a page in your browser that shows a run while it runs"),
-            Verb("evaluate", "score what a run has learned and forgotten", Page.SCORES),
+            Verb(
+                "evaluate",
+                "score what a run has learned and forgotten",
+                Page.SCORES,
+                goes_on=True,
+            ),
             Verb("report", "one HTML page for one run, or for several side by side"),
             Verb("conflicts", "what collides between tasks, or between LoRA files", Page.MERGING),
             Verb(
@@ -66,8 +72,18 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
     (
         "Compare",
         (
-            Verb("compare", "recall and the paper's four on the same tasks", Page.SCORES),
-            Verb("sweep", "strategies x orders x seeds, here or on Slurm", Page.SCORES),
+            Verb(
+                "compare",
+                "recall and the paper's four on the same tasks",
+                Page.SCORES,
+                goes_on=True,
+            ),
+            Verb(
+                "sweep",
+                "strategies x orders x seeds, here or on Slurm",
+                Page.SCORES,
+                goes_on=True,
+            ),
         ),
     ),
     (
@@ -83,6 +99,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 "rehearse",
                 "draw what a LoRA knows, as regularisation images for any trainer",
                 Page.DRAWING,
+                goes_on=True,
             ),
         ),
     ),
@@ -115,12 +132,12 @@ def command(serve: Callable[[Sequence[str]], int]) -> Main:
     The errors of a user become lines on stderr, with the verb's page where they have none, and an
     exit status; others are bugs and stay.
     """
-    page = next((v.page for v in VERBS.values() if v.path == serve.__module__), None)
+    verb = next((v for v in VERBS.values() if v.path == serve.__module__), Verb("", ""))
 
     @wraps(serve)
     def main(argv: Sequence[str] | None = None) -> int:
         try:
-            with explaining(page, ConfigError):
+            with explaining(verb.page, ConfigError):
                 return serve(sys.argv[1:] if argv is None else argv)
         except LcpError as error:
             print(error.told, file=sys.stderr)
@@ -131,7 +148,8 @@ def command(serve: Callable[[Sequence[str]], int]) -> Main:
             print(f"error: {error.name} is missing: pip install {error.name}.", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("stopped.", file=sys.stderr)
+            more = "; the same command goes on" if verb.goes_on else ""
+            print(f"stopped{more}.", file=sys.stderr)
             return INTERRUPTED
         except BrokenPipeError:  # `lcp options | head`
             sys.stdout = None  # Python would complain of it at its end
@@ -180,7 +198,9 @@ def find_verb(argv: Sequence[str]) -> Verb:
     if first in VERBS:
         return VERBS[first]
     if first.endswith(".toml"):
-        raise ConfigError(f"{first!r} is no verb. Did you mean lcp train --config {first}?")
+        from lcp_plugin.telling.wording import quote
+
+        raise ConfigError(f"{first!r} is no verb. Did you mean lcp train --config {quote(first)}?")
     if first.startswith("-"):
         raise ConfigError(f"{first} stands before a verb. Did you mean lcp train {first}?")
     import difflib

@@ -21,6 +21,7 @@ from lcp_plugin.commands.front import command
 from lcp_plugin.config.options import option_fields
 from lcp_plugin.config.parser import Parser, finite
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.telling.wording import counted
 
 if TYPE_CHECKING:
     from lcp_plugin.delivery.learned import Learned
@@ -99,7 +100,8 @@ def merge(options: argparse.Namespace) -> list[str]:
 def read_files(paths: Sequence[Path], weights: Sequence[float] | None) -> list[MergedFile]:
     """The files with their weights. Raises ConfigError for another number of weights."""
     if weights is not None and len(weights) != len(paths):
-        raise ConfigError(f"{len(paths)} files and {len(weights)} weights; give one for each.")
+        files, given = counted(len(paths), "file"), counted(len(weights), "weight")
+        raise ConfigError(f"{files} and {given}; give one for each.")
     from lcp_plugin.delivery.merge_header import MergedFile
     from lcp_plugin.formats.lora_file import read_lora
 
@@ -122,7 +124,7 @@ def write(learned: Learned, options: argparse.Namespace) -> list[str]:
     else:
         done = export_lora(learned, options.output, dtype=TYPES[options.precision])
     size = f"{done.bytes / 1e6:.1f} MB"
-    return [*lines, f"{done.path}: {done.modules} modules, {size}, read back and equal"]
+    return [*lines, f"{done.path}: {counted(done.modules, 'module')}, {size}, read back and equal"]
 
 
 @command

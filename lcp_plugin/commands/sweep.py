@@ -2,7 +2,7 @@
 
     lcp sweep --config configs/objects.toml --orders 0 5 10 42 --seeds 0 5 \\
         --metrics clip_i dino --output sweep
-    lcp sweep ... --dry_run            # steps, images and GPU hours, before it starts
+    lcp sweep ... --dry_run            # what it would do, and about how long
     lcp sweep ... --executor slurm --job slurm_partition=gpu
 
 A machine with several GPUs has a run on each (of CUDA_VISIBLE_DEVICES, where that is set), a job on

@@ -22,6 +22,7 @@ from lcp_plugin.config.prompts import read_prompts
 from lcp_plugin.config.rates import PartRates, lora_plus_ratio
 from lcp_plugin.config.samplers import FROM_PURE_NOISE
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.telling.wording import agree
 
 _EXPORT = re.compile(r"^(lora(:[1-9]\d*)?|diff|diffusers|peft|checkpoint)$")
 _PICKLED = ("optimizer.bin", "scheduler.bin", "scaler.pt", "random_states_*.pkl")
@@ -145,7 +146,7 @@ def _tell_no_effect(options: Options, given: frozenset[str], findings: Findings)
         if reason and name in given and getattr(options, name) != field.default:
             reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
-        verb = "has" if len(names) == 1 else "have"
+        verb = agree(len(names), "has", "have")
         findings.notice(f"{', '.join(names)} {verb} no effect here: {reason}.")
 
 

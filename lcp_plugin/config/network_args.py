@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 from lcp_plugin.config.findings import did_you_mean
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.telling.wording import counted
 
 NUM_BLOCKS = 23
 _DOWN, _MID, _UP = 9, 3, 9
@@ -188,7 +189,9 @@ def _blocks(given: Mapping[str, str], key: str) -> tuple[float, ...]:
         return ()
     values = _numbers(given, key)
     if len(values) != NUM_BLOCKS:
-        raise ConfigError(f"network_args: {key} has {len(values)} values; wanted {NUM_BLOCKS}.")
+        raise ConfigError(
+            f"network_args: {key} has {counted(len(values), 'value')}; wanted {NUM_BLOCKS}."
+        )
     return values
 
 
@@ -225,5 +228,7 @@ def _notices(given: Mapping[str, str]) -> tuple[str, ...]:
         number = len(_numbers(given, key))
         if number != count:
             rest = "the rest are 1" if number < count else "the rest are not used"
-            told.append(f"network_args: {key} has {number} values, SDXL has {count}; {rest}.")
+            told.append(
+                f"network_args: {key} has {counted(number, 'value')}, SDXL has {count}; {rest}."
+            )
     return tuple(told)

@@ -22,6 +22,7 @@ from lcp_plugin.data.images import Size
 from lcp_plugin.errors import DataError
 from lcp_plugin.formats.pictures import describe_left_out, list_images
 from lcp_plugin.seeds import derive_seed
+from lcp_plugin.telling.wording import agree, counted
 
 Split = Literal["train", "validation"]
 
@@ -169,8 +170,9 @@ def _captions_of(subset: SubsetConfig) -> tuple[dict[Path, str], list[str]]:
     bare = sum(not text for text in captions.values())
     if bare:
         notices.append(
-            f"{bare} of {len(images)} images in {subset.image_dir} have no caption "
-            f"(no {ending} file, no class tokens); they are trained with an empty one."
+            f"{bare} of {counted(len(images), 'image')} in {subset.image_dir} "
+            f"{agree(bare, 'has', 'have')} no caption (no {ending} file, no class "
+            "tokens); what has none is trained with an empty one."
         )
     return captions, notices
 

@@ -21,6 +21,7 @@ from lcp_plugin.formats.lora_keys import parse_key
 from lcp_plugin.formats.tensors import Header, read_header
 from lcp_plugin.store.task_folder import LINEAGE, TaskFolder, list_folders, read_folder
 from lcp_plugin.tasks import TaskRecord
+from lcp_plugin.telling.wording import counted
 
 MAX_SEARCHED = 500  # files looked at for a parent
 _SSHS = re.compile("[0-9a-f]{64}")  # sha256 of all tensors' bytes, as kohya's sshs_model_hash
@@ -85,7 +86,9 @@ def trace(path: str | Path, search: Search | None = None) -> Node:
     tasks = list_folders(path) if path.is_dir() else []
     if not tasks:
         raise LineageError(f"{path} is neither a file nor a folder with a complete task in it.")
-    return Node(f"{path}: run of {len(tasks)} tasks", children=tuple(map(_trace_task, tasks)))
+    return Node(
+        f"{path}: run of {counted(len(tasks), 'task')}", children=tuple(map(_trace_task, tasks))
+    )
 
 
 def _trace_file(path: Path, search: Search) -> Node:
@@ -125,7 +128,7 @@ def _describe_tensors(path: Path, header: Header) -> str:
     ranks = {info.shape[0] for key, info in keys if key and key.part == "down" and info.shape}
     rank = f", rank {min(ranks)}" + (f" to {max(ranks)}" if len(ranks) > 1 else "") if ranks else ""
     size = path.stat().st_size / 1e6
-    return f"{len(modules)} modules{rank}, {size:.1f} MB"
+    return f"{counted(len(modules), 'module')}{rank}, {size:.1f} MB"
 
 
 def _describe_claims(claims: Claims) -> list[str]:

@@ -33,6 +33,7 @@ from lcp_plugin.formats.keys import PREFIXES, kohya_name
 from lcp_plugin.formats.lora_file import BIAS_READERS, portable_adapter, write_lora
 from lcp_plugin.formats.tensors import TensorReader, build_header, raw_bytes
 from lcp_plugin.store.deliverable_header import derived_header
+from lcp_plugin.telling.wording import agree, counted
 
 log = logging.getLogger(__name__)
 
@@ -133,9 +134,10 @@ def export_peft(
     """
     folder = Path(folder)
     if learned.biases:
+        count = len(learned.biases)
         raise FileFormatError(
-            f"{len(learned.biases)} biases change (diff_b), which peft folders cannot hold; export "
-            "a lora, diff or checkpoint."
+            f"{counted(count, 'bias')} {agree(count, 'changes', 'change')} (diff_b), which peft "
+            "folders cannot hold; export a lora, diff or checkpoint."
         )
     with replacing_folder(folder) as temporary:
         for prefix in PREFIXES:

@@ -31,6 +31,7 @@ from lcp_plugin.biases import Biases
 from lcp_plugin.delta import Delta, Dense, Entry, Stacked
 from lcp_plugin.errors import ConfigError, FileFormatError
 from lcp_plugin.seeds import derive_seed
+from lcp_plugin.telling.wording import counted
 
 METHODS = ("sum", "magmax", "ties", "dare", "orthogonal")
 
@@ -97,7 +98,8 @@ def merge_deltas(
     options = options or MergeOptions()
     weights = [1.0] * len(deltas) if weights is None else list(weights)
     if not deltas or len(weights) != len(deltas):
-        raise ConfigError(f"{len(deltas)} adapters and {len(weights)} weights; give one for each.")
+        adapters, given = counted(len(deltas), "adapter"), counted(len(weights), "weight")
+        raise ConfigError(f"{adapters} and {given}; give one for each.")
     entries: dict[str, Entry] = {}
     errors: dict[str, float] = {}
     sizes: dict[str, float] = {}

@@ -20,6 +20,7 @@ from lcp_plugin.errors import ConfigError
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.run.record import versions
 from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.telling.wording import counted
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:=,+-]{1,60}")  # an option's value that is no one's words
 _PATHS = re.compile(r"_(dir|file|path|root|weights)$|^(prev|resume|vae|in_json|sample_prompts)$")
@@ -100,7 +101,7 @@ def _tell_option(key: str, value: Any, anonymous: Anonymiser) -> Any:
     if _PATHS.search(key) or key in _PATHS_TOO:
         return anonymous.path(value)
     if _WORDS.search(key) or not _PLAIN.fullmatch(value):
-        return f"<{len(value)} characters>"
+        return f"<{counted(len(value), 'character')}>"
     return value
 
 

@@ -24,6 +24,7 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.formats.disk import cache_folder
 from lcp_plugin.run.forecast import estimate_run
 from lcp_plugin.sdxl.stored import is_native
+from lcp_plugin.telling.wording import counted
 
 PRESETS = ("8gb", "12gb", "24gb")  # smallest first
 SIDE = 1024  # pixels
@@ -73,7 +74,7 @@ def examine(output_dir: Path, rank: int) -> list[Check]:
 
 def _describe_processor() -> str:
     """Cores, memory, instruction set, and whether half precision is slow on it."""
-    found = f"{os.cpu_count()} cores"
+    found = counted(os.cpu_count() or 1, "core")
     found += f", {memory:.1f} GB of memory" if (memory := _memory_gb()) else ""
     found += f", {torch.backends.cpu.get_cpu_capability()}"
     if is_native(torch.bfloat16):

@@ -36,6 +36,7 @@ from lcp_plugin.doctor.measuring import (
 )
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.formats.disk import write_json
+from lcp_plugin.telling.wording import counted
 
 MEASURED_PRESETS = (*PRESETS, "paper")
 MARGIN = 1.25  # a preset is tried up to here above its estimate: estimates are what is in question
@@ -192,7 +193,7 @@ def format_rows(rows: Sequence[Mapping[str, Any]], request: Request) -> str:
     lines = [
         f"{card}{limit}, torch {measured.get('torch', torch.__version__)}",
         f"{size}, {measured.get('parameters', 0):,} parameters in the UNet, random weights; "
-        f"{request.side} px, image in {request.sample_steps} steps",
+        f"{request.side} px, image in {counted(request.sample_steps, 'step')}",
         "GB: peak of what was allocated; held: of what PyTorch's allocator held; image: both "
         "decoding and denoising",
     ]

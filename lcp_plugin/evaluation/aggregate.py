@@ -16,6 +16,7 @@ from lcp_plugin.evaluation.recognition import read_recognition, tell_recognised
 from lcp_plugin.evaluation.scores import Matrix, RunScores, none_if_nan, score_matrix, spread
 from lcp_plugin.evaluation.tables import Column, Row, Table, to_csv, to_latex, to_markdown
 from lcp_plugin.formats.disk import write_bytes, write_json
+from lcp_plugin.telling.wording import counted
 
 COLUMNS = {
     "average_score": "S",
@@ -192,7 +193,8 @@ def tell_differences(scores: Mapping[str, Any]) -> str:
             interval = f"[{d['low']:+.3f}, {d['high']:+.3f}]"
             lines.append(
                 f"{d['metric']} {COLUMNS[d['measure']]}: {d['a']} - {d['b']} = "
-                f"{d['difference']:+.3f} {interval} ({d['level']:.0%}, {d['pairs']} pairs)"
+                f"{d['difference']:+.3f} {interval} ({d['level']:.0%}, "
+                f"{counted(d['pairs'], 'pair')})"
             )
     for name, extras in scores.get("extras", {}).get("runs", {}).items():
         for key, value in extras.get("losses", {}).get("rank_correlation", {}).items():

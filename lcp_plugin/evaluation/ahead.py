@@ -25,6 +25,7 @@ from lcp_plugin.evaluation.chains import Chain
 from lcp_plugin.evaluation.evaluate import Evaluation
 from lcp_plugin.evaluation.pictures import Picture, Stage
 from lcp_plugin.evaluation.processes import library_server
+from lcp_plugin.telling.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def draw_ahead(evaluation: Evaluation, chains: Sequence[Chain], processes: int) 
     if len(shares) < 2:
         return 0
     images = sum(item.missing for item in work)
-    logger.info("%d images to make, in %d processes", images, len(shares))
+    told = (counted(images, "image"), counted(len(shares), "process"))
+    logger.info("%s to make, in %s", *told)
     alone = replace(evaluation, studios={}, caches={})
     threads = max(1, (os.cpu_count() or 1) // len(shares))
     context = _context()
@@ -101,8 +103,8 @@ def _tell_dead(drawing: Sequence[BaseProcess]) -> None:
     codes = [str(process.exitcode) for process in drawing if process.exitcode]
     if codes:
         logger.warning(
-            "%d of %d processes that make images died (exit code %s); what they left is made now.",
-            *(len(codes), len(drawing), ", ".join(codes)),
+            "%d of %s that make images died (exit code %s); what they left is made now.",
+            *(len(codes), counted(len(drawing), "process"), ", ".join(codes)),
         )
 
 

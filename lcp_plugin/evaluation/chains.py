@@ -27,6 +27,7 @@ from lcp_plugin.sdxl.base_weights import BaseSource, source_of
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.store.task_folder import TaskFolder, read_folder, read_parent_facts
 from lcp_plugin.tasks import TaskRecord, class_words
+from lcp_plugin.telling.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,8 @@ def chain_of_adapters(files: Sequence[Path], tasks: Sequence[EvalTask], base: Ba
     """LoRA files of any kind as a chain: file j holds the model after task j."""
     if len(files) != len(tasks):
         raise ScoringError(
-            f"{len(files)} adapters for {len(tasks)} tasks: wanted one file per task, in order."
+            f"{counted(len(files), 'adapter')} for {counted(len(tasks), 'task')}: wanted one file "
+            "per task, in order."
         )
     for file in files:
         _warn_of_another_base(file, base)

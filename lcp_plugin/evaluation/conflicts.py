@@ -37,6 +37,7 @@ from lcp_plugin.errors import FileFormatError, TaskFolderError
 from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
 from lcp_plugin.store.carries import carry_from_tensors, carry_to_tensors
 from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.telling.wording import counted
 
 ModuleUpdates = Callable[[str], Delta]  # module -> its delta alone, empty if unchanged
 READINGS = ("since", "after")
@@ -261,8 +262,8 @@ def open_boundaries(run: Path) -> Iterator[tuple[list[str], list[ModuleUpdates],
     folders = store.folders()
     if len(folders) < 2:
         raise TaskFolderError(
-            f"{run} holds {len(folders)} complete tasks; a comparison needs two. For LoRA files "
-            "name the files."
+            f"{run} holds {counted(len(folders), 'complete task')}; a comparison needs two. For "
+            "LoRA files name the files."
         )
     with tempfile.TemporaryDirectory(prefix="lcp_conflicts_") as temporary:
         carries: list[Path | None] = []

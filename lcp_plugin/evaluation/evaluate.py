@@ -25,6 +25,7 @@ from lcp_plugin.evaluation.recognition import Look, Recognition, judge
 from lcp_plugin.evaluation.scores import none_if_nan, score_matrix
 from lcp_plugin.formats.precisions import PRECISIONS
 from lcp_plugin.sdxl.base_weights import BaseSource
+from lcp_plugin.telling.wording import counted
 
 logger = logging.getLogger(__name__)
 SCORES_FORMAT = 1
@@ -98,7 +99,7 @@ class Evaluation:
         for stage, pictures in self.by_stage(chain, cells).items():
             made = studio.make(stage, pictures)
             if made:
-                logger.info("%s, %s: %d images made", chain.name, stage.name, made)
+                logger.info("%s, %s: %s made", chain.name, stage.name, counted(made, "image"))
 
     def score(self, metric: Metric, stage: Stage, task: EvalTask) -> float:
         """One cell of one metric; its images must be there."""

@@ -22,6 +22,7 @@ from lcp_plugin.sdxl.base_shapes import check_loras
 from lcp_plugin.sdxl.base_weights import BaseSource, identify_sum, pair_multipliers
 from lcp_plugin.sdxl.load import identify_base
 from lcp_plugin.sdxl.long_prompts import TextRules
+from lcp_plugin.telling.wording import counted
 
 if TYPE_CHECKING:
     from lcp_plugin.config.load import RunConfig
@@ -65,8 +66,8 @@ def move_base(chain: Chain, args: argparse.Namespace) -> Chain:
     if args.base_weights:
         if len(args.base_weights) != len(base.added):
             raise ConfigError(
-                f"--base_weights names {len(args.base_weights)} files, but {chain.name} was "
-                f"trained on {len(base.added)}."
+                f"--base_weights names {counted(len(args.base_weights), 'file')}, but {chain.name} "
+                f"was trained on {len(base.added)}."
             )
         paths = [str(find_lora(path)) for path in args.base_weights]
         added = tuple((p, w, h) for p, (_, w, h) in zip(paths, base.added, strict=True))

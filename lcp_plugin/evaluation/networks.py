@@ -20,6 +20,7 @@ from lcp_plugin.evaluation.checkpoints import read_checkpoint
 from lcp_plugin.evaluation.encoders import EncoderFiles
 from lcp_plugin.formats.disk import first_line, read_json
 from lcp_plugin.sdxl.base_files import TOKENIZER_FILES
+from lcp_plugin.telling.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,8 +130,8 @@ def load_clip_tokenizer(files: EncoderFiles, vocabulary: int) -> Any:
         ) from error
     if largest >= vocabulary:
         raise EncoderError(
-            f"encoder '{files.name}': the vocabulary in {folder} has {largest + 1} words, its "
-            f"weights {vocabulary}; it is another network's."
+            f"encoder '{files.name}': the vocabulary in {folder} has "
+            f"{counted(largest + 1, 'word')}, its weights {vocabulary}; it is another network's."
         )
     return tokenizer
 
@@ -156,8 +157,8 @@ def _refuse_missing(files: EncoderFiles, missing: Any, mismatched: Any) -> None:
     if lacking:
         what = "lacks" if missing else "has other shapes for"
         raise EncoderError(
-            f"{files.weights} is not the weights of '{files.name}': it {what} {len(lacking)} "
-            f"tensors, {lacking[0]} among them."
+            f"{files.weights} is not the weights of '{files.name}': it {what} "
+            f"{counted(len(lacking), 'tensor')}, {lacking[0]} among them."
         )
 
 

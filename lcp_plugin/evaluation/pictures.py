@@ -28,6 +28,7 @@ from lcp_plugin.sdxl.base_weights import BaseSource
 from lcp_plugin.sdxl.drawing import DrawSettings, starting_latents
 from lcp_plugin.sdxl.live_base import LiveBase
 from lcp_plugin.sdxl.open_base import open_base
+from lcp_plugin.telling.wording import counted
 
 BASE = "base"  # stage of the untouched base model
 UNIT = 8  # pixels: sides are drawn in multiples of it
@@ -47,7 +48,8 @@ class Sampling:
     def __post_init__(self) -> None:
         """Raises ConfigError for numbers that draw nothing."""
         if self.images < 1 or self.steps < 1:
-            raise ConfigError(f"{self.images} images in {self.steps} steps: both must be >= 1.")
+            images, steps = counted(self.images, "image"), counted(self.steps, "step")
+            raise ConfigError(f"{images} in {steps}: both must be >= 1.")
         if self.size is not None and (self.size < UNIT or self.size % UNIT):
             raise ConfigError(f"size = {self.size}: wanted a multiple of {UNIT} pixels.")
 

@@ -12,6 +12,7 @@ from lcp_plugin.evaluation.rehearsal_set import SNIPPET, Wishes, draw_set, plan_
 from lcp_plugin.formats.precisions import PRECISIONS
 from lcp_plugin.sdxl.devices import choose_device
 from lcp_plugin.store.lock import locked
+from lcp_plugin.telling.wording import counted
 
 
 def rehearse(args: argparse.Namespace) -> str:
@@ -35,7 +36,7 @@ def _tell(folder: Path, images: int, drawn: int, concepts: Sequence[str]) -> str
     """Where the set lies, and how each trainer takes it."""
     return "\n".join(
         [
-            f"{images} images of {', '.join(concepts)} in {folder} ({drawn} drawn now)",
+            f"{counted(images, 'image')} of {', '.join(concepts)} in {folder} ({drawn} drawn now)",
             f"sd-scripts  --dataset_config {folder / SNIPPET}, your images added to it; or "
             f"--reg_data_dir {folder} --caption_extension .txt",
             "OneTrainer  a concept for each folder, prompt source: text file per sample",

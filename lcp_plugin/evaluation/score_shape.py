@@ -9,6 +9,7 @@ from typing import Any
 
 from lcp_plugin.errors import FileFormatError
 from lcp_plugin.formats.shapes import Maybe, check_shape
+from lcp_plugin.telling.wording import counted
 
 _NUMBER, _TEXT = (float, NoneType), (str, NoneType)
 _LOOK = {"share": float, "other": Maybe(_TEXT), "other_share": Maybe(float)}
@@ -72,15 +73,15 @@ def _misfits(entry: Mapping[str, Any], path: Path) -> Iterator[str]:
         lists = [found[key] for key in ("matrix", "base") if key in found]
         count = len(lists[0]) if lists and tasks is None else len(tasks or ())
         if any(len(rows) != count for rows in lists):
-            yield f"{name}'s {metric} is not of {count} tasks"
+            yield f"{name}'s {metric} is not of {counted(count, 'task')}"
         elif any(len(row) != count for row in found.get("matrix", ())):
-            yield f"{name}'s {metric} has rows that are not of {count} numbers"
+            yield f"{name}'s {metric} has rows that are not of {counted(count, 'number')}"
     if not (recognition := entry.get("recognition")):
         return
     check_shape(entry, _RECOGNISED, path, _ADVICE)
     looks = recognition["looks"]
     counts = {len(looks), len(recognition["base"]), len(entry["tasks"])}
     if len(counts) > 1 or len({len(row) for row in looks}) > 1:
-        yield f"{name}'s recognition is not of {len(entry['tasks'])} tasks"
+        yield f"{name}'s recognition is not of {counted(len(entry['tasks']), 'task')}"
     for look in (look for row in looks for look in row if look is not None):
         check_shape(look, _LOOK, path, _ADVICE)

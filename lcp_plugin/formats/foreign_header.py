@@ -14,6 +14,7 @@ from typing import Any
 from lcp_plugin.errors import LineageError
 from lcp_plugin.formats.header import FOLDER_KEYS, OPTION_KEYS
 from lcp_plugin.formats.lineage import Lineage, is_ours, known_hash
+from lcp_plugin.telling.wording import agree
 
 _NO_OPTION = (  # keys that repeat no option of this name, or one that a file to train again sets
     *("output_name", "network_args", "v2", "base_model_version", "clip_skip", "cache_latents"),
@@ -150,7 +151,7 @@ def _value(text: str | None) -> Any:
 def _kohya_datasets(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Folders with their counts, and the most frequent tag of each."""
     folders = {
-        str(name): f"{facts.get('img_count', '?')} images x {facts.get('n_repeats', 1)}"
+        str(name): _say_images(facts)
         for name, facts in _as_dict(metadata.get("ss_dataset_dirs")).items()
         if isinstance(facts, dict)
     }
@@ -162,6 +163,12 @@ def _kohya_datasets(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[
         if counts:
             words.append(str(max(counts, key=lambda t: counts[t])).strip())
     return folders, tuple(dict.fromkeys(words))
+
+
+def _say_images(facts: Mapping[str, Any]) -> str:
+    """`10 images x 4`."""
+    number = facts.get("img_count", "?")
+    return f"{number} {agree(number, 'image')} x {facts.get('n_repeats', 1)}"
 
 
 def _onetrainer_options(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ from lcp_plugin.formats.tensors import (
     read_tensors,
     write_tensors,
 )
+from lcp_plugin.telling.wording import agree, counted
 
 log = logging.getLogger(__name__)
 LAYOUTS: dict[str, Layout] = {
@@ -259,9 +260,10 @@ def write_lora(
         parts = {**_parts_by_key(adapter, layout), **_biases_by_key(biases or Biases(), layout)}
         return _write_rounded(path, parts, written, dtype)
     if biases:
+        count = len(biases)
         raise FileFormatError(
-            f"{len(biases)} biases change (diff_b), which a file in the layout {layout} cannot "
-            "hold; export a lora, diff or checkpoint."
+            f"{counted(count, 'bias')} {agree(count, 'changes', 'change')} (diff_b), which a file "
+            f"in the layout {layout} cannot hold; export a lora, diff or checkpoint."
         )
     adapter.check_finite()
     written[DIFFUSERS_METADATA] = json.dumps(describe_models(adapter), sort_keys=True)

@@ -29,6 +29,7 @@ from lcp_plugin.adapter import Factors, Kernel
 from lcp_plugin.delta import Dense
 from lcp_plugin.errors import FileFormatError
 from lcp_plugin.formats.keys import kernel_of
+from lcp_plugin.telling.wording import counted
 
 MAX_ELEMENTS = 1 << 27  # of one matrix; SDXL's largest has 2^25
 
@@ -208,8 +209,8 @@ def read_bias(module: str, parts: Mapping[str, Tensor], out: int | None) -> Tens
         )
     if out is not None and len(change) != out:
         raise FileFormatError(
-            f"diff_b of {module} changes {len(change)} outputs, its weights have {out}; the file "
-            "does not fit together."
+            f"diff_b of {module} changes {counted(len(change), 'output')}, its weights have {out}; "
+            "the file does not fit together."
         )
     return change.to(torch.float32, copy=True)
 

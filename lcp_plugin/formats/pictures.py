@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from lcp_plugin.errors import DataError
 from lcp_plugin.formats.disk import replacing
+from lcp_plugin.telling.wording import agree, counted
 
 LARGEST = 1_000_000_000  # pixels; a gigapixel is 3 GB in RGB
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit refuses scans and panoramas; ours is LARGEST
@@ -91,10 +92,9 @@ def describe_left_out(folder: Path) -> str:
     packages = sorted({PLUGINS[kind][1] for kind in kinds if kind in PLUGINS})
     ways = [f"pip install {' '.join(packages)}"] if packages else []
     ways.append("save them as PNG or JPEG")
-    noun = "picture is" if len(found) == 1 else "pictures are"
     return (
-        f"{len(found)} {noun} left out in {folder}, of a kind that is not read here: {names}; "
-        f"{' or '.join(ways)} to use them."
+        f"{counted(len(found), 'picture')} {agree(len(found), 'is', 'are')} left out in {folder}, "
+        f"of a kind that is not read here: {names}; {' or '.join(ways)} to use them."
     )
 
 

@@ -21,11 +21,11 @@ from lcp_plugin.errors import ConfigError
 from lcp_plugin.formats.foreign_header import named_base, read_claims
 from lcp_plugin.formats.header_prompts import prompts_of_metadata
 from lcp_plugin.formats.tensors import read_header
-from lcp_plugin.initial.survey import count
 from lcp_plugin.store.parents import find_last_folder, read_parent
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.store.task_folder import LINEAGE, TaskFolder
 from lcp_plugin.tasks import TaskRecord
+from lcp_plugin.telling.wording import counted
 
 UNSAID = "its header does not say what it knows: fill in prev_prompts, or recall cannot rehearse it"
 FORM = ("network_dim", "network_alpha", "network_args", "lora_targets")  # what shapes its factors
@@ -62,7 +62,7 @@ class Chain:
 
     def describe(self) -> list[str]:
         """What the new configuration goes on from, and what its user must add."""
-        what = f"{count(len(self.tasks), 'task')} ({', '.join(self.names)})"
+        what = f"{counted(len(self.tasks), 'task')} ({', '.join(self.names)})"
         made = f", strategy {self.strategy}" if self.strategy else ""
         if not self.is_foreign:
             return [f"goes on from {self.path}: {what}{made}"]

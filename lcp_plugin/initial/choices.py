@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.initial.chain import Chain
-from lcp_plugin.initial.survey import Photos, count
+from lcp_plugin.initial.survey import Photos
 from lcp_plugin.sdxl.load import TINY_NAME
 from lcp_plugin.tasks import Kind
+from lcp_plugin.telling.wording import counted
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 RANK = 32  # on SDXL
@@ -98,12 +99,12 @@ def count_steps(photos: Photos, kind: Kind, base: str) -> tuple[int, str]:
     """Steps of a task, and the rule in words."""
     rule = TINY_STEPS[kind] if base == TINY_NAME else SDXL_STEPS
     usual = USUAL_REPEATS
-    counted = sum(len(s.images) * (s.repeats or usual) for s in photos.shelves) / usual
-    steps, is_held = rule.count(counted)
-    images = count(len(photos.images), "image")
+    alike = sum(len(s.images) * (s.repeats or usual) for s in photos.shelves) / usual
+    steps, is_held = rule.count(alike)
+    images = counted(len(photos.images), "image")
     if photos.has_repeats:
-        images = f"{images} with repeats like {counted:g} at {usual}"
-    told = f"{images} x {rule.views} views"
+        images = f"{images} with repeats like {alike:g} at {usual}"
+    told = f"{images} x {counted(rule.views, 'view')}"
     told += f" / batch {rule.batch}" if rule.batch > 1 else ""
     told += f", within {rule.least} to {rule.most}" if is_held else ""
     return steps, told

@@ -18,6 +18,7 @@ from lcp_plugin.initial.choices import count_steps
 from lcp_plugin.initial.kinds import Guess
 from lcp_plugin.initial.survey import Photos, Shelf, split_name
 from lcp_plugin.initial.words import count_tokens, looks_rare
+from lcp_plugin.telling.wording import agree, counted
 
 HERE = Path(__file__).parent
 LONGEST_NAME = 60  # characters of a task's name
@@ -163,7 +164,8 @@ def _caption_lines(photos: Photos, concept: Concept) -> list[Line]:
     captions = photos.captions
     if not captions.texts:
         return []
-    told = f"{len(captions.texts)} of {len(photos.images)} images have a caption of their own"
+    own = agree(len(captions.texts), "has a caption of its own", "have a caption of their own")
+    told = f"{len(captions.texts)} of {counted(len(photos.images), 'image')} {own}"
     lines = [Line("caption_extension", captions.ending, told)]
     if not all(concept.word in re.findall(r"\w+", text.lower()) for text in captions.texts):
         why = "the captions do not say the word, so it is put before them"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.initial.survey import Photos, walk_stems
 from lcp_plugin.tasks import Kind
+from lcp_plugin.telling.wording import agree, counted
 
 KINDS: tuple[Kind, ...] = ("object", "style")
 STYLE_WORDS = frozenset(
@@ -89,11 +90,11 @@ def _by_captions(photos: Photos) -> Guess | None:
     noun = photos.words.split()[-1]
     named = sum(noun in re.findall(r"\w+", text.lower()) for text in texts)
     if named >= SHARE * len(texts):
-        return Guess("object", f"guessed: {named} of {len(texts)} captions say '{noun}'")
+        return Guess("object", _say_shared(named, len(texts), "caption", noun))
     styled = [word for text in texts if (word := find_style_word(text))]
     if len(styled) >= SHARE * len(texts):
         word = Counter(styled).most_common(1)[0][0]
-        return Guess("style", f"guessed: {len(styled)} of {len(texts)} captions say '{word}'")
+        return Guess("style", _say_shared(len(styled), len(texts), "caption", word))
     return None
 
 
@@ -109,8 +110,13 @@ def _by_files(photos: Photos) -> Guess | None:
     word, often = counts.most_common(1)[0]
     if often >= SHARE * len(named):
         kind: Kind = "style" if find_style_word(word) else "object"
-        return Guess(kind, f"guessed: {often} of {len(photos.images)} file names say '{word}'")
+        return Guess(kind, _say_shared(often, len(photos.images), "file name", word))
     if len(named) < MANY:
         return None
     shown = ", ".join(sorted(counts)[:3])
     return Guess("style", f"guessed: each file name says something else ({shown}, ...)")
+
+
+def _say_shared(number: int, total: int, what: str, word: str) -> str:
+    """`guessed: 3 of 4 captions say 'dog'`."""
+    return f"guessed: {number} of {counted(total, what)} {agree(number, 'says', 'say')} '{word}'"

@@ -14,9 +14,10 @@ from lcp_plugin.initial import choices, draft
 from lcp_plugin.initial.chain import Chain, read_chain
 from lcp_plugin.initial.kinds import Guess, guess_kind, read_kinds
 from lcp_plugin.initial.recipe import Request, form_lines, recipe_lines, run_lines
-from lcp_plugin.initial.survey import Photos, Survey, count, survey
+from lcp_plugin.initial.survey import Photos, Survey, survey
 from lcp_plugin.initial.words import choose_words
 from lcp_plugin.registry import create_strategy
+from lcp_plugin.telling.wording import counted, join_words
 
 
 def make_config(request: Request) -> str:
@@ -38,10 +39,11 @@ def make_config(request: Request) -> str:
     tasks = draft_tasks(found, request, base.value, chain)
     told = chain.describe() if chain else []
     told += [*found.told, *(line for photos in found.tasks for line in photos.told)]
+    train = join_words(["lcp", "train", "--config", str(request.file)])
     head = {
-        "file": str(request.file),
+        "command": train,
         "photos": str(request.photos),
-        "count": count(len(tasks), "task"),
+        "count": counted(len(tasks), "task"),
     }
     form = form_lines(chain, base.value)
     recipe = recipe_lines(request, base.value, form, found, free_gb)
@@ -56,7 +58,7 @@ def make_config(request: Request) -> str:
         f"written      {request.file}: base {base.value} ({base.why})",
         *(f"             {line}" for line in told),
         *("", *_tell_kinds(tasks), "", plan, ""),
-        f"next         lcp train --config {request.file}",
+        f"next         {train}",
         f"             {request.file} has a reason beside each value; change what you know better",
     ]
     return "\n".join(parts)

@@ -15,6 +15,7 @@ from lcp_plugin.initial.draft import Line
 from lcp_plugin.initial.survey import Survey
 from lcp_plugin.registry import create_strategy
 from lcp_plugin.sdxl.load import TINY_NAME
+from lcp_plugin.telling.wording import agree, counted
 
 OUTPUT = Path("output")
 RECALL = "recall"
@@ -165,6 +166,7 @@ def _sizes(base: str, found: Survey) -> list[Line]:
     lines = [] if side is None else [Line("resolution", side.value, side.why)]
     oblong = choices.count_oblong(sizes)
     if oblong:
-        why = f"{oblong} of {len(sizes)} images are not square, and are kept whole"
+        images, verb = counted(len(sizes), "image"), agree(oblong, "is", "are")
+        why = f"{oblong} of {images} {verb} not square, and kept whole"
         lines.append(Line("enable_bucket", True, why))
     return lines

@@ -17,6 +17,7 @@ from pathlib import Path
 from lcp_plugin.data.captions import read_caption
 from lcp_plugin.errors import DataError
 from lcp_plugin.formats.pictures import describe_left_out, list_images, list_left_out, read_size
+from lcp_plugin.telling.wording import counted
 
 CAPTION_ENDINGS = (".caption", ".txt")  # in the order in which the trainer looks for them
 KOHYA_PARTS = {"img", "reg", "log", "model"}  # the folders that kohya_ss makes for a training
@@ -119,7 +120,7 @@ def survey(root: Path) -> Survey:
     own = list_images(root)
     if own and tasks:
         told.append(
-            f"{count(len(own), 'image')} left out, which lie directly in {root}: a task's images "
+            f"{counted(len(own), 'image')} left out, which lie directly in {root}: a task's images "
             "are in a folder of its own"
         )
     elif own:
@@ -190,11 +191,6 @@ def describe_others(folder: Path) -> list[str]:
 
 def _is_caption(path: Path, stems: set[str]) -> bool:
     return path.suffix.lower() in CAPTION_ENDINGS and path.stem in stems
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def split_name(name: str) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.telling.wording import counted
 
 RARE = tuple(
     "ohwx olis phol zyk yql wwx lhp mwf nhm bhk gby sgh sqn srp tvn vcs wrs ghc csn hcs mnd mdt "
@@ -78,8 +79,8 @@ def choose_words(count: int, tokenizer: Any | None, taken: Iterable[str]) -> lis
     ]
     if len(free) < count:
         raise ConfigError(
-            f"{count} tasks need a rare word each, and only {len(free)} are known; name folders as "
-            "prompts shall call them, like 'sks dog', or make two configurations."
+            f"{counted(count, 'task')} to name, and only {counted(len(free), 'rare word')} left; "
+            "name folders as prompts shall call them, like 'sks dog', or make two configurations."
         )
     return free[:count]
 

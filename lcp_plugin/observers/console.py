@@ -11,9 +11,11 @@ import time
 from typing import Any
 
 from lcp_plugin.hooks import Carry, Observer, RunView, StepReport
-from lcp_plugin.observers.course import Course, describe_duration, describe_end
+from lcp_plugin.observers.course import Course
 from lcp_plugin.tasks import Task
-from lcp_plugin.terminal import is_terminal, shows_colour
+from lcp_plugin.telling.terminal import is_terminal, shows_colour
+from lcp_plugin.telling.time_left import TimeLeft
+from lcp_plugin.telling.wording import counted, say_duration, say_moment
 
 SMOOTHING = 0.05  # of the running mean of the loss
 SECONDS_BETWEEN_LINES = 20.0
@@ -38,10 +40,11 @@ class Console(Observer):
     def on_run_begin(self, run: RunView) -> None:
         """Opens the bar over the run, or says what begins."""
         title = f"{run.name} [{run.strategy.name}]"
-        self._course = Course.of(run)
+        self._course = Course(run)
         if not self._terminal:
             names = ", ".join(task.name for task in run.tasks)
-            self._say(f"{title}: {len(run.tasks)} task(s) on {run.device}: {names}")
+            many = counted(len(run.tasks), "task")
+            self._say(f"{title}: {many} on {run.device}: {names}")
             return
         from tqdm import tqdm
 
@@ -69,12 +72,10 @@ class Console(Observer):
             self._move_bars(step)
         elif time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
-            left = self._course.seconds_left
             self._say(
                 f"{self._place(step.task)}: step {step.index}/{step.total}, "
                 f"{self._course.share:.0%} of the run, {self._facts(step)}, "
-                f"{self._course.pace:.2f} s/step, ends {describe_end(left)} "
-                f"({describe_duration(left)} left)"
+                f"{self._course.pace:.2f} s/step, {tell_end(self._course.time_left)}"
             )
 
     def on_validation(self, run: RunView, task: Task, step: int, loss: float) -> None:
@@ -87,7 +88,7 @@ class Console(Observer):
         seconds = time.monotonic() - self._began
         cost = "was complete"
         if self._loss is not None:
-            took = describe_duration(seconds)
+            took = say_duration(seconds)
             cost = f"loss {self._loss:.4f}, {took}, peak {self._peak:,.0f} MB"
         self._say(f"{self._place(task)}: {cost}")
 
@@ -123,8 +124,8 @@ class Console(Observer):
         if self._run_bar is not None:
             self._run_bar.total = self._course.total
             self._run_bar.bar_format = RUN_BAR
-            ends = describe_end(self._course.seconds_left)
-            self._run_bar.set_postfix_str(f"ends {ends}", refresh=False)
+            clock = say_moment(time.time() + self._course.time_left.seconds)
+            self._run_bar.set_postfix_str(f"ends about {clock}", refresh=False)
             self._run_bar.update(self._course.done - self._run_bar.n)
 
     def _say(self, line: str) -> None:
@@ -145,3 +146,14 @@ class Console(Observer):
         if self._run_bar is not None:
             self._run_bar.close()
             self._run_bar = None
+
+
+def tell_end(left: TimeLeft) -> str:
+    """When the run will be done, and what that is made of."""
+    clock = say_moment(time.time() + left.seconds)
+    told = f"{say_duration(left.seconds)} left by an estimate"
+    if left.scoring is None:
+        told += ", the scores on top"
+    elif left.scoring:
+        told += f", {say_duration(left.scoring)} of it for the scores"
+    return f"ends about {clock} ({told})"

@@ -1,53 +1,56 @@
-"""How far a run has come along its whole chain, and when it will end.
+"""How far a run has come along its whole chain, while it trains; when it ends, `time_left` says.
 
-    seconds left = steps left * pace + boundaries left * pause
-
-`pace` is the smoothed time of a step, `pause` the mean of what lay between two tasks so far
-(samples, files, images encoded and drawn); none is known before the first boundary. run.json says
-how many steps each task has; where epochs decide it, the tasks that have begun stand for the rest.
+run.json says how many steps each task has; where epochs decide it, the tasks that have begun stand
+for the rest.
 """
 
 from __future__ import annotations
 
-import time
+from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 from lcp_plugin.hooks import RunView, StepReport
 from lcp_plugin.tasks import Task
-
-FRESH = 0.1  # weight of the newest step in the pace
+from lcp_plugin.telling.time_left import (
+    PACED,
+    Standing,
+    TimeLeft,
+    count_scored,
+    estimate,
+    pace_of,
+    slower_with,
+)
 
 
 class Course:
     """The steps of all tasks of a run, and where among them it is."""
 
-    def __init__(self, names: tuple[str, ...] = (), steps: Mapping[str, int] | None = None) -> None:
-        self._names = names
-        self._steps = dict(steps or {})  # of the tasks whose number is known
+    def __init__(self, run: RunView | None = None) -> None:
+        self._run = run
+        planned: Mapping[str, Any] = run.facts.get("steps", {}) if run else {}
+        self._names = tuple(task.name for task in run.tasks) if run else ()
+        self._steps = {name: int(count) for name, count in planned.items() if count}
+        self._start = run.tasks[0].index - 1 if run and run.tasks else 0
+        self._scored = count_scored(run.output_dir) if run else 0
+        self._last: StepReport | None = None
+        self._times: deque[float] = deque(maxlen=PACED + 1)  # when steps of the task ended
+        self._pauses: list[float] = []  # seconds between two tasks / concepts known then
+        self._rehearses = False
         self._at = 0  # position of the task in training
-        self._index = 0  # steps of it that are done
-        self._last: tuple[str, float] | None = None  # task of the last step, and when it ended
-        self._pauses: list[float] = []
-        self.pace = 0.0  # seconds a step
-
-    @classmethod
-    def of(cls, run: RunView) -> Course:
-        """A run's course before its first step."""
-        planned = run.facts.get("steps", {})
-        known = {name: int(count) for name, count in planned.items() if count}
-        return cls(tuple(task.name for task in run.tasks), known)
 
     def move(self, step: StepReport, now: float) -> None:
         """A step has ended at `now`, in seconds of any clock."""
-        name = step.task.name
+        name, last = step.task.name, self._last
         self._at = self._names.index(name) if name in self._names else 0
         self._steps[name] = step.total
-        self._index = step.index
-        if self._last is not None and self._last[0] != name:
-            self._pauses.append(max(0.0, now - self._last[1] - step.seconds))
-        fresh = FRESH if self._last is not None and self._last[0] == name else 1.0
-        self.pace = fresh * step.seconds + (1 - fresh) * self.pace
-        self._last = (name, now)
+        if last is not None and last.task.name != name:
+            pause = now - self._times[-1] - step.seconds
+            self._pauses.append(pause / last.task.index)
+            self._times.clear()
+        self._times.append(now)
+        self._rehearses |= step.rehearsal is not None
+        self._last = step
 
     def describe(self, task: Task) -> str:
         """`2 of 5 dog`: the task's place among the run's."""
@@ -62,7 +65,7 @@ class Course:
     @property
     def done(self) -> int:
         """Steps that are behind, those of earlier tasks included."""
-        return sum(self._counts()[: self._at]) + self._index
+        return sum(self._counts()[: self._at]) + (self._last.index if self._last else 0)
 
     @property
     def share(self) -> float:
@@ -70,29 +73,31 @@ class Course:
         return self.done / self.total if self.total else 0.0
 
     @property
-    def seconds_left(self) -> float:
-        """Until the last task is learned."""
-        pause = sum(self._pauses) / len(self._pauses) if self._pauses else 0.0
-        boundaries = max(len(self._names) - self._at - 1, 0)
-        return (self.total - self.done) * self.pace + boundaries * pause
+    def pace(self) -> float:
+        """Seconds a step."""
+        return pace_of(tuple(self._times), self._last.seconds if self._last else 0.0)
+
+    @property
+    def time_left(self) -> TimeLeft:
+        """Until the run is done, its samples and scores included: an estimate."""
+        if self._run is None or self._last is None:
+            return TimeLeft(0.0)
+        args = (self._run.facts.get("strategy") or {}).get("args", ())
+        slower = slower_with(self._run.strategy.name, args, self._start)
+        at = Standing(
+            self._names,
+            self._at + 1,
+            self._last.index,
+            self._last.total,
+            self.pace,
+            self._start,
+            tuple(self._pauses),
+            1.0 if self._rehearses else slower,
+            self._scored,
+        )
+        return estimate(self._run.facts, at)
 
     def _counts(self) -> list[int]:
         known = list(self._steps.values())
         usual = round(sum(known) / len(known)) if known else 0
         return [self._steps.get(name, usual) for name in self._names]
-
-
-def describe_end(seconds: float, now: float | None = None) -> str:
-    """The clock at the end: "14:32", on another day "Sat 14:32", beyond a week its date."""
-    now = time.time() if now is None else now
-    here, then = time.localtime(now), time.localtime(now + seconds)
-    if here[:3] == then[:3]:
-        return time.strftime("%H:%M", then)
-    return time.strftime("%a %H:%M" if seconds < 6 * 86400 else "%Y-%m-%d", then)
-
-
-def describe_duration(seconds: float) -> str:
-    """Seconds below two minutes, minutes below two hours, else hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -49,6 +49,7 @@ from lcp_plugin.report.read import (
     TaskFacts,
     read_table,
 )
+from lcp_plugin.telling.wording import counted, quote
 
 PER_CELL = 6  # pictures of one concept at one stage, over all runs of the page
 
@@ -86,8 +87,8 @@ def show_recognised(material: Material, one: ScoredRun) -> list[Block]:
         "that are nearest to its own pictures. ✕: not recognised, nearest to that task's concept."
     )
     rule = (
-        f"{RULE}; judged by {title_of(found.metric)} on {found.images} images of each concept "
-        "after every task."
+        f"{RULE}; judged by {title_of(found.metric)} on {counted(found.images, 'image')} of each "
+        "concept after every task."
     )
     return [
         Text(rule),
@@ -112,9 +113,10 @@ def show_samples(material: Material, one: ScoredRun) -> list[Block]:
     if one.looks:
         how = " ✕ marks a concept that is no longer recognised, here and in samples/grid.png."
     elif len(run.tasks) > 1:  # one alone cannot be mistaken for another
+        folder = quote(str(run.folder))
         how = (
             " To mark what is no longer recognised, here and in samples/grid.png, score the run: "
-            f"lcp evaluate {run.folder.name}, then lcp report {run.folder.name}; with "
+            f"lcp evaluate {folder}, then lcp report {folder}; with "
             'evaluate = ["effnet"] in its config a run does so at its end.'
         )
     return [Text(about + how), Slider(one.number, stages, _sample_rows(one, per_cell))]

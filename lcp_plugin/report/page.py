@@ -28,6 +28,7 @@ from lcp_plugin.report.read import (
     read_scores,
 )
 from lcp_plugin.report.templates import SCRIPT, STYLE, hash_scripts, open_templates, read_whole
+from lcp_plugin.telling.wording import agree, counted
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -152,7 +153,11 @@ def _heading(runs: Sequence[RunFacts]) -> str:
     if len(runs) == 1:
         return runs[0].name
     strategies = list(dict.fromkeys(run.strategy for run in runs))
-    return " · ".join(strategies) if len(strategies) > 1 else f"{strategies[0]}, {len(runs)} runs"
+    return (
+        " · ".join(strategies)
+        if len(strategies) > 1
+        else f"{strategies[0]}, {counted(len(runs), 'run')}"
+    )
 
 
 def write_lead(material: Material) -> str:
@@ -164,8 +169,9 @@ def write_lead(material: Material) -> str:
         how, seen = f", in {len(material.runs)} runs", _say_compared(material)
     if seen:
         return f"{seen} Learned one after another{how}."
-    noun = "concept" if count == 1 else "concepts"
-    return f"{in_words(count).capitalize()} {noun}, learned one after another{how}."
+    return (
+        f"{in_words(count).capitalize()} {agree(count, 'concept')}, learned one after another{how}."
+    )
 
 
 def say_recognised(found: Recognition, run: RunFacts) -> str:
@@ -176,7 +182,7 @@ def say_recognised(found: Recognition, run: RunFacts) -> str:
         text = f"All {in_words(count)} concepts are still recognised at the end."
     elif kept:
         number = in_words(len(kept)).capitalize()
-        verb = "is" if len(kept) == 1 else "are"
+        verb = agree(len(kept), "is", "are")
         text = f"{number} of {in_words(count)} concepts {verb} still recognised at the end: "
         text += f"{join_names(kept)}."
     else:
@@ -220,7 +226,9 @@ def _key_numbers(one: ScoredRun) -> list[dict[str, str]]:
     told = []
     if one.recognition is not None:
         found = one.recognition
-        note = f"concepts, at the end; {title_of(found.metric)}, {found.images} images each"
+        note = (
+            f"concepts, at the end; {title_of(found.metric)}, {counted(found.images, 'image')} each"
+        )
         value = f"{len(found.kept)} of {len(found.tasks)}"
         told.append({"label": "still recognised", "value": value, "note": note})
     for metric, scores in list(one.matrices.items())[:1]:

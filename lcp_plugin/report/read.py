@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -20,6 +20,7 @@ from lcp_plugin.formats import disk
 from lcp_plugin.formats.pictures import list_images
 from lcp_plugin.formats.shapes import Maybe, has_shape
 from lcp_plugin.store.shapes import RECORD
+from lcp_plugin.telling.wording import counted
 
 log = logging.getLogger(__name__)
 Facts = Mapping[str, Any]
@@ -59,15 +60,15 @@ class TaskFacts:
     @property
     def about(self) -> str:
         """`6 images · 850 steps · rank 64`, as far as it is known."""
-        words = {
-            "images": "{:,} images",
-            "steps": "{:,} steps",
-            "rank": "rank {:,}",
-            "seconds": "{:,.0f} s",
+        words: dict[str, Callable[[Any], str]] = {
+            "images": lambda number: counted(number, "image"),
+            "steps": lambda number: counted(number, "step"),
+            "rank": "rank {:,}".format,
+            "seconds": "{:,.0f} s".format,
         }
-        known = [w.format(self.facts[k]) for k, w in words.items() if _is_number(self.facts.get(k))]
+        known = [say(self.facts[k]) for k, say in words.items() if _is_number(self.facts.get(k))]
         if self.images and "images" not in self.facts:
-            known.insert(0, f"{len(self.images)} images")
+            known.insert(0, f"{counted(len(self.images), 'image')}")
         return " · ".join([self.kind, *known])
 
 

@@ -8,9 +8,6 @@ kill, or a package that was missing, has left out, and nothing twice.
 from __future__ import annotations
 
 import logging
-import os
-import shlex
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from lcp_plugin.sdxl.devices import count_processes
 from lcp_plugin.sdxl.load import TINY_NAME
 from lcp_plugin.store.lock import locked
 from lcp_plugin.store.run_folder import RunStore
+from lcp_plugin.telling.wording import quote
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +68,6 @@ def next_steps(folder: Path, options: Options) -> list[str]:
         f"  take it along    lcp export {lora} --as diffusers -o {other}",
         f"                   (ComfyUI and A1111 read {lora} as it is)",
     ]
-
-
-def quote(word: str) -> str:
-    """A word as this system's shell takes it."""
-    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
 
 
 def close_run(folder: Path, options: Options, device: str) -> list[str]:

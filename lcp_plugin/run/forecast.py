@@ -19,6 +19,7 @@ from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.options import Options, option_fields
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.sdxl.load import TINY_NAME
+from lcp_plugin.telling.wording import counted
 
 TINY_COST = (  # seen at rank 16 with 3x3 convolutions
     f"Estimates are made for SDXL, not for {TINY_NAME}: there a step of 4 images takes about half",
@@ -100,7 +101,7 @@ def describe_plan(
         steps = data.total_steps(processes)
         total += steps
         lines += _task_lines(number, task, data, steps)
-    lines += ["", f"{total} steps in all on {_count(processes, 'process', 'es')}"]
+    lines += ["", f"{counted(total, 'step')} in all on {counted(processes, 'process')}"]
     lines += ["", *_estimate_lines(config, tasks, total, native)]
     notices = [*config.notices, *(n for _, data in tasks for n in data.notices)]
     if notices:
@@ -117,15 +118,15 @@ def outline_plan(
     lines = [f"Tasks in order, strategy {config.options.strategy}"]
     width = max(len(task.name) for task, _ in tasks)
     for number, (task, data) in enumerate(tasks, 1):
-        counted = f"{data.num_repeated_images} with repeats"
-        images = _count(data.num_images, "image")
-        images += f", {counted}" if data.num_repeated_images != data.num_images else ""
+        repeated = f"{data.num_repeated_images} with repeats"
+        images = counted(data.num_images, "image")
+        images += f", {repeated}" if data.num_repeated_images != data.num_images else ""
         lines.append(
             f"  {number:>2}. {task.name:<{width}}  {task.kind}  {task.concept!r}: "
-            f"{data.total_steps()} steps, {images}"
+            f"{counted(data.total_steps(), 'step')}, {images}"
         )
     total = sum(data.total_steps() for _, data in tasks)
-    lines.append(f"{total} steps in all")
+    lines.append(f"{counted(total, 'step')} in all")
     lines += ["", *_estimate_lines(config, tasks, total, native)]
     notices = dict.fromkeys(n for _, data in tasks for n in data.notices)
     return [*lines, *(f"  {notice}" for notice in notices)]
@@ -142,7 +143,7 @@ def _estimate_lines(
     pixels = _largest(tasks, native)
     estimate = estimate_run(config.options, total, len(tasks), pixels)
     return [
-        f"Estimates for SDXL at this size and all {_count(len(tasks), 'task')}, weights by shape,",
+        f"Estimates for SDXL at this size and all {counted(len(tasks), 'task')}, weights by shape,",
         f"activations and time of {estimate.card}",
         f"  one adapter     {estimate.adapter_gb:.2f} GB",
         f"  output folder   {estimate.disk_gb:.1f} GB",
@@ -198,10 +199,6 @@ def _hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 0.1 else "below 0.1 h"
 
 
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}{'' if number == 1 else plural}"
-
-
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(str(v) for v in value) or "(none)"
@@ -215,9 +212,9 @@ def _task_lines(number: int, task: TaskConfig, data: DataCounts, steps: int) -> 
     shown = "; ".join(repr(c) for c in captions[:2]) + more
     reg = f" (and {data.num_reg_images} for regularisation)" if data.num_reg_images else ""
     lines = [
-        f"  {number}. {task.name} ({task.kind} {task.concept!r}): {steps} steps",
+        f"  {number}. {task.name} ({task.kind} {task.concept!r}): {counted(steps, 'step')}",
         f"     images: {data.num_images}{reg}, {data.num_repeated_images} with repeats, "
-        f"in {_count(data.num_batches_per_epoch, 'batch', 'es')} an epoch",
+        f"in {counted(data.num_batches_per_epoch, 'batch')} an epoch",
         f"     buckets: {buckets}",
         f"     captions: {shown}",
     ]

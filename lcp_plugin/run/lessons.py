@@ -21,6 +21,7 @@ from lcp_plugin.run.record import describe_options, note_lesson, stamp, versions
 from lcp_plugin.store.data_facts import describe_data
 from lcp_plugin.store.task_folder import TaskFolder
 from lcp_plugin.tasks import Task
+from lcp_plugin.telling.wording import counted
 from lcp_plugin.training.lesson import Lesson, Trained
 from lcp_plugin.training.loop import Watch
 from lcp_plugin.training.milestones import plan_milestones
@@ -127,8 +128,9 @@ def end_lesson(run: Context, lesson: Lesson, trained: Trained) -> Carry:
     if len(after.tasks) != len(before.tasks) + len(task.records()):
         with explaining(Page.HOOKS):
             raise LineageError(
-                f"strategy {run.strategy.name} returned a carry with {len(after.tasks)} task "
-                f"records after task {task.index}; use carry.after(task, ...), which keeps them."
+                f"strategy {run.strategy.name} returned a carry with "
+                f"{counted(len(after.tasks), 'task record')} after task {task.index}; use "
+                "carry.after(task, ...), which keeps them."
             )
     return note_lesson(replace(after, biases=before.biases), lesson, trained)
 

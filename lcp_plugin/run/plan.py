@@ -34,6 +34,7 @@ from lcp_plugin.run.record import (
 )
 from lcp_plugin.run.restarting import take_up
 from lcp_plugin.run.tasks import order_tasks
+from lcp_plugin.run.to_draw import count_images
 from lcp_plugin.sdxl.base_shapes import check_loras, read_shapes
 from lcp_plugin.sdxl.base_weights import identify_with, list_base_weights
 from lcp_plugin.sdxl.load import BaseId, check_vae, identify_base
@@ -239,13 +240,15 @@ def _check_widths(options: Options, parent: Parent) -> None:
 
 def describe_beginning(plan: RunPlan) -> dict[str, Any]:
     """What run.json says of a run before it begins."""
+    records = [record for task in plan.tasks for record in task.records()]
     return {
         "name": plan.name,
         "command": describe_command(plan.config.arguments),
         "fingerprint": plan.config.fingerprint(),
         "options": describe_options(plan.options),
-        "tasks": [record.to_json() for task in plan.tasks for record in task.records()],
+        "tasks": [record.to_json() for record in records],
         "steps": {task.name: plan.count_steps(task) for task in plan.tasks},
+        "to_draw": count_images(plan.options, records, plan.parent),
         "images": list_image_folders(plan.config),
         "strategy": {"name": plan.strategy.name, "args": list(plan.options.strategy_args)},
         "base": asdict(plan.base_id),

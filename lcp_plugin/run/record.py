@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +24,7 @@ from lcp_plugin.store.carries import hash_carry
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.store.task_folder import Parent
 from lcp_plugin.tasks import MOST_CAPTIONS
+from lcp_plugin.telling.wording import join_words
 from lcp_plugin.training.lesson import Lesson, Trained
 
 log = logging.getLogger(__name__)
@@ -132,8 +131,7 @@ def describe_command(arguments: Sequence[str]) -> dict[str, str]:
     elif program.suffix == ".py" and not is_ours:
         words = ["python", str(program)]
     words += arguments
-    line = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-    return {"line": line, "folder": str(Path.cwd())}
+    return {"line": join_words(words), "folder": str(Path.cwd())}
 
 
 def text_delta_hash(carry: Carry) -> str:

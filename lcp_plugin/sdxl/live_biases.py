@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lcp_plugin.biases import Biases
 from lcp_plugin.errors import LineageError
 from lcp_plugin.sdxl.rounding import round_stochastically
+from lcp_plugin.telling.wording import counted
 
 
 class LiveBiases:
@@ -69,8 +70,8 @@ def check_biases(
             )
         if bias.shape != change.shape:
             raise LineageError(
-                f"{what} changes the bias of {name} in {len(change)} places, this base's has "
-                f"{len(bias)}: it was made for another base."
+                f"{what} changes the bias of {name} in {counted(len(change), 'place')}, this "
+                f"base's has {len(bias)}: it was made for another base."
             )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lcp_plugin.data.captions import parse_weights
+from lcp_plugin.telling.wording import agree
 
 PIECE = 75  # tokens between start and end
 
@@ -116,10 +117,9 @@ def describe_cut(
 
 
 def _tell_cut(cut: int, texts: Sequence[str], limit: int, longest: int, what: str) -> str:
-    verb = "is" if cut == 1 else "are"
     return (
-        f"{cut} of {len(texts)} {what} {verb} longer than {limit} tokens (up to {longest}) and "
-        "cut there"
+        f"{cut} of {len(texts)} {what} {agree(cut, 'is', 'are')} longer than {limit} tokens (up to "
+        f"{longest}) and cut there"
     )
 
 

@@ -77,6 +77,7 @@ RUN_SHAPE = {  # run.json, whatever of it is there
     "session": Maybe(str),
     "parent": Maybe(PARENT_NAMED),
     "steps": Maybe({str: COUNT}),
+    "to_draw": Maybe({str: COUNT}),
     "versions": Maybe({str: str}),
     "observers": Maybe({str: dict}),
     "closed": Maybe({str: {"of": list, "files": [str]}}),

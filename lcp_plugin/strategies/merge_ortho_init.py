@@ -32,6 +32,7 @@ from lcp_plugin.errors import StrategyError
 from lcp_plugin.hooks import Carry, Strategy, TaskStart
 from lcp_plugin.lora import check_init, orthogonal_columns, row_null_rows, top_right_vectors
 from lcp_plugin.tasks import Task
+from lcp_plugin.telling.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +132,9 @@ class MergeOrthoInit(Strategy):
             sums[name] = known
         if guessed and isinstance(like, AdapterSpec):
             log.info(
-                "merge_ortho_init: the parent records no A's of this rank for %d modules; "
+                "merge_ortho_init: the parent records no A's of this rank for %s; "
                 "starting orthogonal to the top right singular vectors of its delta.",
-                guessed,
+                counted(guessed, "module"),
             )
         return sums
 
@@ -157,9 +158,9 @@ class MergeOrthoInit(Strategy):
             downs[name] = rows * (math.sqrt(inputs) / rank) if self.scale != "unit" else rows
         if filled:
             log.warning(
-                "merge_ortho_init: %d modules have no null space of the rank left; "
-                "their start uses the directions of least energy.",
-                filled,
+                "merge_ortho_init: no null space of the rank is left for %s; "
+                "what starts there uses the directions of least energy.",
+                counted(filled, "module"),
             )
         return downs
 

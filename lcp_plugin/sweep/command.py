@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from lcp_plugin.evaluation.conflicts import compare_boundaries, figure_two, open
 from lcp_plugin.evaluation.inputs import fill_references, read_config, read_tasks
 from lcp_plugin.formats.disk import write_json
 from lcp_plugin.report import write_report
-from lcp_plugin.sweep.hours import Drawing, describe_work
-from lcp_plugin.sweep.plan import list_lanes, plan_runs
+from lcp_plugin.sweep.hours import Drawing, count_work, describe_work, sum_up
+from lcp_plugin.sweep.plan import SweepPlan, list_lanes, plan_runs
 from lcp_plugin.sweep.running import create_executor, execute_plan
+
+logger = logging.getLogger(__name__)
 
 
 def run_sweep(args: argparse.Namespace, extra: Sequence[str]) -> str:
@@ -39,11 +42,12 @@ def run_sweep(args: argparse.Namespace, extra: Sequence[str]) -> str:
     tasks = {t.name: t for t in read_tasks(read_config(args.config, extra), args.references)}
     if args.samples_of_config:
         sample_as_configured(args, extra)
+    drawing, parallel = plan_drawing(list(tasks.values()), args), choose_parallel(args)
     if args.dry_run:
-        return describe_work(plan, plan_drawing(list(tasks.values()), args), args.seconds_per_step)
+        return describe_work(plan, drawing, args.seconds_per_step, parallel)
+    tell_beginning(plan, drawing, args, parallel)
     began = time.monotonic()
     executor = create_executor(args.executor, args.output.resolve() / "jobs", args.job)
-    parallel = args.parallel or choose_parallel()
     execute_plan(plan, executor, parallel)
     trained = time.monotonic() - began
     chains = [
@@ -95,8 +99,23 @@ def save_conflicts(run: Path) -> None:
     write_json(file, facts)
 
 
-def choose_parallel() -> int:
-    """Runs at a time: one on each card; small models on a CPU train best with one core each."""
+def tell_beginning(
+    plan: SweepPlan, drawing: Drawing, args: argparse.Namespace, parallel: int
+) -> None:
+    """What will be done and about how long it takes, before the first run starts."""
+    work = count_work(plan, drawing, args.seconds_per_step)
+    for line in sum_up(plan, work, parallel, args.seconds_per_step):
+        logger.info("%s", line)
+    if work:
+        logger.info("all of it in %s; stopped, the same command goes on", args.output)
+
+
+def choose_parallel(args: argparse.Namespace) -> int:
+    """Runs at a time, unless they are given: one on each card; small models on a CPU train best
+    with one core each. Jobs of a cluster share no machine.
+    """
     from lcp_plugin.sdxl.devices import choose_device, count_processes
 
+    if args.parallel or args.executor == "slurm":
+        return int(args.parallel or 1)
     return len(visible_cards()) or (count_processes() if choose_device() == "cpu" else 1)

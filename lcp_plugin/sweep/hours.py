@@ -1,9 +1,11 @@
-"""What a sweep will cost before it starts: steps, images and GPU hours, of SDXL's real size.
+"""What a sweep will cost before it starts: steps, images and hours.
 
 Steps and images are counted as the sweep will do them: first tasks that runs share once, images of
 a state of the model once. Seconds are `config.estimates`' (measured on the card that is named, or
 assumed), or those that --seconds_per_step gives; rehearsal and what it draws are in them. Loading
-models, boundaries, encoding data and scoring are not counted. The embedded base has no hours.
+models, boundaries, encoding data and scoring are not counted. The embedded base's seconds are those
+of a process with one core (medians of the quickstart on an AMD EPYC with AVX2: .3 to .5 s a step of
+four images and .6 to 1 s an image of 12 steps with two cores).
 """
 
 from __future__ import annotations
@@ -23,9 +25,13 @@ from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.dataset import TaskData
 from lcp_plugin.evaluation.cards import visible_cards
 from lcp_plugin.evaluation.scores import CEILINGS, count_cells
-from lcp_plugin.run.forecast import TINY_COST, rehearsal_seconds
+from lcp_plugin.run.forecast import rehearsal_seconds
 from lcp_plugin.sdxl.load import TINY_NAME
 from lcp_plugin.sweep.plan import PlannedRun, SweepPlan
+from lcp_plugin.telling.wording import agree, counted, say_duration
+
+TINY_STEP = 0.5  # seconds of a step of the embedded base
+TINY_DENOISING = 0.12  # and of a denoising step of one image
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,22 @@ def _count_run(
     options, tasks = config.options, config.tasks
     shared = min(run.shared, len(tasks)) if run.leader else 0
     steps = sum(_count_steps(task) for task in tasks[shared:])
+    tiny, pixels = _is_tiny(options), drawing.side**2 if drawing.side else NATIVE_PIXELS
     if step_seconds is None:
-        step_seconds = estimate_seconds(options, _count_pixels(options), len(tasks))
+        own = estimate_seconds(options, _count_pixels(options), len(tasks))
+        step_seconds = TINY_STEP if tiny else own
     cells = _count_cells(run, len(tasks)) + (len(tasks) if is_first else 0)  # and the base's own
     images = cells * drawing.per_task
-    pixels = drawing.side**2 if drawing.side else NATIVE_PIXELS
     seconds = image_seconds(options, pixels, drawing.steps)
+    seconds = drawing.steps * TINY_DENOISING if tiny else seconds
     whole = step_seconds * sum(_count_steps(task) for task in tasks)  # shared tasks included
-    added = sum(rehearsal_seconds(options, whole, len(tasks), _count_pixels(options)))
-    return Work(run.name, steps, images, steps * step_seconds + added, images * seconds)
+    rehearsed, drawn = rehearsal_seconds(options, whole, len(tasks), _count_pixels(options))
+    training = steps * step_seconds + rehearsed + (0.0 if tiny else drawn)
+    return Work(run.name, steps, images, training, images * seconds)
+
+
+def _is_tiny(options: Options) -> bool:
+    return options.pretrained_model_name_or_path == TINY_NAME
 
 
 def _count_cells(run: PlannedRun, tasks: int) -> int:
@@ -94,46 +107,72 @@ def _count_pixels(options: Options) -> int:
     return width * height
 
 
-def describe_work(plan: SweepPlan, drawing: Drawing, step_seconds: float | None) -> str:
-    """The table of a sweep's dry run."""
+def describe_work(
+    plan: SweepPlan, drawing: Drawing, step_seconds: float | None, processes: int
+) -> str:
+    """The table of a sweep's dry run, and its sum."""
     work = count_work(plan, drawing, step_seconds)
+    width = max((len(item.name) for item in work), default=0)
+    if work and _is_tiny(_options_of(plan)):
+        lines = [f"{item.name:<{width}}  {'  '.join(_say_sums(item))}" for item in work]
+    else:
+        lines = [
+            f"{item.name:<{width}}  {_say_sums(item)[0]} {item.training / 3600:>7.2f} h  "
+            f"{_say_sums(item)[1]} {item.drawing / 3600:>7.2f} h"
+            for item in work
+        ]
+    return "\n".join(
+        [*lines, *([""] if lines else []), *sum_up(plan, work, processes, step_seconds)]
+    )
+
+
+def sum_up(
+    plan: SweepPlan, work: Sequence[Work], processes: int, step_seconds: float | None
+) -> list[str]:
+    """What all of it takes, in a few lines. `processes`: runs at a time, where there is no card."""
     if not work:
-        return f"all {len(plan.runs)} runs are finished; nothing is left to train"
-    width = max(len(item.name) for item in work)
-    options = load_config(list(plan.runs[0].arguments)).options
-    if options.pretrained_model_name_or_path == TINY_NAME:
-        return _describe_tiny(work, width)
-    lines = [
-        f"{item.name:<{width}}  {item.steps:>7} steps {item.training / 3600:>7.2f} h  "
-        f"{item.images:>6} images {item.drawing / 3600:>7.2f} h"
-        for item in work
-    ]
-    training = sum(item.training for item in work) / 3600
-    drawn = sum(item.drawing for item in work) / 3600
+        return [f"all of {counted(len(plan.runs), 'run')} finished; nothing is left to train"]
     finished = len(plan.runs) - len(work)
+    steps = counted(sum(item.steps for item in work), "step")
+    images = counted(sum(item.images for item in work), "image")
+    done = f", {finished} finished" if finished else ""
+    lines = [f"{counted(len(work), 'run')} to do{done}: {steps}, {images}"]
+    training, drawn = sum(item.training for item in work), sum(item.drawing for item in work)
+    uncounted = "not counted: loading, encoding, boundaries, scoring"
+    if _is_tiny(_options_of(plan)):
+        training, drawn = training / processes, drawn / processes
+        each = step_seconds or TINY_STEP
+        return [
+            *lines,
+            f"about {say_duration(training + drawn)} on {counted(processes, 'core')}: training "
+            f"{say_duration(training)}, images {say_duration(drawn)}",
+            f"estimated at {each:g} s a step of {TINY_NAME} on a core; {uncounted}",
+        ]
     cards = max(1, len(visible_cards()))
-    lines += [
-        "",
-        f"{len(work)} runs to do{f', {finished} finished' if finished else ''}: training "
-        f"{training:.1f} h, images {drawn:.1f} h, together {training + drawn:.1f} GPU hours",
-        f"on {cards} card{'s' if cards > 1 else ''}: at least {(training + drawn) / cards:.1f} h",
+    hours, images_hours = training / 3600, drawn / 3600
+    return [
+        *lines,
+        f"training {hours:.1f} h, images {images_hours:.1f} h, "
+        f"together {hours + images_hours:.1f} GPU hours",
+        f"on {counted(cards, 'card')}: at least {(hours + images_hours) / cards:.1f} h",
         _tell_source(plan, step_seconds),
-        "not counted: loading, encoding, boundaries, scoring",
+        uncounted,
     ]
-    return "\n".join(lines)
 
 
-def _describe_tiny(work: Sequence[Work], width: int) -> str:
-    """The table for the embedded base, which no card's seconds tell anything of."""
-    lines = [f"{i.name:<{width}}  {i.steps:>7} steps  {i.images:>6} images" for i in work]
-    steps, images = sum(i.steps for i in work), sum(i.images for i in work)
-    lines += ["", f"{len(work)} runs to do: {steps} steps, {images} images"]
-    return "\n".join([*lines, *TINY_COST])
+def _say_sums(item: Work) -> tuple[str, str]:
+    """Steps and images of a run, as columns."""
+    steps, images = agree(item.steps, "step"), agree(item.images, "image")
+    return f"{item.steps:>7} {steps:<5}", f"{item.images:>6} {images:<6}"
+
+
+def _options_of(plan: SweepPlan) -> Options:
+    return load_config(list(plan.runs[0].arguments)).options
 
 
 def _tell_source(plan: SweepPlan, step_seconds: float | None) -> str:
     """Whose seconds they are."""
-    cost = find_cost(load_config(list(plan.runs[0].arguments)).options)
+    cost = find_cost(_options_of(plan))
     image = "" if cost.image_seconds else "; seconds of images are an estimate"
     if step_seconds is not None:
         return f"{step_seconds:g} s a step as given{image}"

@@ -50,7 +50,9 @@ def add_sweep_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
     )
     group.add_argument("--plan", action="store_true", help="print the runs and stop")
     group.add_argument(
-        "--dry_run", action="store_true", help="print steps, images and GPU hours, and stop"
+        "--dry_run",
+        action="store_true",
+        help="print runs, steps, images and about how long, and stop",
     )
     group.add_argument(
         "--seconds_per_step",

@@ -26,6 +26,7 @@ from lcp_plugin.evaluation.processes import library_server
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.sweep.adoption import adopt_tasks
 from lcp_plugin.sweep.plan import PlannedRun, SweepPlan
+from lcp_plugin.telling.wording import counted
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +141,9 @@ def execute_plan(plan: SweepPlan, executor: Any = None, parallel: int = 1) -> No
         jobs = [executor.submit(execute_planned, run) for run in waiting]
         errors = [error for job in jobs if (error := job.exception()) is not None]
         if errors:
-            raise LcpError(f"{len(errors)} of {len(jobs)} runs failed; the first: {errors[0]}")
+            raise LcpError(
+                f"{len(errors)} of {counted(len(jobs), 'run')} failed; the first: {errors[0]}"
+            )
 
 
 def _execute_here(runs: Sequence[PlannedRun], parallel: int) -> None:
@@ -156,7 +159,12 @@ def _execute_here(runs: Sequence[PlannedRun], parallel: int) -> None:
             execute_planned(run, threads if parallel > 1 else None, card)
 
     with ThreadPoolExecutor(max_workers=parallel) as pool:
-        errors = [e for f in [pool.submit(execute, run) for run in runs] if (e := f.exception())]
+        waiting = [pool.submit(execute, run) for run in runs]
+        try:
+            errors = [error for future in waiting if (error := future.exception())]
+        except KeyboardInterrupt:  # those that run were stopped with this; the others do not begin
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     if errors:
         raise errors[0]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.telling.wording import counted
 
 GIVEN = ("self", "params", "lr")  # given by the run, not among optimizer_args
 
@@ -72,7 +73,9 @@ def _wanted_kind(default: Any, value: Any) -> str:
         return ""
     if isinstance(default, tuple):
         fits = isinstance(value, tuple | list) and len(value) == len(default)
-        return "" if fits else f"{len(default)} values as in {','.join(map(str, default))}"
+        return (
+            "" if fits else f"{counted(len(default), 'value')} as in {','.join(map(str, default))}"
+        )
     if not isinstance(value, str):
         return ""
     if isinstance(default, bool):

@@ -20,6 +20,7 @@ from lcp_plugin.formats.identity import file_model_hash
 from lcp_plugin.formats.shapes import check_shape
 from lcp_plugin.formats.tensors import read_tensors, write_tensors
 from lcp_plugin.store.shapes import STATE_SHAPE
+from lcp_plugin.telling.wording import agree, counted
 from lcp_plugin.training.learner import Learner
 from lcp_plugin.training.optimizer_state import flatten_state, unflatten_state
 from lcp_plugin.training.processes import share_state
@@ -131,8 +132,8 @@ def _check_fits(learner: Learner, step: int, parts: Parts, facts: Mapping[str, A
         )
     if step > learner.total:
         raise ResumeError(
-            f"the state of task {name} is at step {step}, beyond the {learner.total} steps of "
-            "this run; raise max_train_steps."
+            f"the state of task {name} is at step {step}, beyond the "
+            f"{counted(learner.total, 'step')} of this run; raise max_train_steps."
         )
 
 
@@ -141,8 +142,8 @@ def _way_out(learner: Learner, step: int) -> str:
     if learner.lesson.options.resume:
         return "leave out --resume"
     return (
-        f"start this task again with --overwrite: its {step} steps are lost then, the tasks "
-        "before it stay"
+        f"start this task again with --overwrite: its {counted(step, 'step')} "
+        f"{agree(step, 'is', 'are')} lost then, the tasks before it stay"
     )
 
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 
 from lcp_plugin.report.read import RunFacts
+from lcp_plugin.telling.time_left import (
+    Standing,
+    TimeLeft,
+    count_scored,
+    estimate,
+    pace_of,
+    slower_with,
+)
 from lcp_plugin.watch.log import Facts
-from lcp_plugin.watch.time_left import Standing, TimeLeft, estimate, pace_of
 
 RECENT = 25  # steps that a loss is the mean of
 
@@ -45,18 +53,15 @@ def measure(run: RunFacts, facts: Facts, latest: Facts, last: Facts) -> Progress
         return None
     index, done, total = (int(latest.get(key) or 0) for key in ("task_index", "step", "total"))
     mine = [s for s in run.steps if int(s["task_index"]) == index and int(s["step"]) <= done]
-    own = [task for task in run.tasks if task.index > run.start]
-    position = index - run.start
-    tasks = max(len(own), position)
-    at = Standing(position, done, total, pace_of(mine))
+    at = stand(run, mine, latest)
     return Progress(
         task=str(latest.get("task", "")),
-        position=position,
-        tasks=tasks,
+        position=at.position,
+        tasks=max(len(at.tasks), at.position),
         step=done,
         total=total,
         pace=at.pace,
-        left=estimate(run, facts, at),
+        left=estimate(facts, at),
         loss=_recent(mine, "loss"),
         rehearsal=_recent(mine, "rehearsal"),
         memory_mb=max(float(step.get("peak_memory_mb") or 0.0) for step in mine),
@@ -64,20 +69,33 @@ def measure(run: RunFacts, facts: Facts, latest: Facts, last: Facts) -> Progress
     )
 
 
+def stand(run: RunFacts, mine: Sequence[Facts], latest: Facts) -> Standing:
+    """Where a run stands, as far as its time goes; `mine`: the steps of the task in training."""
+    times = [float(step.get("time") or 0.0) for step in mine]
+    rehearses = any("rehearsal" in step for step in run.steps)
+    slower = slower_with(run.strategy, run.strategy_args, run.start)
+    return Standing(
+        tasks=tuple(task.name for task in run.tasks if task.index > run.start),
+        position=int(latest["task_index"]) - run.start,
+        step=int(latest["step"]),
+        total=int(latest.get("total") or 0),
+        pace=pace_of(times, float(latest.get("seconds") or 0.0)),
+        start=run.start,
+        pauses=_pauses(run.steps),
+        slower=1.0 if rehearses else slower,
+        scored=count_scored(run.folder),
+    )
+
+
+def _pauses(steps: Sequence[Facts]) -> tuple[float, ...]:
+    """Between the last step of a task and the first of the next, by the concepts known then."""
+    return tuple(
+        (float(after["time"]) - float(before["time"])) / int(before["task_index"])
+        for before, after in pairwise(steps)
+        if before["task_index"] != after["task_index"] and "time" in before and "time" in after
+    )
+
+
 def _recent(steps: Sequence[Facts], key: str) -> float | None:
     values = [step[key] for step in steps[-RECENT:] if isinstance(step.get(key), int | float)]
     return fmean(values) if values else None
-
-
-def say_duration(seconds: float) -> str:
-    """`40 s`, `7 min`, `2 h 5 min`, `3 d 4 h`."""
-    if seconds < 90:
-        return f"{max(seconds, 0):.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"

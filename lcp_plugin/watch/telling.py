@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lcp_plugin.report.material import ScoredRun
 from lcp_plugin.report.read import Facts, RunFacts
+from lcp_plugin.telling.time_left import TimeLeft
+from lcp_plugin.telling.wording import say_duration, say_moment
 from lcp_plugin.watch.life import Life
-from lcp_plugin.watch.progress import Progress, say_duration
-from lcp_plugin.watch.time_left import TimeLeft
+from lcp_plugin.watch.progress import Progress
 
 STATE = re.compile(r"(\d+)_.+_step(\d+)")  # folder of a saved state
 
@@ -122,20 +123,13 @@ def _left(life: Life, at: Progress) -> TimeLeft | None:
 
 def _note_time(life: Life, at: Progress, left: TimeLeft) -> str:
     """What the time left is made of; it is an estimate and says so."""
-    note = f"an estimate, until about {_clock(time.time() + left.seconds)}"
+    note = f"an estimate, until about {say_moment(time.time() + left.seconds)}"
     if life.state == "closing":
         return f"{note}, to draw what is scored"
     note += f", at {at.pace:.2f} s a step"
     if left.scoring is None:
         return f"{note}; the scores at its end come on top"
     return f"{note}; {say_duration(left.scoring)} of it for the scores" if left.scoring else note
-
-
-def _clock(moment: float) -> str:
-    """`14:05`, with the day where it is another one than today."""
-    then = time.localtime(moment)
-    same = time.strftime("%x", then) == time.strftime("%x")
-    return time.strftime("%H:%M" if same else "%a %H:%M", then)
 
 
 def go_on(run: RunFacts, facts: Facts) -> Going:

@@ -156,7 +156,7 @@ def test_keep_largest_keeps_the_share_asked_for() -> None:
 def test_other_bases_and_wrong_weights_are_refused() -> None:
     with pytest.raises(FileFormatError, match="different bases"):
         merge_deltas([dense([1.0, 2.0]), dense([1.0])])
-    with pytest.raises(ConfigError, match="2 adapters and 1 weights"):
+    with pytest.raises(ConfigError, match="2 adapters and 1 weight;"):
         merge_deltas([dense([1.0]), dense([1.0])], [1.0])
     with pytest.raises(ConfigError, match="nothing|0 adapters"):
         merge_deltas([])

@@ -129,7 +129,7 @@ def test_more_folders_than_rare_words_is_one_line(
     for number in range(many):
         shutil.copytree(here / "first", here / "photos" / f"toy{number:02d}x")
     assert init(["photos"]) == 2
-    assert f"{many} tasks need a rare word each" in capsys.readouterr().err
+    assert f"{many} tasks to name, and only " in capsys.readouterr().err
     assert not (here / "photos.toml").exists()
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lcp_plugin"
 
 FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
-    "lcp_plugin errors seeds terminal",
+    "lcp_plugin errors seeds telling",
     "tasks lora norms",
     "adapter",
     "delta",

@@ -181,7 +181,9 @@ def test_row_null_without_room_takes_the_least_energy_and_warns_once(
         start = strategy.begin_task(make_task(3), carry, make_spec(3))
     warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 1
-    assert "2 modules have no null space" in warnings[0].getMessage()  # 3 x 4 and 4 x 3
+    assert (
+        "no null space of the rank is left for 2 modules" in warnings[0].getMessage()
+    )  # 3 x 4 and 4 x 3
     matrix = dense_delta(carry.total)["unet.a"]
     values = torch.linalg.svd(matrix).S  # (3,), of a 3 x 4 matrix
     down = start.adapter["unet.a"].down.double()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lcp_plugin.commands.compare import main as compare
 from lcp_plugin.commands.sweep import main
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.evaluation.cards import VARIABLE, deal_cards, visible_cards
@@ -142,9 +145,34 @@ def test_a_dry_run_counts_what_rehearsal_adds_and_no_hours_for_the_embedded_base
     tiny = ["--pretrained_model_name_or_path", "tiny-sdxl"]
     assert main(["--config", str(config), *flags, *tiny]) == 0
     told = capsys.readouterr().out
-    assert "3 runs to do: 14400 steps" in told
-    assert "Estimates are made for SDXL, not for tiny-sdxl" in told
-    assert " h " not in told
+    assert "3 runs to do: 14,400 steps" in told
+    assert re.search(r"about .* on \d cores?: training .*, images ", told)
+    assert "estimated at 0.5 s a step of tiny-sdxl on a core" in told
+    assert "GPU" not in told
+
+
+def test_a_comparison_says_what_it_will_do_and_stopped_begins_nothing_more(
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = []
+
+    def be_stopped(run: PlannedRun, *more: object) -> str:
+        begun.append(run.name)
+        signal.raise_signal(signal.SIGINT)  # the main thread's, as with Ctrl-C
+        return run.name
+
+    monkeypatch.setattr(running, "execute_planned", be_stopped)
+    output = tmp_path / "comparison"
+    flags = ["--config", str(write_config("run")), "--output", str(output), "--parallel", "1"]
+    assert compare(flags) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on.\n"
+    assert "14 runs to do: " in caplog.text
+    assert f"all of it in {output}; stopped, the same command goes on" in caplog.text
+    assert len(begun) == 1
 
 
 def test_jobs_run_through_submitits_local_executor(tmp_path: Path) -> None:

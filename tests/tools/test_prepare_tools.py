@@ -120,7 +120,7 @@ def test_styles_are_arranged_and_the_config_trains_on_them(
         assert trained not in [r.name for r in references]
         assert all(len(list(r.iterdir())) == 1 for r in references)
     assert "Seed_Images" not in {t.name for t in run.tasks}
-    assert "1 images of a style, not 2" in capsys.readouterr().out
+    assert "1 image of a style, not 2" in capsys.readouterr().out
 
 
 def test_fewer_styles_than_asked_are_taken_and_told(

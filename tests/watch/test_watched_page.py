@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from report_samples import EVIL, Outline, add_recognition, make_run
@@ -20,9 +18,6 @@ from watched_runs import (
     steps,
     write_log,
 )
-
-from lcp_plugin.report.read import RunFacts, TaskFacts
-from lcp_plugin.watch.time_left import Standing, estimate
 
 STATE = re.compile(r'<p class="life (\w+)"')
 
@@ -70,14 +65,14 @@ def test_a_run_that_goes_on_is_followed_step_by_step_and_its_grid_grows(tmp_path
         assert then["goes_on"] is True
 
 
-SCORED = {"evaluate": ["effnet"], "evaluate_images": 4, "evaluate_prompts": 2}
+TO_DRAW = {"samples": 6, "scores": 72}  # scores: 3 + 6 cells of 2 prompts x 4 images
 
 
 @pytest.mark.parametrize(
     ("drawing", "left", "note"),
     [
         # 28 s, then 60 steps and twice the pause of 16 s: 180 s; 2 samples of 3 concepts at 4 s;
-        # scores: 3 + 6 cells of 2 prompts x 4 images, of which two are there
+        # 72 images for the scores, of which two are there
         ({"images": 6, "seconds": 24.0}, "8 min", "s a step; 5 min of it for the scores"),
         (None, "3 min", "s a step; the scores at its end come on top"),
     ],
@@ -86,10 +81,7 @@ def test_the_time_left_holds_samples_and_scores_as_far_as_an_image_was_timed(
     tmp_path, drawing, left, note
 ):
     folder = make_unfinished(tmp_path / "mine")
-    tasks = json.loads((folder / "run.json").read_text("utf-8"))["tasks"]
-    tasks = [{**task, "prompts": ["a", "b", "c"]} for task in tasks]
-    options = {"samples_per_task": 2, **SCORED}
-    edit_run(folder, options=options, drawing=drawing, tasks=tasks)
+    edit_run(folder, to_draw=TO_DRAW, drawing=drawing)
     images = folder / "evaluation" / "images" / "base-0" / "robot"
     images.mkdir(parents=True)
     for number in range(2):
@@ -103,26 +95,11 @@ def test_the_time_left_holds_samples_and_scores_as_far_as_an_image_was_timed(
 
 def test_a_run_that_is_scored_tells_when_its_images_will_be_drawn(tmp_path):
     folder = make_run(tmp_path / "mine")
-    tasks = json.loads((folder / "run.json").read_text("utf-8"))["tasks"]
-    drawing = {"images": 1, "seconds": 2.0}
-    prompts = [{**task, "prompts": ["a"]} for task in tasks]
-    edit_run(folder, options=SCORED, drawing=drawing, tasks=prompts)
+    edit_run(folder, to_draw=TO_DRAW, drawing={"images": 1, "seconds": 1.0})
     with held(folder), served(folder) as page:
         found = numbers_of(page.live())["time left"]
-    assert found[0] == "72 s"  # 9 cells of 4 images of one prompt
+    assert found[0] == "72 s"
     assert found[1].endswith(", to draw what is scored")
-
-
-def test_tasks_to_come_count_the_steps_that_are_planned_and_what_recall_will_add():
-    run = RunFacts(
-        Path("nowhere"), "mine", "recall", ("every=2",), "", 0, None,
-        tuple(TaskFacts(i, n, "object", n, "", (), {}, n) for i, n in enumerate("abc", 1)),
-        (), (), steps=({"task_index": 1, "step": 5, "seconds": 2.0},),
-    )  # fmt: skip
-    at = Standing(position=1, step=5, total=10, pace=2.0)
-    planned = {"steps": {"a": 10, "b": 20, "c": None}}
-    assert estimate(run, planned, at).training == 5 * 2 + (20 + 10) * 2 * 1.5
-    assert estimate(replace(run, strategy="naive"), {}, at).training == 5 * 2 + 20 * 2
 
 
 def test_a_finished_run_shows_its_grid_its_curves_and_what_is_still_recognised(tmp_path):

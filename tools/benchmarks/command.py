@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.measure import Row, format_table
 from lcp_plugin.errors import ConfigError, LcpError
+from lcp_plugin.telling.wording import counted
 
 SIZES = {
     "tiny": "the embedded base, 48 px",
@@ -112,7 +113,7 @@ def run_on_card(arguments: argparse.Namespace) -> str:
     rows, failed = measure_card(card, arguments.only or list_default(), arguments.json)
     text = f"{card.describe()}\n\n{format_table(rows)}"
     if failed:
-        raise LcpError(f"{failed} measurements failed, see above.\n{text}")
+        raise LcpError(f"{counted(failed, 'measurement')} failed, see above.\n{text}")
     return text
 
 

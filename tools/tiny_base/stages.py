@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lcp_plugin.errors import DataError
 from lcp_plugin.sdxl.latents import encode_pixels
+from lcp_plugin.telling.wording import counted
 from lcp_plugin.tiny.architecture import (
     SCALING_FACTOR,
     TINY,
@@ -202,7 +203,7 @@ def save_weights(model: Any, file: Path) -> None:
 
 def _drawn_once(file: Path, draw: Drawing, seed: int, count: int) -> NDArray[np.uint8]:
     if not file.exists():
-        logger.info("drawing %d pictures for %s", count, file.name)
+        logger.info("drawing %s for %s", counted(count, "picture"), file.name)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part.npy")
         np.save(part, draw_pool(draw, seed, count))
@@ -217,7 +218,7 @@ def _encoded_once(vae: Any, plan: Plan) -> Tensor:
 
     file = plan.work / "latents.safetensors"
     if not file.exists():
-        logger.info("encoding %d pictures", plan.world_pictures)
+        logger.info("encoding %s", counted(plan.world_pictures, "picture"))
         pictures = np.load(plan.work / "world.npy", mmap_mode="r", allow_pickle=False)
         parts = []
         with torch.no_grad(), fast_autocast():

@@ -1,0 +1,1 @@
+"""How things are told to people: words, clocks, commands to paste, terminals."""
