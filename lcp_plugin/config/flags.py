@@ -18,6 +18,7 @@ from lcp_plugin.config.option_text import OURS, default_of, describe, is_rare
 from lcp_plugin.config.options import option_fields, option_types
 from lcp_plugin.config.parser import Formatter
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.wording import quote
 
 EVERYTHING = "--help-all"
 _USAGE = """lcp train --config FILE [--option value ...]
@@ -36,7 +37,7 @@ def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
     given, rest = build_parser().parse_known_args([_expand(word) for word in argv])
     problems = [_unknown_flag(word) for word in rest if word.startswith("--")]
     if rest and not problems:
-        hint = f" Did you mean --config {rest[0]}?" if rest[0].endswith(".toml") else ""
+        hint = f" Did you mean --config {quote(rest[0])}?" if rest[0].endswith(".toml") else ""
         problems = [f"command line: {rest[0]!r} belongs to no option; options start with --.{hint}"]
     if problems:
         raise ConfigError(*problems)
@@ -81,7 +82,8 @@ def _expand(word: str) -> str:
 
 def _unknown_flag(word: str) -> str:
     name = word[2:].partition("=")[0]
-    return f"command line: unknown option --{name}.{did_you_mean(name, option_fields())}"
+    hint = did_you_mean(name, option_fields()).replace("mean ", "mean --")
+    return f"command line: unknown option --{name}.{hint}"
 
 
 # -------------------------------------------------------------------------------- the parser

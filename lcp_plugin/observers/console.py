@@ -20,6 +20,7 @@ from lcp_plugin.telling.wording import counted, say_duration, say_moment
 SMOOTHING = 0.05  # of the running mean of the loss
 SECONDS_BETWEEN_LINES = 20.0
 RUN_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
+TASK_BAR = "{desc} {n_fmt}/{total_fmt} |{bar}|{postfix}"  # 80 columns cut it behind the losses
 COLOUR = "green"
 
 
@@ -105,7 +106,7 @@ class Console(Observer):
 
     def _facts(self, step: StepReport) -> str:
         rehearsed = "" if step.rehearsal is None else f", rehearsal {step.rehearsal:.4f}"
-        return f"loss {self._loss:.4f}{rehearsed}, lr {step.lr:.1e}, peak {self._peak:,.0f} MB"
+        return f"loss {self._loss:.4f}{rehearsed}, peak {self._peak:,.0f} MB, lr {step.lr:.1e}"
 
     def _move_bars(self, step: StepReport) -> None:
         from tqdm import tqdm
@@ -115,11 +116,12 @@ class Console(Observer):
                 total=step.total,
                 initial=step.index - 1,
                 desc=self._place(step.task),
-                unit="step",
                 leave=False,
                 position=1,
+                bar_format=TASK_BAR,
             )
-        self._bar.set_postfix_str(self._facts(step), refresh=False)
+        pace = f"{self._course.pace:.2f} s/step"
+        self._bar.set_postfix_str(f"{pace}, {self._facts(step)}", refresh=False)
         self._bar.update(1)
         if self._run_bar is not None:
             self._run_bar.total = self._course.total

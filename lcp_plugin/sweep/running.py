@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _COMMAND = "lcp_plugin.cli"
 PRELOADED = ("lcp_plugin.run.runner", "lcp_plugin.run.follow_up")  # what each run imports first
 _FORKING = threading.Lock()
+_STOPPING = threading.Event()  # by Ctrl-C: runs save their state and end, no other begins
+LOOK = 0.5  # seconds between two looks at it
 
 
 # ------------------------------------------------------------------------------ one run
@@ -75,7 +77,10 @@ def train(
             target=_become_training, args=(tuple(arguments), str(log), threads, card)
         )
         process.start()
-    process.join()
+    while process.is_alive():
+        process.join(LOOK)
+        if _STOPPING.is_set():
+            process.terminate()
     return int(process.exitcode or 0)
 
 
@@ -99,10 +104,12 @@ def _start_anew(arguments: Sequence[str], log: Path, threads: int | None, card: 
         pass  # set for a moment only: runs start at the same time
     with log.open("ab") as out:
         command = [sys.executable, "-m", _COMMAND, *arguments]
-        done = subprocess.run(
-            command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False
-        )
-    return done.returncode
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        while process.poll() is None:
+            if _STOPPING.wait(LOOK):
+                process.terminate()
+                process.wait()
+    return process.returncode
 
 
 @contextmanager
@@ -155,16 +162,21 @@ def _execute_here(runs: Sequence[PlannedRun], parallel: int) -> None:
 
     def execute(run: PlannedRun) -> None:
         with cards.taken() as card:
+            if _STOPPING.is_set():
+                return
             logger.info("%s ...%s", run.name, "" if card is None else f" on card {card}")
             execute_planned(run, threads if parallel > 1 else None, card)
 
     with ThreadPoolExecutor(max_workers=parallel) as pool:
-        waiting = [pool.submit(execute, run) for run in runs]
         try:
+            waiting = [pool.submit(execute, run) for run in runs]
             errors = [error for future in waiting if (error := future.exception())]
-        except KeyboardInterrupt:  # those that run were stopped with this; the others do not begin
+        except KeyboardInterrupt:
+            _STOPPING.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+        finally:
+            _STOPPING.clear()
     if errors:
         raise errors[0]
 

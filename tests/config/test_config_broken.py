@@ -24,7 +24,7 @@ BROKEN: dict[str, tuple[str, str, tuple[str, ...]]] = {
         TASK + "learnig_rate = 1e-4\n", "",
         ("tasks.dog", "'learnig_rate'", "Did you mean learning_rate?")),
     "a typo in a flag": (
-        TASK, "--stratgy naive", ("command line", "--stratgy", "Did you mean strategy?")),
+        TASK, "--stratgy naive", ("command line", "--stratgy", "Did you mean --strategy?")),
     "an ambiguous flag": (TASK, "--network_d 4", ("--network_dim", "--network_dropout")),
     "a stray word": (TASK, "naive", ("'naive'", "options start with --")),
     "a flag without its value": (TASK, "--network_dim", ("--network_dim", "expected one argument")),
