@@ -1,4 +1,4 @@
-"""A sweep that is killed takes the run with it that it had started, and goes on when it is asked."""
+"""A sweep that is killed takes the run that it had started with it, and can be started again."""
 
 from __future__ import annotations
 
