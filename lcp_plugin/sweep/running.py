@@ -7,14 +7,17 @@ are loaded once for all of them. Finished runs are left alone.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,7 @@ def _become_training(
     arguments: Sequence[str], log: str, threads: int | None, card: str | None
 ) -> None:
     """`python -m lcp_plugin.cli ...` in this process, its output in `log`."""
+    threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
     os.environ.update(environment_on(card))
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -97,6 +101,16 @@ def _become_training(
         os.dup2(handle, stream)
     sys.argv = [_COMMAND, *arguments]
     runpy.run_module(_COMMAND, run_name="__main__")
+
+
+def _stop_with_the_sweep() -> None:
+    """Waits for the end of the process that started this one, and has the run save its state and
+    stop: left alone, it would hold its folder against the sweep that is started again.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _start_anew(arguments: Sequence[str], log: Path, threads: int | None, card: str | None) -> int:
