@@ -18,7 +18,7 @@ from lcp_plugin.config.option_text import OURS, default_of, describe, is_rare
 from lcp_plugin.config.options import option_fields, option_types
 from lcp_plugin.config.parser import Formatter
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.wording import quote
+from lcp_plugin.telling.wording import quote
 
 EVERYTHING = "--help-all"
 _USAGE = """lcp train --config FILE [--option value ...]

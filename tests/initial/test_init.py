@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import tomllib
 from collections.abc import Callable, Sequence
@@ -340,3 +341,17 @@ def test_photos_as_large_as_the_base_keep_its_own_size(here: Path, started: Init
     config = started("--base", HUB, "--preset", "12gb")
     assert "resolution" not in config
     assert "enable_bucket" not in config
+
+
+def test_the_next_command_can_be_pasted_where_a_name_has_spaces(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_pictures(here / "my photos" / "dog", count=1)
+    assert init(["my photos", "--output", "my run.toml"]) == 0
+    told = capsys.readouterr().out
+    line = next(line for line in told.splitlines() if line.startswith("next "))
+    command = shlex.split(line.removeprefix("next"))
+    assert command == ["lcp", "train", "--config", "my run.toml"]
+    assert train([*command[2:], "--dry_run"]) == 0
+    first = Path("my run.toml").read_text("utf-8").splitlines()[0]
+    assert shlex.split(first.removeprefix("# ")) == command
