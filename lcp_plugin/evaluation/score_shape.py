@@ -8,7 +8,7 @@ from types import NoneType
 from typing import Any
 
 from lcp_plugin.errors import FileFormatError
-from lcp_plugin.formats.shapes import Maybe, check_shape
+from lcp_plugin.formats.shapes import Maybe, Shape, check_shape
 
 _NUMBER, _TEXT = (float, NoneType), (str, NoneType)
 _TABLES = ([[float]], [[_NUMBER]])
@@ -40,7 +40,7 @@ ENTRY = {  # of a run
         }
     },
 }
-EXTRAS = {  # what a page takes of each measure of --extras
+EXTRAS: dict[str, dict[str, Shape]] = {  # what a page takes of each measure of --extras
     "bleed": {"matrix": [[float]], "base": [[float]]},
     "leakage": {"mean": Maybe(_NUMBER)},
     "drift": {"after": [float]},

@@ -285,6 +285,24 @@ def test_a_number_that_is_none_is_refused_as_the_option_it_is(
     assert "--guidance: got 'inf'" in ask("evaluate", run, "--guidance", "inf")
 
 
+@pytest.mark.parametrize("number", ["99999999999999999999", "9" * 5000, "-1", "1e3"])
+def test_a_seed_that_torch_does_not_take_is_refused_as_the_option_it_is(
+    tmp_path: Path, ask: Callable[..., str], number: str
+) -> None:
+    for command in ("evaluate --latent_seed", "rehearse x --seed", "merge x -o y --seed"):
+        verb, *rest = command.split()
+        assert "wanted a whole number, 0 to 2^63 - 1" in ask(verb, *rest, number)
+
+
+@pytest.mark.parametrize("option", ["--seed", "--sample_seed"])
+def test_training_refuses_a_seed_that_torch_does_not_take(
+    tmp_path: Path, toy_base: Path, pictures: Path, ask: Callable[..., str], option: str
+) -> None:
+    config = write_run(tmp_path, toy_base, pictures, "run", (0,))
+    told = ask("train", "--config", config, option, "99999999999999999999", "--dry_run")
+    assert f"{option[2:]} = " in told
+
+
 def test_a_trackers_table_of_another_shape_is_told_by_a_dry_run(
     tmp_path: Path, toy_base: Path, pictures: Path, ask: Callable[..., str]
 ) -> None:
