@@ -107,6 +107,10 @@ def export_as_asked(options: argparse.Namespace) -> Exported:
     if options.weights:
         learned = weigh_tasks(learned, parse_weights(options.weights))
     beside = options.output.absolute().parent
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"{beside} cannot be made ({error.strerror}); name another -o.") from error
     with tempfile.TemporaryDirectory(prefix=".lcp_", dir=beside) as scratch:
         base = find_base(options.base, options.output, Path(scratch))
         return export(learned, form, options.output, base, TYPES[options.precision])

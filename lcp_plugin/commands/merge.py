@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from lcp_plugin.commands.front import command
 from lcp_plugin.config.options import option_fields
-from lcp_plugin.config.parser import Parser, finite
+from lcp_plugin.config.parser import Parser, finite, seed
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.telling.wording import counted
 
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--energy", type=float, default=1.0, help="orthogonal: protected share")
     parser.add_argument("--scale", type=float, default=1.0, help="of the result")
     parser.add_argument("--rank", type=int, default=0, help="truncate to; 0 keeps all")
-    parser.add_argument("--seed", type=int, default=0, help="dare")
+    parser.add_argument("--seed", type=seed, default=0, help="dare")
     parser.add_argument("--base", type=Path, help="fuse into this checkpoint or diffusers folder")
     parser.add_argument("--precision", choices=SAVED_AS, default="float")
     parser.add_argument("--quiet", action="store_true", help="do not measure collisions first")

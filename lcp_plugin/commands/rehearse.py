@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lcp_plugin.commands.front import command, tell_progress
-from lcp_plugin.config.parser import Parser, count
+from lcp_plugin.config.parser import Parser, count, seed
 from lcp_plugin.errors import DataError, Page, explaining
 from lcp_plugin.evaluation.options import DTYPES
 
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", default="", help="base model, where the LoRA does not say")
     parser.add_argument("--steps", type=count, default=30, help="denoising steps (30)")
     parser.add_argument("--guidance", type=float, default=5.0, help="(5)")
-    parser.add_argument("--seed", type=int, default=42, help="of the starting noise (42)")
+    parser.add_argument("--seed", type=seed, default=42, help="of the starting noise (42)")
     parser.add_argument("--size", type=count, help="pixels per side (the base's own)")
     parser.add_argument("--device", help="cpu, cuda, mps, ... (a GPU where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="(fp16 on cuda, else fp32)")

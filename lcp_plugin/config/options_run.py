@@ -109,7 +109,9 @@ class SampleOptions:
     evaluate_prompts: int | None = _sample(
         None, "prompts per task when the run is scored; unset: all", grade="ours", minimum=1
     )
-    sample_seed: int = _sample(42, "of these images' starting noise", grade="ours", minimum=0)
+    sample_seed: int = _sample(
+        42, "of these images' starting noise", grade="ours", minimum=0, maximum=2**63 - 1
+    )
 
 
 @dataclass(frozen=True)

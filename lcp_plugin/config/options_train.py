@@ -224,6 +224,7 @@ class OptimizerOptions:
         "of all random numbers",
         per_task=False,
         minimum=0,
+        maximum=2**63 - 1,
         differs="unset means 42, not a random one: the same command gives the same file",
     )
     fused_backward_pass: bool = _optimizer(

@@ -55,6 +55,13 @@ def finite(text: str) -> float:
     return number
 
 
+def seed(text: str) -> int:
+    """A seed that torch takes, for argparse: from 0, of 63 bits."""
+    if not text.isdecimal() or len(text) > 19 or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"got {text[:40]!r}; wanted a whole number, 0 to 2^63 - 1")
+    return int(text)
+
+
 def count(text: str) -> int:
     """A whole number from 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lcp_plugin.config.options import option_fields
-from lcp_plugin.config.parser import Parser, count, finite
+from lcp_plugin.config.parser import Parser, count, finite, seed
 from lcp_plugin.evaluation.metric_table import METRICS
 
 DTYPES = tuple(
@@ -31,7 +31,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--images", type=count, help="images per prompt (8)")
     group.add_argument("--steps", type=count, help="denoising steps (50)")
     group.add_argument("--guidance", type=finite, help="classifier-free guidance (5)")
-    group.add_argument("--latent_seed", type=int, help="seed of the starting latents (42)")
+    group.add_argument("--latent_seed", type=seed, help="seed of the starting latents (42)")
     group.add_argument("--size", type=count, help="pixels per side (the base's own)")
     group.add_argument("--device", help="cpu, cuda, mps, ... (a GPU where there is one)")
     group.add_argument("--dtype", choices=DTYPES, help="of the model (fp16 on cuda, else fp32)")

@@ -8,10 +8,11 @@ from types import NoneType
 from typing import Any
 
 from lcp_plugin.errors import FileFormatError
-from lcp_plugin.formats.shapes import Maybe, check_shape
+from lcp_plugin.formats.shapes import Maybe, Shape, check_shape
 from lcp_plugin.telling.wording import counted
 
 _NUMBER, _TEXT = (float, NoneType), (str, NoneType)
+_TABLES = ([[float]], [[_NUMBER]])
 _LOOK = {"share": float, "other": Maybe(_TEXT), "other_share": Maybe(float)}
 _DIFFERENCE = {
     "metric": str,
@@ -40,6 +41,19 @@ ENTRY = {  # of a run
         }
     },
 }
+EXTRAS: dict[str, dict[str, Shape]] = {  # what a page takes of each measure of --extras
+    "bleed": {"matrix": [[float]], "base": [[float]]},
+    "leakage": {"mean": Maybe(_NUMBER)},
+    "drift": {"after": [float]},
+    "diversity": {"final": {str: _NUMBER}, "base": {str: _NUMBER}},
+    "multi": {"mean": Maybe(_NUMBER)},
+    "recognition": {"mean": {"learned": float, "final": float, "base": float, "covered": _NUMBER}},
+    "losses": {
+        "normalised": [[_NUMBER]],
+        "self_drift": [[_NUMBER]],
+        "rank_correlation": {"loss_gain": _NUMBER, "self_drift": _NUMBER},
+    },
+}
 SCORES = {
     "format": Maybe(int),
     "sampling": Maybe(dict),
@@ -47,7 +61,12 @@ SCORES = {
     "runs": [ENTRY],
     "strategies": Maybe({str: {str: dict}}),
     "differences": Maybe([_DIFFERENCE]),
-    "extras": Maybe({"about": Maybe({str: str}), "runs": Maybe({str: {str: dict}})}),
+    "extras": Maybe(
+        {
+            "about": Maybe({str: str}),
+            "runs": Maybe({str: {name: Maybe(shape) for name, shape in EXTRAS.items()}}),
+        }
+    ),
 }
 _RECOGNISED = {  # what such an entry needs besides
     "tasks": [str],
@@ -60,10 +79,21 @@ _ADVICE = "wanted scores.json of lcp evaluate."
 def check_scores(value: Any, path: Path) -> Mapping[str, Any]:
     """What a scores.json holds. Raises FileFormatError: one line."""
     scores: Mapping[str, Any] = check_shape(value, SCORES, path, _ADVICE)
-    for entry in scores["runs"]:
-        for words in _misfits(entry, path):
-            raise FileFormatError(f"{path} is not as it was written: {words}; {_ADVICE}")
+    found = [words for entry in scores["runs"] for words in _misfits(entry, path)]
+    for run, extras in scores.get("extras", {}).get("runs", {}).items():
+        found += _uneven_tables(run, extras)
+    if found:
+        raise FileFormatError(f"{path} is not as it was written: {found[0]}; {_ADVICE}")
     return scores
+
+
+def _uneven_tables(run: str, extras: Mapping[str, Any]) -> Iterator[str]:
+    """Tables of a run's extras that have no rows, or rows of no or of several lengths, in words."""
+    for measure, shape in EXTRAS.items():
+        for name in (n for n, inner in shape.items() if measure in extras and inner in _TABLES):
+            lengths = {len(row) for row in extras[measure][name]}
+            if len(lengths) != 1 or 0 in lengths:
+                yield f"{run}'s {measure}.{name} is no table of rows of one length"
 
 
 def _misfits(entry: Mapping[str, Any], path: Path) -> Iterator[str]:

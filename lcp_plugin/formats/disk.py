@@ -64,7 +64,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A path in the same folder for what is written until it may take the name of `path`."""
+    """A path in the same folder for what is written until it may take the name of `path`.
+
+    Raises:
+        DiskError: `path` is "", "." or "/", which name no file.
+    """
+    if not path.name:
+        raise DiskError(f"{str(path)!r} is a folder, not the name of a file; give one in it.")
     return path.with_name(f".{path.name[:120]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 

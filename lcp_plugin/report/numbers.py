@@ -111,13 +111,13 @@ def describe_extras(scores: Sequence[Facts], runs: Sequence[RunFacts]) -> list[d
         rows = [
             {"name": labels[run], "numbers": extra_values(name, extras[name])}
             for run, extras in shown.items()
-            if name in extras
+            if name in extras and name in EXTRAS
         ]
         maps = _extra_maps(name, shown, runs[0]) if len(shown) == 1 else []
         if rows:
             described.append(
                 {
-                    "title": EXTRAS[name].title if name in EXTRAS else name,
+                    "title": EXTRAS[name].title,
                     "about": sentence,
                     "rows": rows,
                     "columns": [key for key, _ in rows[0]["numbers"]],

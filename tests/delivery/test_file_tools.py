@@ -40,6 +40,38 @@ def test_the_export_tool_truncates_and_weighs(
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["lora", "diffusers", "peft", "diff"])
+def test_an_export_makes_the_folders_that_its_output_names(tmp_path: Path, form: str) -> None:
+    write_lora(tmp_path / "a.safetensors", mixed_adapter())
+    out = tmp_path / "new ä" / "deep" / ("x" if form == "peft" else "x.safetensors")
+    given = [str(tmp_path / "a.safetensors"), "-o", str(out), "--as", form]
+    assert load_tool("export").main(given) == 0
+    assert [p.name for p in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize(
+    ("output", "words"), [("", "'.' is a folder, not the name of a file"), ("a/b.x", "a")]
+)
+@pytest.mark.parametrize("tool", ["export", "merge_adapters"])
+def test_an_output_that_can_be_no_file_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tool: str,
+    output: str,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a").write_bytes(b"a file where a folder is wanted")
+    write_lora("b.safetensors", mixed_adapter())
+    assert load_tool(tool).main(["b.safetensors", "-o", output]) == 1
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert told.startswith("error: ")
+    assert words in told
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b.safetensors"]
+
+
 def test_the_export_tool_makes_a_single_file_of_a_folder(
     tmp_path: Path, base: tuple[Any, Path, Path], learned: Learned
 ) -> None:

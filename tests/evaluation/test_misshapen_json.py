@@ -124,6 +124,71 @@ def test_a_report_cannot_take_the_place_of_a_folder_or_go_into_a_file(
     assert (pictures / "disc0" / "00.png").is_file()
 
 
+MEASURED = {
+    "bleed": {"matrix": [[0.9, 0.2], [0.3, 0.8]], "base": [[0.4, 0.4], [0.4, 0.4]]},
+    "leakage": {"per_task": {}, "mean": None},
+    "drift": {"after": [0.1, 0.2]},
+    "diversity": {"final": {"disc0": 0.2}, "base": {"disc0": None}},
+    "multi": {"pairs": [], "mean": 0.3},
+    "recognition": {"mean": {"learned": 1, "final": 0.5, "base": 0, "covered": None}},
+    "losses": {
+        "normalised": [[None, 0.2], [0.1, None]],
+        "self_drift": [[0.0, 0.2], [0.1, 0.0]],
+        "rank_correlation": {"loss_gain": None, "self_drift": 0.5},
+    },
+    "of a later version": {"x": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "new", "words"),
+    [
+        (("bleed", "matrix"), [], "bleed.matrix is no table of rows of one length"),
+        (("bleed", "matrix", 0), [], "bleed.matrix is no table of rows of one length"),
+        (("bleed", "base", 1), [0.4], "bleed.base is no table of rows of one length"),
+        (("bleed", "matrix", 0, 1), "x", "bleed.matrix[0][1] is 'x', wanted a number"),
+        (("leakage", "mean"), "much", "leakage.mean is 'much', wanted a number or nothing"),
+        (("drift", "after"), None, "it has no extras.runs.mine.drift.after"),
+        (("drift", "after", 0), True, "drift.after[0] is True, wanted a number"),
+        (("diversity", "final"), [1], "diversity.final is a list of 1, wanted a table"),
+        (("diversity", "base", "disc0"), [], "diversity.base.disc0 is a list of 0"),
+        (("multi",), 5, "extras.runs.mine.multi is 5, wanted a table"),
+        (("recognition", "mean", "covered"), "x", "mean.covered is 'x', wanted a number"),
+        (("recognition", "mean", "final"), None, "it has no extras.runs.mine.recognition.mean"),
+        (("losses", "normalised", 1), [], "losses.normalised is no table of rows"),
+        (("losses", "rank_correlation"), 0.5, "losses.rank_correlation is 0.5, wanted a table"),
+    ],
+)
+def test_extras_of_another_shape_are_told_in_one_line_and_stay(
+    run: Path, tmp_path: Path, ask: Callable[..., str], place: tuple[Any, ...], new: Any, words: str
+) -> None:
+    file, page = tmp_path / "s.json", tmp_path / "r.html"
+    page.write_text("old", encoding="utf-8")
+    about = dict.fromkeys(MEASURED, "a sentence")
+    good = {"runs": [], "extras": {"about": about, "runs": {run.name: MEASURED}}}
+    whole = ("extras", "runs", run.name, *place)
+    file.write_text(json.dumps(with_changed(good, whole, new)), encoding="utf-8")
+    before = file.read_bytes()
+    told = ask("report", run, "--scores", file, "--output", page)
+    assert words in told
+    assert "s.json is not as it was written" in told
+    assert told.endswith("wanted scores.json of lcp evaluate.")
+    assert (file.read_bytes(), page.read_text(encoding="utf-8")) == (before, "old")
+
+
+def test_extras_as_they_are_written_come_into_the_page_and_unknown_ones_stay_out(
+    scored: Path, tmp_path: Path, ask: Callable[..., str]
+) -> None:
+    good = json.loads((scored / "evaluation" / "scores.json").read_text("utf-8"))
+    good["extras"] = {"about": dict.fromkeys(MEASURED, "so"), "runs": {scored.name: MEASURED}}
+    (tmp_path / "s.json").write_text(json.dumps(good), encoding="utf-8")
+    page = tmp_path / "r.html"
+    assert ask("report", scored, "--scores", tmp_path / "s.json", "--output", page) == ""
+    text = page.read_text("utf-8")
+    assert "Class-word leakage" in text
+    assert "of a later version" not in text
+
+
 def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """All places of a JSON value, of lists the first entry; options and their like not in depth."""
     yield path
@@ -218,6 +283,24 @@ def test_a_number_that_is_none_is_refused_as_the_option_it_is(
     told = ask("merge", lora, "-o", tmp_path / "m.safetensors", "--weights", "nan")
     assert "--weights: got 'nan'; wanted a finite number" in told
     assert "--guidance: got 'inf'" in ask("evaluate", run, "--guidance", "inf")
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "9" * 5000, "-1", "1e3"])
+def test_a_seed_that_torch_does_not_take_is_refused_as_the_option_it_is(
+    tmp_path: Path, ask: Callable[..., str], number: str
+) -> None:
+    for command in ("evaluate --latent_seed", "rehearse x --seed", "merge x -o y --seed"):
+        verb, *rest = command.split()
+        assert "wanted a whole number, 0 to 2^63 - 1" in ask(verb, *rest, number)
+
+
+@pytest.mark.parametrize("option", ["--seed", "--sample_seed"])
+def test_training_refuses_a_seed_that_torch_does_not_take(
+    tmp_path: Path, toy_base: Path, pictures: Path, ask: Callable[..., str], option: str
+) -> None:
+    config = write_run(tmp_path, toy_base, pictures, "run", (0,))
+    told = ask("train", "--config", config, option, "99999999999999999999", "--dry_run")
+    assert f"{option[2:]} = " in told
 
 
 def test_a_trackers_table_of_another_shape_is_told_by_a_dry_run(
