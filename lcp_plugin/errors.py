@@ -1,7 +1,7 @@
 """Errors a user can mend. Each message is one line: what was got, what was wanted, what to do.
 
 Where a page of the documentation explains more, the error names it (`Page`): a command line prints
-it on a line of its own, `see docs/...`. A class has the page of most of its errors; `explaining`
+it behind the last line, `See docs/...`. A class has the page of most of its errors; `explaining`
 gives one to what is raised inside of it.
 """
 
@@ -49,8 +49,8 @@ class LcpError(Exception):
     @property
     def told(self) -> str:
         """What a command line prints: `error: ` before each line, and the page that explains it."""
-        lines = [f"error: {line}" for line in str(self).split("\n")]
-        return "\n".join([*lines, *([f"see {self.page}"] if self.page else [])])
+        told = "\n".join(f"error: {line}" for line in str(self).split("\n"))
+        return f"{told} See {self.page}" if self.page else told
 
 
 @contextmanager

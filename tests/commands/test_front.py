@@ -190,4 +190,4 @@ def test_a_face_finds_the_package_of_its_checkout(tmp_path: Path) -> None:
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --network_dim 0: at least 1.\nsee docs/")
+    assert done.stderr.startswith("error: --network_dim 0: at least 1. See docs/")

@@ -92,4 +92,4 @@ def test_the_command_prints_machine_and_presets(
     ):
         assert word in printed
     assert command.main([*where, "--network_dim", "0"]) == 2
-    assert capsys.readouterr().err.startswith("error: --network_dim 0: at least 1.\nsee docs/")
+    assert capsys.readouterr().err.startswith("error: --network_dim 0: at least 1. See docs/")

@@ -51,7 +51,7 @@ def refuse(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
     assert main(argv) != 0
     err = capsys.readouterr().err
     (line,) = [x for x in err.splitlines() if x.startswith("error: ")]
-    assert "see docs/evaluation.md" in err
+    assert "See docs/evaluation.md" in err
     assert not re.search(r"torch\.load|weights_only|miniz|Traceback", err)
     return line
 

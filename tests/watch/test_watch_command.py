@@ -69,7 +69,7 @@ def test_a_missing_run_is_one_line_that_names_those_nearby(tmp_path, monkeypatch
     assert watch.main(["output/newt"]) == 1
     assert watch.main(["output"]) == 1
     told = capsys.readouterr().err.splitlines()
-    found = [line for line in told if not line.startswith("see ")]  # the page that explains it
+    found = [line.partition(" See ")[0] for line in told]  # the page that explains it
     names = f"{os.path.join('output', 'new')}, {os.path.join('output', 'old')}."
     nearby = f"runs nearby, the newest first: {names}"
     assert found == [
