@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 
+LARGEST_SEED = 2**63 - 1  # that torch.Generator takes as it is
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from its parts, e.g. `derive_seed(seed, "noise", task.index, step, micro)`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lcp_plugin.config.fields import group
 from lcp_plugin.config.samplers import SAMPLERS
+from lcp_plugin.seeds import LARGEST_SEED
 
 _run = group("Tasks and strategy", grade="ours")
 _sample = group("Samples", fixed=False)
@@ -110,7 +111,7 @@ class SampleOptions:
         None, "prompts per task when the run is scored; unset: all", grade="ours", minimum=1
     )
     sample_seed: int = _sample(
-        42, "of these images' starting noise", grade="ours", minimum=0, maximum=2**63 - 1
+        42, "of these images' starting noise", grade="ours", minimum=0, maximum=LARGEST_SEED
     )
 
 
@@ -221,7 +222,7 @@ class ValidationOptions:
         0.0, "share of the images kept for it", minimum=0, maximum=1, fixed=True
     )
     validation_seed: int | None = _validate(
-        None, "which images; unset: seed", fixed=True, minimum=0
+        None, "which images; unset: seed", fixed=True, minimum=0, maximum=LARGEST_SEED
     )
     validate_every_n_steps: int | None = _validate(
         None, "steps between", minimum=1, zero_unset=True

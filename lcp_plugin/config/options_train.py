@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lcp_plugin.config.fields import group
+from lcp_plugin.seeds import LARGEST_SEED
 
 _model = group("Base model")
 _network = group("Network")
@@ -224,7 +225,7 @@ class OptimizerOptions:
         "of all random numbers",
         per_task=False,
         minimum=0,
-        maximum=2**63 - 1,
+        maximum=LARGEST_SEED,
         differs="unset means 42, not a random one: the same command gives the same file",
     )
     fused_backward_pass: bool = _optimizer(

@@ -8,6 +8,7 @@ import shutil
 from typing import NoReturn
 
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.seeds import LARGEST_SEED
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -57,7 +58,7 @@ def finite(text: str) -> float:
 
 def seed(text: str) -> int:
     """A seed that torch takes, for argparse: from 0, of 63 bits."""
-    if not text.isdecimal() or len(text) > 19 or int(text) >= 2**63:
+    if not text.isdecimal() or len(text) > 19 or int(text) > LARGEST_SEED:
         raise argparse.ArgumentTypeError(f"got {text[:40]!r}; wanted a whole number, 0 to 2^63 - 1")
     return int(text)
 

@@ -23,6 +23,7 @@ from lcp_plugin.config.findings import did_you_mean
 from lcp_plugin.config.options import option_fields
 from lcp_plugin.config.tables import parse_json, parse_toml
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.seeds import LARGEST_SEED
 
 _FLAGS = {
     "n": "negative_prompt",
@@ -42,7 +43,7 @@ _LIMITS: Mapping[str, tuple[float, float]] = {  # inclusive
     "height": (32, 8192),
     "sample_steps": (1, 1000),  # the noise schedule has no more
     "scale": (0, 1000),
-    "seed": (0, 2**63 - 1),
+    "seed": (0, LARGEST_SEED),
 }
 
 

@@ -11,6 +11,7 @@ eight, generator seed 42).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -28,6 +29,7 @@ from lcp_plugin.sdxl.base_weights import BaseSource
 from lcp_plugin.sdxl.drawing import DrawSettings, starting_latents
 from lcp_plugin.sdxl.live_base import LiveBase
 from lcp_plugin.sdxl.open_base import open_base
+from lcp_plugin.seeds import LARGEST_SEED
 from lcp_plugin.telling.wording import counted
 
 BASE = "base"  # stage of the untouched base model
@@ -50,6 +52,10 @@ class Sampling:
         if self.images < 1 or self.steps < 1:
             images, steps = counted(self.images, "image"), counted(self.steps, "step")
             raise ConfigError(f"{images} in {steps}: both must be >= 1.")
+        if not math.isfinite(self.guidance):
+            raise ConfigError(f"guidance = {self.guidance}: wanted a finite number.")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ConfigError(f"seed = {self.seed}: wanted a whole number, 0 to 2^63 - 1.")
         if self.size is not None and (self.size < UNIT or self.size % UNIT):
             raise ConfigError(f"size = {self.size}: wanted a multiple of {UNIT} pixels.")
 

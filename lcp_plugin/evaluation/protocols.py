@@ -75,14 +75,17 @@ def read_protocol(
 
 
 def _read_sampling(path: Path, table: Mapping[str, Any]) -> Sampling:
-    """How images are drawn by a protocol's keys. Raises ConfigError for values of another type."""
+    """How images are drawn by a protocol's keys. Raises ConfigError for values that do not fit."""
     hints, values = get_type_hints(Sampling), dict[str, Any]()
     for key, value in table.items():
         try:
             values[key] = convert(value, hints[key])
         except Unfit as error:
             raise ConfigError(f"protocol {path}: {key} = {value!r}: {error}.") from None
-    return Sampling(**values)
+    try:
+        return Sampling(**values)
+    except ConfigError as error:
+        raise ConfigError(f"protocol {path}: {error}") from None
 
 
 def override(protocol: Protocol, overrides: Mapping[str, Any]) -> Protocol:

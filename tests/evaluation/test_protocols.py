@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from quick_scores import ROOT
+from told import assert_one_error
 
+from lcp_plugin.commands import evaluate
 from lcp_plugin.errors import ConfigError, DataError
 from lcp_plugin.evaluation import command
 from lcp_plugin.evaluation.chains import EvalTask
@@ -50,6 +52,17 @@ def test_a_protocol_with_unknown_keys_is_refused(tmp_path):
     (tmp_path / "q.toml").write_text('prompt_list = "not_there.txt"\n')
     with pytest.raises(DataError, match=r"not_there\.txt"):
         read_protocol(tmp_path / "q.toml", {})
+
+
+@pytest.mark.parametrize(
+    "line", ["images = 0", "steps = 0", "guidance = inf", f"seed = {2**63}", "seed = -1"]
+)
+def test_the_command_refuses_a_protocol_that_draws_nothing(tmp_path, capsys, line):
+    (tmp_path / "p.toml").write_text(line + "\n")
+    assert evaluate.main([str(tmp_path), "--protocol", str(tmp_path / "p.toml")]) == 2
+    told = capsys.readouterr().err
+    assert_one_error(told)
+    assert f"protocol {tmp_path / 'p.toml'}: " in told
 
 
 def test_options_beat_the_protocol_file():
