@@ -59,7 +59,9 @@ def test_a_protocol_with_unknown_keys_is_refused(tmp_path):
 )
 def test_the_command_refuses_a_protocol_that_draws_nothing(tmp_path, capsys, line):
     (tmp_path / "p.toml").write_text(line + "\n")
-    assert evaluate.main([str(tmp_path), "--protocol", str(tmp_path / "p.toml")]) == 2
+    tasks = str(ROOT / "configs" / "quickstart.toml")
+    argv = ["--base", "tiny-sdxl", "--tasks", tasks, "--protocol", str(tmp_path / "p.toml")]
+    assert evaluate.main(argv) == 2
     told = capsys.readouterr().err
     assert_one_error(told)
     assert f"protocol {tmp_path / 'p.toml'}: " in told
