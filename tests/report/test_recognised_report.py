@@ -85,10 +85,11 @@ def test_the_grid_of_a_scored_run_is_marked_where_a_concept_is_no_longer_recogni
     before = grid.read_bytes()
     assert report_of(run) == 0
     assert grid.read_bytes() == before  # nothing is known of what is recognised
-    assert "lcp evaluate mine" in (run / "report.html").read_text("utf-8")
+    proposed = f"lcp evaluate {run}"
+    assert proposed in (run / "report.html").read_text("utf-8")
     add_recognition(run)
     assert report_of(run) == 0
-    assert "lcp evaluate mine" not in (run / "report.html").read_text("utf-8")
+    assert proposed not in (run / "report.html").read_text("utf-8")
     plain = np.asarray(Image.open(io.BytesIO(before)).convert("L"), dtype=float)
     marked = np.asarray(Image.open(grid).convert("L"), dtype=float)
     assert marked.shape[0] > plain.shape[0]  # the legend

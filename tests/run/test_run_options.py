@@ -169,7 +169,7 @@ def test_scores_on_the_embedded_base_are_drawn_in_a_process_a_core(
     asked: list[str] = []
     monkeypatch.setattr(command, "run_command", lambda a: asked.extend(a) or "done")
     monkeypatch.setattr(follow_up, "write_report", lambda folder: folder / "report.html")
-    monkeypatch.setattr(follow_up.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
     options = Options(evaluate=("effnet",), pretrained_model_name_or_path=base)
     follow_up.close_run(tmp_path, options, device)
     assert asked[asked.index("--parallel") + 1] == processes

@@ -26,7 +26,7 @@ def test_a_folder_that_is_no_checkout_is_named_and_the_other_rows_stay(
     monkeypatch.setenv("SD_SCRIPTS", str(tmp_path))
     target = tmp_path / "rows.jsonl"
     chosen = ["--only", "sd_scripts", "boundary", "--json", str(target)]
-    with pytest.raises(LcpError, match="1 measurements failed"):
+    with pytest.raises(LcpError, match="1 measurement failed"):
         run_command(["--size", "tiny", "--device", "cpu", *chosen])
     lines = target.read_text(encoding="utf-8").splitlines()
     assert "set it to a checkout of kohya-ss/sd-scripts" in lines[0]
