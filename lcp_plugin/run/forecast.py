@@ -161,7 +161,7 @@ def _rehearsal_lines(options: Options, hours: float, tasks: int, pixels: int) ->
     rehearsed, drawing = (seconds / 3600 for seconds in added)
     share = drawing / (hours + rehearsed) if hours else 0.0
     return [
-        f"  rehearsing      {_hours(rehearsed)} more: its steps take about as long as the tasks'",
+        f"  rehearsing      {_hours(rehearsed)} more: a row takes about as long as a task's own",
         f"  drawing         {_hours(drawing)} for what is rehearsed, {share:.0%} of the training",
     ]
 
@@ -179,7 +179,10 @@ def rehearsal_seconds(
     known = 1 if options.prev else 0  # earlier tasks at the first one: of a chain at least one
     if not isinstance(strategy, Recall) or (tasks + known < 2 and not strategy.preserve):
         return 0.0, 0.0
-    share = min(tasks, tasks - 1 + known + strategy.preserve) / tasks / strategy.every
+    own = options.train_batch_size
+    rows = [strategy.count_rows(own, at + known) / own for at in range(tasks)]
+    rows[0] *= min(1.0, known + strategy.preserve)
+    share = sum(rows) / tasks / strategy.every
     return training * share, drawing_seconds(strategy, options, pixels, tasks + known)
 
 

@@ -49,9 +49,10 @@ class Recall(Strategy):
 
     weight of the rehearsal beside the task's loss; images drawn of each earlier task, in
     sample_steps steps with guidance; rehearsed at every `every`-th step in batches of `batch` (0:
-    as large as the task's own); settings: share of the images that show the concept elsewhere;
-    preserve: share of the batch that keeps class words and everyday prompts as the base draws them;
-    init: how the other strategy draws a fresh A, where it lets one choose.
+    as large as the task's own), of at least `per_task` for each earlier task; settings: share of
+    the images that show the concept elsewhere; preserve: share of the batch that keeps class words
+    and everyday prompts as the base draws them; init: how the other strategy draws a fresh A, where
+    it lets one choose.
     """
 
     name = "recall"
@@ -65,6 +66,7 @@ class Recall(Strategy):
         guidance: float = 1.5,
         every: int = 1,
         batch: int = 0,
+        per_task: int = 0,
         settings: float = 0.5,
         preserve: float = 0.0,
         init: str = "",
@@ -78,10 +80,9 @@ class Recall(Strategy):
         for key, share in {"settings": settings, "preserve": preserve}.items():
             if not 0 <= share <= 1:
                 raise StrategyError(f"recall: {key} = {share}; give a share from 0 to 1.")
-        if batch < 0 or weight < 0:
-            raise StrategyError(
-                f"recall: batch = {batch}, weight = {weight}; neither can be negative."
-            )
+        for key, number in {"batch": batch, "per_task": per_task, "weight": weight}.items():
+            if number < 0:
+                raise StrategyError(f"recall: {key} = {number}; it cannot be negative.")
         if inner.joins_tasks:
             raise StrategyError(
                 f"recall: of = {inner.name} joins all tasks; nothing is left to rehearse."
@@ -91,7 +92,8 @@ class Recall(Strategy):
         self.inner = inner
         self.starts_from_parent = self.inner.starts_from_parent
         self.weight, self.images, self.sample_steps = weight, images, sample_steps
-        self.guidance, self.every, self.batch = guidance, every, batch
+        self.guidance, self.every = guidance, every
+        self.batch, self.per_task = batch, per_task
         self.settings, self.preserve = settings, preserve
         self.banks: list[list[Bank]] = []  # by task, then by latent size
         self.preserved: list[list[Bank]] = []  # of the base: class words, everyday prompts
@@ -167,6 +169,10 @@ class Recall(Strategy):
         classes = images_of_class(self.images) * tasks * (tasks + 1) / 2
         return earlier + (classes + self.images * tasks if self.preserve else 0)
 
+    def count_rows(self, own: int, earlier: int) -> int:
+        """Examples of a step whose task has a batch of `own`, with so many earlier tasks."""
+        return max(self.batch or own, self.per_task * earlier)
+
     def _bank(self, model: Model, drawing: Drawing, size: tuple[int, int]) -> Bank:
         """The drawings of a task at a size, its prompts in turn."""
         name = f"{drawing.name}_{size[0]}x{size[1]}"
@@ -189,7 +195,7 @@ class Recall(Strategy):
             return None
         size = int(torch.randint(len(every[0]), (), generator=step.generator))
         known, base = ([bank[size] for bank in banks] for banks in (self.banks, self.preserved))
-        rows = self.batch or len(step.batch["time_ids"])
+        rows = self.count_rows(len(step.batch["time_ids"]), len(known))
         preserved = self._share_of_base(rows, step.generator)
         banks = [known] * (rows - preserved if known else 0) + [base] * preserved
         chosen = [choose_state(of, step.generator) for of in banks]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from kills import run_and_kill
 from toy_runs import assert_equal_tensors, read_all
 
 from lcp_plugin.cli import main
+from lcp_plugin.config.options import Options
 from lcp_plugin.errors import StrategyError
 from lcp_plugin.evaluation.extras import GENERIC
 from lcp_plugin.hooks import Model, Rehearsal, Step
 from lcp_plugin.observers.jsonl import read_steps
 from lcp_plugin.registry import create_strategy
+from lcp_plugin.run.forecast import rehearsal_seconds
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.strategies.recall import Recall
 from lcp_plugin.strategies.recall_prompts import EVERYDAY, class_prompts, everyday_prompts
@@ -100,6 +103,27 @@ def test_the_base_teaches_its_share_of_every_batch_from_the_first_task_on(train:
     prompts = {prompt for found in seen[1] for prompt in found.prompts}
     assert "a photo of a disc" in prompts
     assert prompts & set(EVERYDAY)
+
+
+def test_the_batch_grows_with_the_tasks_where_each_is_to_have_its_part(train: Train) -> None:
+    seen = rehearsed(
+        train,
+        "grows",
+        tasks=(0, 1, 2),
+        strategy_args=("images=2", "sample_steps=2", "per_task=3"),
+        max_train_steps=2,
+        train_batch_size=1,
+    )
+    assert {i: {len(f.prompts) for f in found} for i, found in seen.items()} == {2: {3}, 3: {6}}
+
+
+def test_a_dry_run_counts_every_row_that_is_rehearsed() -> None:
+    options = Options(strategy="recall", train_batch_size=2)
+    costs = [
+        rehearsal_seconds(replace(options, strategy_args=args), 300.0, 3, 48 * 48)[0]
+        for args in ((), ("every=2",), ("batch=4",), ("per_task=2",))
+    ]
+    assert costs == pytest.approx([200.0, 100.0, 400.0, 300.0])
 
 
 def test_nothing_changes_without_a_share(train: Train) -> None:
