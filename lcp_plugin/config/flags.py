@@ -12,7 +12,7 @@ from dataclasses import Field
 from typing import Any, NoReturn
 
 from lcp_plugin.config.convert import type_name
-from lcp_plugin.config.findings import did_you_mean
+from lcp_plugin.config.findings import closest
 from lcp_plugin.config.logs import SECRETS
 from lcp_plugin.config.option_text import OURS, default_of, describe, is_rare
 from lcp_plugin.config.options import option_fields, option_types
@@ -82,7 +82,8 @@ def _expand(word: str) -> str:
 
 def _unknown_flag(word: str) -> str:
     name = word[2:].partition("=")[0]
-    hint = did_you_mean(name, option_fields()).replace("mean ", "mean --")
+    nearest = closest(name, option_fields())
+    hint = f" Did you mean --{nearest}?" if nearest else ""
     return f"command line: unknown option --{name}.{hint}"
 
 

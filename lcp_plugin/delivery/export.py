@@ -30,10 +30,14 @@ from lcp_plugin.formats.checked_lora import check_lora
 from lcp_plugin.formats.disk import replacing, require_free_space
 from lcp_plugin.formats.header import size_header
 from lcp_plugin.formats.keys import PREFIXES, kohya_name
-from lcp_plugin.formats.lora_file import BIAS_READERS, portable_adapter, write_lora
+from lcp_plugin.formats.lora_file import (
+    BIAS_READERS,
+    portable_adapter,
+    refuse_biases,
+    write_lora,
+)
 from lcp_plugin.formats.tensors import TensorReader, build_header, raw_bytes
 from lcp_plugin.store.deliverable_header import derived_header
-from lcp_plugin.telling.wording import agree, counted
 
 log = logging.getLogger(__name__)
 
@@ -133,12 +137,7 @@ def export_peft(
     and an export has no base at hand: test_peft_export.py loads each folder with peft.
     """
     folder = Path(folder)
-    if learned.biases:
-        count = len(learned.biases)
-        raise FileFormatError(
-            f"{counted(count, 'bias')} {agree(count, 'changes', 'change')} (diff_b), which peft "
-            "folders cannot hold; export a lora, diff or checkpoint."
-        )
+    refuse_biases(learned.biases, "a peft folder")
     with replacing_folder(folder) as temporary:
         for prefix in PREFIXES:
             part = learned.adapter.restrict(n for n in learned.adapter if n.startswith(prefix))

@@ -259,12 +259,7 @@ def write_lora(
     if layout.startswith("kohya"):
         parts = {**_parts_by_key(adapter, layout), **_biases_by_key(biases or Biases(), layout)}
         return _write_rounded(path, parts, written, dtype)
-    if biases:
-        count = len(biases)
-        raise FileFormatError(
-            f"{counted(count, 'bias')} {agree(count, 'changes', 'change')} (diff_b), which a file "
-            f"in the layout {layout} cannot hold; export a lora, diff or checkpoint."
-        )
+    refuse_biases(biases or Biases(), f"a file in the layout {layout}")
     adapter.check_finite()
     written[DIFFUSERS_METADATA] = json.dumps(describe_models(adapter), sort_keys=True)
     write_tensors(path, lora_tensors(adapter, dtype, layout), written)
@@ -303,6 +298,17 @@ def _parts_by_key(adapter: Adapter, layout: str) -> dict[str, tuple[str, Tensor]
         for module, factors in adapter.items()
         for part, tensor in _parts_of(factors, with_alpha=True).items()
     }
+
+
+def refuse_biases(biases: Biases, holder: str) -> None:
+    """Raises FileFormatError where biases change: `holder` is a form that has no place for them."""
+    if not biases:
+        return
+    verb = agree(len(biases), "changes", "change")
+    raise FileFormatError(
+        f"{counted(len(biases), 'bias')} {verb} (diff_b), which {holder} cannot hold; export a "
+        "lora, diff or checkpoint."
+    )
 
 
 def _biases_by_key(biases: Biases, layout: str) -> dict[str, tuple[str, Tensor]]:

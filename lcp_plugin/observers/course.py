@@ -83,7 +83,7 @@ class Course:
         if self._run is None or self._last is None:
             return TimeLeft(0.0)
         args = (self._run.facts.get("strategy") or {}).get("args", ())
-        slower = slower_with(self._run.strategy.name, args, self._start)
+        slower = slower_with(self._run.strategy.name, args, self._start, self._rehearses)
         at = Standing(
             self._names,
             self._at + 1,
@@ -92,7 +92,7 @@ class Course:
             self.pace,
             self._start,
             tuple(self._pauses),
-            1.0 if self._rehearses else slower,
+            slower,
             self._scored,
         )
         return estimate(self._run.facts, at)

@@ -95,9 +95,11 @@ def pace_of(times: Sequence[float], otherwise: float) -> float:
     return median(between) if between else otherwise
 
 
-def slower_with(strategy: str, args: Sequence[str], start: int) -> float:
-    """How much longer a step takes once there is something to rehearse, at a run's first task."""
-    if strategy != REHEARSER or start:
+def slower_with(strategy: str, args: Sequence[str], start: int, rehearses: bool) -> float:
+    """How much longer a step takes once there is something to rehearse, at a run's first task; the
+    pace of a run that `rehearses` already knows it.
+    """
+    if rehearses or strategy != REHEARSER or start:
         return 1.0
     given = dict(arg.partition("=")[::2] for arg in args)
     return 1.0 + 1.0 / int(given.get("every", 1))

@@ -73,7 +73,6 @@ def stand(run: RunFacts, mine: Sequence[Facts], latest: Facts) -> Standing:
     """Where a run stands, as far as its time goes; `mine`: the steps of the task in training."""
     times = [float(step.get("time") or 0.0) for step in mine]
     rehearses = any("rehearsal" in step for step in run.steps)
-    slower = slower_with(run.strategy, run.strategy_args, run.start)
     return Standing(
         tasks=tuple(task.name for task in run.tasks if task.index > run.start),
         position=int(latest["task_index"]) - run.start,
@@ -82,7 +81,7 @@ def stand(run: RunFacts, mine: Sequence[Facts], latest: Facts) -> Standing:
         pace=pace_of(times, float(latest.get("seconds") or 0.0)),
         start=run.start,
         pauses=_pauses(run.steps),
-        slower=1.0 if rehearses else slower,
+        slower=slower_with(run.strategy, run.strategy_args, run.start, rehearses),
         scored=count_scored(run.folder),
     )
 
