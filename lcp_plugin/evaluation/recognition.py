@@ -14,12 +14,14 @@ Numbers and words only: `lcp evaluate` measures, scores.json carries, report and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from lcp_plugin.telling.wording import agree, join_names
 
 MOST = 0.5  # more than this share is most
 RULE = (
@@ -102,22 +104,38 @@ def read_recognition(entry: Mapping[str, Any]) -> Recognition | None:
 
 
 def tell_recognised(found: Recognition) -> str:
-    """One line for the console: `still recognised: 2 of 4; robot became boat, ...`."""
-    parts = [tell_loss(found, name) for name in found.lost]
-    return f"still recognised: {len(found.kept)} of {len(found.tasks)}" + (
-        f"; {', '.join(parts)}" if parts else ""
-    )
+    """One line for the console: `still recognised: 2 of 4; robot and vase became boat`."""
+    count = f"still recognised: {len(found.kept)} of {len(found.tasks)}"
+    return "; ".join([count, *tell_losses(found)])
 
 
-def tell_loss(found: Recognition, task: str, names: Mapping[str, str] | None = None) -> str:
-    """`robot became boat`: what a task that is not recognised at the end looks like instead."""
+def tell_losses(found: Recognition, names: Mapping[str, str] | None = None) -> list[str]:
+    """`robot and vase became boat`: what the tasks that are not recognised at the end look like.
+
+    Tasks of one fate share a phrase; `names` calls them otherwise (their concepts).
+    """
     called = {name: name for name in found.tasks} | dict(names or {})
-    look = found.lost[task]
-    other = called[look.other] if look.other else "nothing that was learned"
+    fates: dict[tuple[str, str], list[str]] = {}
+    for name, look in found.lost.items():
+        other = called[look.other] if look.other else "nothing that was learned"
+        fates.setdefault((_verb_of(found, name, look), other), []).append(called[name])
+    return [_tell_fate(verb, other, lost) for (verb, other), lost in fates.items()]
+
+
+def _verb_of(found: Recognition, task: str, look: Look) -> str:
     if not found.was_recognised(task):
-        return f"{called[task]} never was recognised, it looks like {other}"
-    verb = "became" if look.other_share > MOST else "blurs into"
-    return f"{called[task]} {verb} {other}"
+        return "never"
+    return "became" if look.other_share > MOST else "blurs"
+
+
+def _tell_fate(verb: str, other: str, lost: Sequence[str]) -> str:
+    who, count = join_names(lost), len(lost)
+    if verb == "never":
+        looks = agree(count, "it looks", "they look")
+        return f"{who} never {agree(count, 'was', 'were')} recognised, {looks} like {other}"
+    if verb == "blurs":
+        verb = agree(count, "blurs into", "blur into")
+    return f"{who} {verb} {other}"
 
 
 def judge(images: ArrayLike, references: Mapping[str, ArrayLike], own: str) -> Look:

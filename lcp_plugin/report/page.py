@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.metric_table import title_of
-from lcp_plugin.evaluation.recognition import Recognition, tell_loss
+from lcp_plugin.evaluation.recognition import Recognition, tell_losses
 from lcp_plugin.evaluation.tables import format_number
 from lcp_plugin.formats.disk import write_bytes
 from lcp_plugin.report.blocks import Block
@@ -28,9 +28,7 @@ from lcp_plugin.report.read import (
     read_scores,
 )
 from lcp_plugin.report.templates import SCRIPT, STYLE, hash_scripts, open_templates, read_whole
-from lcp_plugin.telling.wording import agree, counted
-
-WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+from lcp_plugin.telling.wording import agree, counted, in_words, join_names
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,7 @@ def say_recognised(found: Recognition, run: RunFacts) -> str:
         text += f"{join_names(kept)}."
     else:
         text = f"None of the {in_words(count)} concepts is still recognised at the end."
-    losses = "; ".join(tell_loss(found, name, concepts) for name in found.lost)
+    losses = "; ".join(tell_losses(found, concepts))
     return f"{text} {losses}." if losses else text
 
 
@@ -252,14 +250,3 @@ def _score_numbers(metric: str, found: MetricScores) -> list[dict[str, str]]:
         for label, value, note in shown
         if not math.isnan(value)
     ]
-
-
-def join_names(names: Sequence[str]) -> str:
-    """`a, b and c`."""
-    head, last = ", ".join(names[:-1]), names[-1]
-    return f"{head} and {last}" if head else last
-
-
-def in_words(count: int) -> str:
-    """`four`; digits above ten."""
-    return WORDS[count] if count < len(WORDS) else str(count)

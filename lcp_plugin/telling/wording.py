@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _PLAIN_ON_WINDOWS = re.compile(r"[\w.:=+~/\\-]+", re.ASCII)
 
 
@@ -26,6 +27,17 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 def agree(number: object, one: str, many: str = "") -> str:
     """The noun or verb that goes with a number: `one` for 1, else `many` (its regular plural)."""
     return one if number == 1 else many or _plural_of(one)
+
+
+def in_words(count: int) -> str:
+    """`four`; digits above ten."""
+    return _NUMBERS[count] if count < len(_NUMBERS) else str(count)
+
+
+def join_names(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    head, last = ", ".join(names[:-1]), names[-1]
+    return f"{head} and {last}" if head else last
 
 
 def say_duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from lcp_plugin.evaluation.recognition import (
     judge,
     read_recognition,
     share_of_ceiling,
+    tell_losses,
     tell_recognised,
 )
 from lcp_plugin.report.numbers import extra_values
@@ -82,7 +83,7 @@ def test_what_became_of_each_concept_is_one_line_and_survives_scores_json():
         (gone,) * 4,
     )
     assert tell_recognised(found) == (
-        "still recognised: 1 of 4; robot became boat, vase blurs into boat, "
+        "still recognised: 1 of 4; robot became boat; vase blurs into boat; "
         "mushroom never was recognised, it looks like boat"
     )
     written = found.to_json()
@@ -90,6 +91,19 @@ def test_what_became_of_each_concept_is_one_line_and_survives_scores_json():
     assert written["turned_into"] == {"robot": "boat", "vase": "boat", "mushroom": "boat"}
     assert read_recognition({"tasks": list(found.tasks), "recognition": written}) == found
     assert read_recognition({"tasks": ["robot"]}) is None
+
+
+def test_concepts_of_one_fate_share_a_phrase():
+    gone, half, kept = Look(0.0, "boat", 1.0), Look(0.5, "boat", 0.25), Look(1.0)
+    never = (None, gone)
+    rows = ((kept, gone), (kept, gone), (kept, half), (kept, half), never, never, (None, kept))
+    tasks = ("robot", "vase", "cup", "house", "mushroom", "clock", "boat")
+    found = Recognition("effnet", 4, tasks, rows, (gone,) * 7)
+    assert tell_losses(found, {"robot": "sks robot"}) == [
+        "sks robot and vase became boat",
+        "cup and house blur into boat",
+        "mushroom and clock never were recognised, they look like boat",
+    ]
 
 
 def test_images_are_recognised_by_an_encoder_that_is_loaded_anyway():

@@ -71,7 +71,9 @@ def test_all_or_none_recognised_is_said_as_such():
         return say_recognised(found, SimpleNamespace(tasks=()))
 
     assert lead("abc") == "All three concepts are still recognised at the end."
-    assert lead("").startswith("None of the three concepts is still recognised at the end. a ")
+    assert lead("").startswith(
+        "None of the three concepts is still recognised at the end. a, b and"
+    )
     assert lead("ab").startswith("Two of three concepts are still recognised at the end: a and b. ")
 
 
