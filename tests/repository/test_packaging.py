@@ -138,3 +138,11 @@ def test_an_installed_wheel_has_the_command_with_every_verb(wheel: Path, tmp_pat
         assert (place / f"{verb.path.replace('.', '/')}.py").is_file()
     assert "min_snr_gamma" in told["options", "min_snr"]
     assert told["merge", "--help"].startswith("usage: lcp merge")
+    options = {"env": {**os.environ, "PYTHONPATH": str(place)}, "cwd": tmp_path}
+    failed = subprocess.run(
+        [str(lcp), "lineage", "gone"], **options, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode != 0
+    page, _, heading = failed.stderr.strip().rpartition(" See ")[2].partition("#")
+    assert Path(page).is_relative_to(place)
+    assert f"## {heading.replace('-', ' ')}".lower() in Path(page).read_text("utf-8").lower()
