@@ -34,7 +34,7 @@ from torch import Tensor
 from lcp_plugin.delivery.merging import Merged
 from lcp_plugin.delta import Delta, Dense, Entry, Stacked
 from lcp_plugin.errors import FileFormatError, TaskFolderError
-from lcp_plugin.formats.tensors import read_header, read_tensors, write_tensors
+from lcp_plugin.formats.tensors import TensorReader, write_tensors
 from lcp_plugin.store.carries import carry_from_tensors, carry_to_tensors
 from lcp_plugin.store.run_folder import RunStore
 from lcp_plugin.telling.wording import counted
@@ -79,15 +79,19 @@ class Opposition:
 
 def measure_opposition(a: Tensor, b: Tensor) -> Opposition:
     """Of two changes of one matrix, (out, in) each."""
-    sign_a, sign_b = a.sign(), b.sign()
-    moved = torch.where(sign_a != sign_b, b, 0.0)
+    signs = a.sign().mul_(b.sign())
+    opposed = b.masked_fill(signs > 0, 0.0)  # where both are 0, b weighs nothing
     return Opposition(
-        opposed_energy=float(moved.double().square().sum()),
-        energy=float(a.double().square().sum()),
-        negative=int((sign_a * sign_b < 0).sum()),
-        zeros=int(((sign_a == 0) | (sign_b == 0)).sum()),
+        opposed_energy=_energy(opposed),
+        energy=_energy(a),
+        negative=int((signs < 0).sum()),
+        zeros=int((signs == 0).sum()),
         entries=a.numel(),
     )
+
+
+def _energy(matrix: Tensor) -> float:
+    return float(matrix.double().square().sum())
 
 
 def measure_overlap(a: Entry, b: Entry) -> tuple[float, float]:
@@ -224,7 +228,7 @@ def compare_boundaries(
         for i, j in later
         for reading in READINGS
     }
-    for module in modules:
+    for module in _shown(modules):
         at = [read(module).get(module) for read in boundaries]
         if all(entry is None for entry in at):
             continue
@@ -235,6 +239,13 @@ def compare_boundaries(
                 b = Dense(dense[j] - dense[start])
                 tallies[i, j, reading].add(module, a, b, overlap=False)
     return [tally.done() for tally in tallies.values()]
+
+
+def _shown(modules: Sequence[str]) -> Iterator[str]:
+    """The modules, with a bar on a terminal: SDXL's take minutes."""
+    from tqdm import tqdm
+
+    yield from tqdm(modules, desc="comparing", unit="module", leave=False, disable=None)
 
 
 def energy_lost(merged: Merged) -> dict[str, float]:
@@ -287,15 +298,17 @@ def open_boundaries(run: Path) -> Iterator[tuple[list[str], list[ModuleUpdates],
 def _reader(file: Path | None) -> tuple[set[str], ModuleUpdates]:
     if file is None:
         return set(), lambda module: Delta()
+    reader = TensorReader(file)
     tensors: dict[str, list[str]] = {}
-    for name in read_header(file).tensors:
+    for name in reader.header.tensors:
         if name.startswith("bias/"):
             continue  # changes of biases are not compared
         module = name.partition("/")[2].rpartition(".")[0]
         tensors.setdefault(module, []).append(name)
 
     def read(module: str) -> Delta:
-        return carry_from_tensors(read_tensors(file, tensors.get(module, ())), ()).total
+        parts = {name: reader.read(name) for name in tensors.get(module, ())}
+        return carry_from_tensors(parts, ()).total
 
     return set(tensors), read
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -56,7 +56,7 @@ from lcp_plugin.formats.tensors import (
     read_tensors,
     write_tensors,
 )
-from lcp_plugin.telling.wording import agree, counted
+from lcp_plugin.telling.wording import agree, counted, join_names
 
 log = logging.getLogger(__name__)
 LAYOUTS: dict[str, Layout] = {
@@ -160,10 +160,18 @@ def find_lora(path: str | Path) -> Path:
     found = found or sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return found[0]
-    raise FileFormatError(
-        f"{path} holds {len(found)} LoRA files; wanted one ({', '.join(FOLDER_FILES)}); name the "
-        "file itself."
-    )
+    raise FileFormatError(_which_file(path, [file.name for file in found]))
+
+
+def _which_file(folder: Path, found: Sequence[str]) -> str:
+    """Why a folder is not one LoRA, and which file may be meant."""
+    if found:
+        return f"{folder} holds {join_names(found)}; name the one that is meant."
+    beside = folder.with_name(f"{folder.name}.safetensors")  # a run's deliverable
+    if beside.is_file():
+        return f"{folder} holds no LoRA file itself; {beside} stands beside it: name that."
+    wanted = ", ".join(FOLDER_FILES)
+    return f"{folder} holds no LoRA file ({wanted} or another); name the file itself."
 
 
 def _group_keys(

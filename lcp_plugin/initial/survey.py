@@ -17,7 +17,8 @@ from pathlib import Path
 from lcp_plugin.data.captions import read_caption
 from lcp_plugin.errors import DataError
 from lcp_plugin.formats.pictures import describe_left_out, list_images, list_left_out, read_size
-from lcp_plugin.telling.wording import counted
+from lcp_plugin.telling.wording import counted, join_words
+from lcp_plugin.watch.finding import is_run
 
 CAPTION_ENDINGS = (".caption", ".txt")  # in the order in which the trainer looks for them
 KOHYA_PARTS = {"img", "reg", "log", "model"}  # the folders that kohya_ss makes for a training
@@ -102,6 +103,11 @@ def survey(root: Path) -> Survey:
         what = "is a file" if root.exists() else "does not exist"
         raise DataError(
             f"{root} {what}; give a folder that holds a folder of photos for each task."
+        )
+    if is_run(root):
+        raise DataError(
+            f"{root} is a run's folder, it holds no photos; to learn more on top of it: "
+            f"{join_words(['lcp', 'init', 'PHOTOS', '--prev', str(root)])}"
         )
     told: list[str] = []
     names = {folder.name for folder in list_folders(root)}

@@ -143,3 +143,22 @@ def test_the_conflicts_tool_prints_saves_and_draws(
     assert facts["pairs"][0]["row_overlap"] == pytest.approx(1.0)
     assert 0 < facts["energy_lost"][""] < 1
     assert tool.main(two[:1]) == 2
+
+
+def test_a_folder_that_is_not_one_lora_says_which_file_may_be_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = load_tool("merge_adapters")
+    run, _ = run_of(tmp_path, "merge_init")
+    write_lora(tmp_path / "a.safetensors", mixed_adapter())
+    write_lora(beside := run.with_name(f"{run.name}.safetensors"), mixed_adapter())
+    out = tmp_path / "m.safetensors"
+    for folder, told in (
+        (run, f"{beside} stands beside it: name that."),
+        (sorted(run.glob("*/lineage.json"))[-1].parent, "adapter.safetensors and carry"),
+        (tmp_path / run.name / "logs", "holds no LoRA file (adapter_model.safetensors, "),
+    ):
+        folder.mkdir(exist_ok=True)
+        assert tool.main([str(tmp_path / "a.safetensors"), str(folder), "-o", str(out)]) == 1
+        assert told in capsys.readouterr().err
+        assert not out.exists()

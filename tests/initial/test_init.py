@@ -163,6 +163,7 @@ def test_nothing_is_overwritten(here: Path, capsys: pytest.CaptureFixture[str]) 
     [
         (["nowhere"], "nowhere does not exist"),
         (["empty"], "holds no images in its folders"),
+        (["mine"], "lcp init PHOTOS --prev mine"),
         (["photos", "--kind", "dog=styel"], "wanted object, style, or FOLDER=object|style"),
         (["photos", "--kind", "cat=style"], "no folder of that name"),
         (["photos", "--base", "gone.safetensors"], "'gone.safetensors' does not exist"),
@@ -176,6 +177,8 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 ) -> None:
     draw_pictures(here / "photos" / "dog", count=1)
     (here / "empty" / "inner").mkdir(parents=True)
+    draw_pictures(here / "mine" / "samples", count=1)
+    (here / "mine" / "run.json").write_text("{}", encoding="utf-8")
     assert init(flags) != 0
     error = capsys.readouterr().err
     assert told in error
