@@ -3,9 +3,10 @@
 Steps. On SDXL each image is seen 100 times at a rate of 1e-4: ten repeats (kohya's `10_sks dog`)
 in ten epochs, as in sd-scripts' guide (docs/train_network.md). Never below 500, which diffusers'
 DreamBooth example for SDXL takes for five photos, nor above 4,000, the end of ai-toolkit's range.
-On tiny-sdxl as in configs/photos.toml (100 steps of 4 for six photos) and five_styles.toml (120
-steps of 4 for 24 drawings), where a single task was looked at. A folder named `20_...` counts
-twice, one named `5_...` half.
+On tiny-sdxl 200 steps of 4 for six photos, where three photographed subjects learned one after
+another were recognised better than each alone with 100 (docs/recall.md), and 120 steps of 4 for 24
+drawings, as in configs/five_styles.toml. A folder named `20_...` counts twice, one named `5_...`
+half.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class StepRule:
 
 SDXL_STEPS = StepRule(views=100, batch=1, least=500, most=4000)
 TINY_STEPS: dict[Kind, StepRule] = {
-    "object": StepRule(views=65, batch=4, least=60, most=250),
+    "object": StepRule(views=130, batch=4, least=120, most=250),
     "style": StepRule(views=20, batch=4, least=100, most=250),
 }
 

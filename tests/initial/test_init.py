@@ -73,7 +73,7 @@ def test_folders_become_tasks_that_a_dry_run_takes(
     tasks = by_name(config)
     assert list(tasks) == ["Fancy_Boot2", "Ink_sketches", "zebra"]
     assert tasks["Fancy_Boot2"]["concept"].endswith(" fancy boot")
-    assert tasks["Fancy_Boot2"]["max_train_steps"] == 100  # as configs/photos.toml for six
+    assert tasks["Fancy_Boot2"]["max_train_steps"] == 200  # 6 x 130 / 4, to tens
     assert [task["kind"] for task in tasks.values()] == ["object", "style", "object"]
     assert "style, guessed: the folder's name says 'sketches': Ink_sketches" in told
     assert train(["--config", "photos.toml", "--dry_run"]) == 0
