@@ -19,6 +19,7 @@ from lcp_plugin.evaluation.embeddings import EmbeddingCache, score_files
 from lcp_plugin.evaluation.encoders import TextEncoder
 from lcp_plugin.evaluation.metric_table import METRICS, Metric
 from lcp_plugin.evaluation.metrics import load_encoder
+from lcp_plugin.evaluation.mirrors import mirror_files
 from lcp_plugin.evaluation.pictures import Picture, Stage, Studio, plan_pictures
 from lcp_plugin.evaluation.protocols import Protocol
 from lcp_plugin.evaluation.recognition import Look, Recognition, judge
@@ -46,6 +47,7 @@ class Evaluation:
     encoder_device: str | None = None
     studios: dict[BaseSource, Studio] = field(default_factory=dict)
     caches: dict[str, EmbeddingCache] = field(default_factory=dict)
+    mirrored: dict[tuple[BaseSource, tuple[Path, ...]], list[Path]] = field(default_factory=dict)
 
     def studio(self, base: BaseSource) -> Studio:
         """The image maker of a base."""
@@ -159,8 +161,18 @@ class Evaluation:
         """One task's images in a state of the model, among the references of all."""
         cache, task = self.cache(metric.encoder), chain.tasks[own]
         images = cache.embed_files([p.path for p in self.pictures(stage, task)])
-        references = {t.name: cache.embed_files(t.references).numpy() for t in chain.tasks}
+        references = {
+            t.name: cache.embed_files(self.mirrors(chain, t)).numpy() for t in chain.tasks
+        }
         return judge(images.numpy(), references, task.name)
+
+    def mirrors(self, chain: Chain, task: EvalTask) -> list[Path]:
+        """The task's references as the chain's base could show them."""
+        key = (chain.base, tuple(task.references))
+        if key not in self.mirrored:
+            folder = self.folder / "images" / f"references-{chain.base_hash[:12]}"
+            self.mirrored[key] = mirror_files(self.studio(chain.base), folder, task.references)
+        return self.mirrored[key]
 
     def facts(self) -> dict[str, Any]:
         """What the scores depend on besides the chains."""

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.evaluation import scores as measures
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
 from lcp_plugin.evaluation.evaluate import Evaluation
-from lcp_plugin.evaluation.losses import Prober, describe_losses, encode_files
+from lcp_plugin.evaluation.losses import Prober, describe_losses
 from lcp_plugin.evaluation.metric_table import Metric
 from lcp_plugin.evaluation.pictures import Stage
 from lcp_plugin.evaluation.recognition import share_of_ceiling
@@ -197,12 +196,9 @@ def measure_way(evaluation: Evaluation, chain: Chain, metric: Metric) -> dict[st
     }
 
 
-@torch.no_grad()
 def _score_of_vae(evaluation: Evaluation, chain: Chain, metric: Metric, task: EvalTask) -> float:
-    live = evaluation.studio(chain.base).live
-    images = live.decode(encode_files(live, task.references))
     cache = evaluation.cache(metric.encoder)
-    returned = cache.encoder.embed(images).numpy()
+    returned = cache.embed_files(evaluation.mirrors(chain, task)).numpy()
     return mean_cosine(returned, cache.embed_files(task.references).numpy())
 
 
@@ -291,8 +287,8 @@ EXTRAS: Mapping[str, Extra] = {
             "recognition",
             "Images recognised, and the way covered",
             "Share of a concept's images whose nearest picture, among those of all concepts, is "
-            "its own; and how much of the way from the base's score to that of its pictures as "
-            "the VAE returns them was covered by learning it.",
+            "its own, all as the VAE returns them; and how much of the way from the base's score "
+            "to that of its pictures so returned was covered by learning it.",
             lambda m, chain, _: measure_way(m.evaluation, chain, m.metric),
             lambda found: [
                 *((f"recognised, {k}", found["mean"][k]) for k in ("learned", "final", "base")),

@@ -22,18 +22,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lcp_plugin.errors import FileFormatError
 from lcp_plugin.evaluation.chains import Chain, EvalTask, base_stage
-from lcp_plugin.evaluation.images import Preprocessing, preprocess
 from lcp_plugin.evaluation.metric_table import Metric
+from lcp_plugin.evaluation.mirrors import encode_files
 from lcp_plugin.evaluation.pictures import Stage, Studio
 from lcp_plugin.evaluation.scores import none_if_nan, normalise_losses, rank_correlation
 from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.formats.identity import hash_file
-from lcp_plugin.formats.pictures import open_rgb
 from lcp_plugin.sdxl.live_base import LiveBase
 from lcp_plugin.sdxl.noise import NoiseSchedule
 from lcp_plugin.seeds import derive_seed
@@ -160,15 +158,6 @@ def _read_numbers(file: Path) -> dict[str, float | None]:
         return dict(read_json(file))
     except (OSError, ValueError, TypeError, FileFormatError):
         return {}
-
-
-def encode_files(base: LiveBase, files: Sequence[Path]) -> Tensor:
-    """Scaled latents of centre-cropped images   # (n, c, h, w), fp32 on the CPU."""
-    side = base.native_side
-    how = Preprocessing(side, side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    images: list[Image.Image] = [open_rgb(file) for file in files]
-    pixels = torch.stack([preprocess(image, how) for image in images])
-    return base.encode_images(pixels).cpu()
 
 
 def schedule_of(base: LiveBase) -> NoiseSchedule:

@@ -1,9 +1,10 @@
 """Is it still the learned concept? Its images against the references of all concepts of the chain.
 
-An image is nearest to the concept that holds the reference with the largest cosine to it. A concept
-is recognised in a state of the model when most of its images, more than half, are nearest to its
-own references. One that is not became the concept that most of its images are nearest to; where no
-concept has most of them, it blurs into the other one that has the most of them.
+An image is nearest to the concept that holds the reference with the largest cosine to it, among
+references as the model itself could show them (`evaluation.mirrors`). A concept is recognised in a
+state of the model when most of its images, more than half, are nearest to its own references. One
+that is not became the concept that most of its images are nearest to; where no concept has most of
+them, it blurs into the other one that has the most of them.
 
     share        of a concept's images that are nearest to its own references
     covered      (R[i, i] - base) / (ceiling - base): how far of the way learning came, where the
@@ -26,7 +27,7 @@ from lcp_plugin.telling.wording import agree, join_names
 MOST = 0.5  # more than this share is most
 RULE = (
     "A concept counts as recognised when most of its images, more than half, are nearest to its "
-    "own reference pictures and not to another concept's"
+    "own reference pictures, as the VAE returns them, and not to another concept's"
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lcp_plugin.evaluation.losses import encode_files
+from lcp_plugin.evaluation.mirrors import encode_files
 from lcp_plugin.formats.disk import read_json, write_json
 from lcp_plugin.sdxl.drawing import decode_latents
 
