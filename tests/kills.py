@@ -60,6 +60,8 @@ def _import_before_forking() -> None:
     """What a run imports when it needs it, once for all that are forked."""
     import accelerate  # noqa: F401
     import diffusers  # noqa: F401
+    import jinja2  # noqa: F401
+    import matplotlib.figure  # noqa: F401
 
     with suppress(ImportError):
         import bitsandbytes  # noqa: F401

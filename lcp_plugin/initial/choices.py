@@ -5,8 +5,7 @@ in ten epochs, as in sd-scripts' guide (docs/train_network.md). Never below 500,
 DreamBooth example for SDXL takes for five photos, nor above 4,000, the end of ai-toolkit's range.
 On tiny-sdxl 200 steps of 4 for six photos, where three photographed subjects learned one after
 another were recognised better than each alone with 100 (docs/recall.md), and 120 steps of 4 for 24
-drawings, as in configs/five_styles.toml. A folder named `20_...` counts twice, one named `5_...`
-half.
+drawings, as in configs/five_styles.toml. A folder named `20_...` counts twice, `5_...` half.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,9 @@ HERE = Path(__file__).resolve().parent
 STYLE, SCRIPT = HERE / "style.css", HERE / "script.js"
 
 
+@cache
 def open_templates(*folders: Path) -> Environment:
-    """The templates of these folders, and those of the report."""
+    """The templates of these folders, and those of the report; compiled once in a process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(

@@ -22,6 +22,7 @@ from lcp_plugin.formats.disk import first_line
 from lcp_plugin.formats.identity import hash_file
 from lcp_plugin.formats.tensors import read_header
 from lcp_plugin.sdxl.base_files import TOKENIZER_FILES, check_checkpoint, check_folder, variant_of
+from lcp_plugin.sdxl.devices import calm_threads
 from lcp_plugin.sdxl.samplers import create_sampler
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def load_pipeline(
         component.requires_grad_(False)
         component.eval()
     pipeline.set_progress_bar_config(disable=True)
+    calm_threads(sum(p.numel() for p in pipeline.unet.parameters()))
     return pipeline
 
 

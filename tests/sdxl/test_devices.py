@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,27 @@ from lcp_plugin.run import opening, runner
 from lcp_plugin.sdxl import devices, stored
 from lcp_plugin.sdxl.devices import choose_device, is_out_of_memory, own_randomness, widen
 from lcp_plugin.sdxl.fitting import in_batches
+from lcp_plugin.sdxl.load import load_pipeline
 from lcp_plugin.sdxl.precision import peak_memory_mb
+
+
+@pytest.mark.parametrize(("told", "threads"), [(None, 1), ("2", 2)])
+def test_a_small_base_takes_one_thread_unless_told_otherwise(
+    toy_base: Path, monkeypatch: pytest.MonkeyPatch, told: str | None, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    try:
+        torch.set_num_threads(2)
+        load_pipeline(str(toy_base))
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(2)
+        devices.calm_threads(2_567_463_684)  # SDXL's UNet
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 class Trained(Exception):

@@ -10,6 +10,8 @@ from lcp_plugin.watch import view
 
 LEAD = "document.querySelector('.lead').textContent"
 PICTURES = "document.querySelectorAll('.gallery img').length"
+TWELVE_MORE = """document.querySelectorAll('.gallery tr').forEach(row => {
+  for (let n = 0; n < 12; n++) row.append(row.lastElementChild.cloneNode(true)); })"""
 SEEN = "[...document.querySelectorAll('.gallery img')].every(i => i.complete && i.naturalWidth)"
 
 
@@ -63,4 +65,6 @@ def test_the_page_fits_a_phone_in_both_colours(tmp_path, dark):
         wide = "e => !e.closest('.scroll, .sr, svg') && e.getBoundingClientRect().right > 390.5"
         every = f"[...document.querySelectorAll('main *')].filter({wide})"
         assert tab.evaluate(f"{every}.map(e => e.outerHTML.slice(0, 80))") == []
+        tab.evaluate(TWELVE_MORE)  # tasks: the names keep a column that can be read
+        assert tab.evaluate("document.querySelector('.gallery tbody th').offsetWidth") >= 64
     assert tab.complaints == []
