@@ -33,7 +33,7 @@ from lcp_plugin.run.record import (
     list_image_folders,
     versions,
 )
-from lcp_plugin.run.restarting import take_up
+from lcp_plugin.run.restarting import check_taken, take_up
 from lcp_plugin.run.tasks import order_tasks
 from lcp_plugin.run.to_draw import count_images
 from lcp_plugin.sdxl.base_shapes import check_loras, read_shapes
@@ -87,7 +87,7 @@ def make_plan(config: RunConfig) -> RunPlan:
     """
     options = config.options
     check_settings(config)
-    store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
+    store = store_of(options)
     strategy = create_strategy(options.strategy, options.strategy_args)
     base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
     check_weights(options)
@@ -111,6 +111,11 @@ def make_plan(config: RunConfig) -> RunPlan:
     facts = {**fresh, **(known or {})}
     plan = RunPlan(config, store, strategy, base, parent, tasks, configs, seed, facts)
     return replace(plan, facts={**facts, **describe_beginning(plan)})
+
+
+def store_of(options: Options) -> RunStore:
+    """Where a run's files go."""
+    return RunStore(Path(options.output_dir or "output"), options.output_name or "last")
 
 
 def check_settings(config: RunConfig) -> None:
@@ -182,6 +187,7 @@ def check_before_run(config: RunConfig, has_base: bool = True) -> None:
     base = None
     if has_base:
         base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
+        check_taken(store_of(options), config, base)
     check_weights(options, has_base)
     parent = choose_parent(config, strategy, base)
     check_start(options, parent, is_new=True)
@@ -221,7 +227,7 @@ def follow_plan(config: RunConfig, parent: Parent, seed: int, facts: Mapping[str
     options = config.options
     strategy = create_strategy(options.strategy, options.strategy_args)
     tasks, configs = order_tasks(config, parent, strategy)
-    store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
+    store = store_of(options)
     base = BaseId(**facts["base"])
     return RunPlan(config, store, strategy, base, parent, tasks, configs, seed, facts)
 
