@@ -52,7 +52,9 @@ class LcpError(Exception):
     def told(self) -> str:
         """What a command line prints: `error: ` before each line, and the page that explains it."""
         told = "\n".join(f"error: {line}" for line in str(self).split("\n"))
-        return f"{told} See {locate(self.page)}" if self.page else told
+        if not self.page:
+            return told
+        return f"{told}{'' if told.endswith(('.', '?', '!')) else '.'} See {locate(self.page)}"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from lcp_plugin.commands.front import command
 from lcp_plugin.config.options import option_fields
-from lcp_plugin.config.parser import Parser
+from lcp_plugin.config.parser import Parser, finite
 from lcp_plugin.errors import ConfigError, DiskError
 from lcp_plugin.telling.wording import counted
 
@@ -56,10 +56,14 @@ def parse_weights(texts: list[str]) -> dict[str, float]:
     weights = {}
     for text in texts:
         name, _, number = text.rpartition("=")
+        if not name:
+            raise ConfigError(f"--weights {text}: wanted TASK=NUMBER.")
+        if name in weights:
+            raise ConfigError(f"--weights {text}: {name} has a weight already; give one.")
         try:
-            weights[name] = float(number)
-        except ValueError as error:
-            raise ConfigError(f"--weights {text}: wanted TASK=NUMBER.") from error
+            weights[name] = finite(number)
+        except argparse.ArgumentTypeError as error:
+            raise ConfigError(f"--weights {text}: wanted TASK=NUMBER, {error}.") from None
     return weights
 
 
@@ -83,7 +87,8 @@ def describe(done: Exported) -> list[str]:
     lines = [f"{done.path}: {size}, read back and equal"]
     if done.errors:
         worst = sorted(done.errors.items(), key=lambda item: -item[1])[:5]
-        lines.append(f"truncation lost {done.error:.2%} of the update's norm; most in")
+        most = "; most in" if any(done.errors.values()) else ""
+        lines.append(f"truncation lost {done.error:.2%} of the update's norm{most}")
         lines += [f"  {error:.2%}  {name}" for name, error in worst if error]
     if done.rounding_share:
         lines.append(
@@ -101,8 +106,10 @@ def export_as_asked(options: argparse.Namespace) -> Exported:
     from lcp_plugin.delivery.learned import read_learned, weigh_tasks
     from lcp_plugin.formats.precisions import SAVED_AS as TYPES
 
-    check_output(options.output, [options.source])
     form = Form.parse(options.form)
+    check_output(options.output, [options.source], is_folder=form.kind in ("peft", "checkpoint"))
+    if options.base and form.kind != "checkpoint":
+        raise ConfigError(f"--base is what a checkpoint is fused into; --as {form.kind} has none.")
     learned = read_learned(options.source)
     if options.weights:
         learned = weigh_tasks(learned, parse_weights(options.weights))

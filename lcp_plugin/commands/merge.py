@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--density", type=float, default=0.0, help="ties (.2), dare (.5): kept share"
     )
     parser.add_argument("--energy", type=float, default=1.0, help="orthogonal: protected share")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the result")
+    parser.add_argument("--scale", type=finite, default=1.0, help="of the result")
     parser.add_argument("--rank", type=int, default=0, help="truncate to; 0 keeps all")
     parser.add_argument("--seed", type=seed, default=0, help="dare")
     parser.add_argument("--base", type=Path, help="fuse into this checkpoint or diffusers folder")
@@ -75,7 +75,7 @@ def merge(options: argparse.Namespace) -> list[str]:
     from lcp_plugin.delivery.merging import MergeOptions, merge_biases, merge_deltas
     from lcp_plugin.evaluation.conflicts import energy_lost
 
-    check_output(options.output, options.files)
+    check_output(options.output, options.files, is_folder=options.base is not None)
     files = read_files(options.files, options.weights)
     deltas = [file.lora.total for file in files]
     if not options.quiet and len(deltas) > 1:
@@ -86,7 +86,7 @@ def merge(options: argparse.Namespace) -> list[str]:
     merged = merge_deltas(deltas, [file.weight for file in files], how)
     biases = merge_biases([file.lora.biases for file in files], [f.weight for f in files], how)
     if not merged.delta and not biases:
-        raise ConfigError("nothing is left of the merge: all weights are 0.")
+        raise ConfigError("nothing is left of the merge: all weights, or the scale, are 0.")
     header, said = describe_merge(files, how, merged, options.output.stem)
     for line in said:
         print(line)

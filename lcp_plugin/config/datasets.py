@@ -239,12 +239,12 @@ class DatasetReader:
         values = self.values(table, where, SUBSET_KEYS)
         merged = {**{k: v for k, v in shared.items() if k in SUBSET_KEYS}, **values}
         for key in _PATHS:
-            if merged.get(key):
-                merged[key] = self.locate(str(merged[key]))
+            if name := str(merged.pop(key, "") or "").strip():
+                merged[key] = self.locate(name)
         if "metadata_file" in merged:
             return self._subset_of_metadata(merged, where)
         if "image_dir" not in merged:
-            if isinstance(table, Mapping) and "image_dir" not in table:
+            if isinstance(table, Mapping) and not str(table.get("image_dir", "")).strip():
                 self.findings.problem(self.source, f"{where}: image_dir is missing.")
             return None
         folder = merged.pop("image_dir")

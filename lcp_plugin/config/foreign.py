@@ -12,6 +12,7 @@ and that cannot be honoured is a problem; other fields that only a front end kno
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from lcp_plugin.config.foreign_networks import is_foreign, translate_network
 from lcp_plugin.config.options import option_fields
 from lcp_plugin.config.sources import flatten
 from lcp_plugin.errors import ConfigError
+from lcp_plugin.telling.wording import agree
 
 _RENAMED = {  # a front end's name -> the trainer's
     "optimizer": "optimizer_type",
@@ -41,18 +43,21 @@ _ZERO_UNSET = (  # a form's 0, where the trainer would take it for a value
     *("seed", "noise_offset", "adaptive_noise_scale", "multires_noise_iterations"),
     *("ip_noise_gamma", "v_pred_like_loss", "network_dropout", "keep_tokens", "unet_lr"),
     *("text_encoder_lr", "lr_scheduler_min_lr_ratio", "lr_decay_steps", "lr_warmup_steps"),
+    *("huber_c", "huber_scale", "network_dim", "clip_skip", "min_timestep"),
 )
 _OTHER_MODELS = {  # where it is set, another model is trained
     *("flux1_checkbox", "sd3_checkbox", "v2", "anima_checkbox", "lumina_checkbox"),
     *("hunyuan_image_checkbox", "flux_args"),
 }
-_BELOW_A_LATENT = tuple(map(str, range(1, 8)))  # forms made for SD 1.5 have 1
+_SIDE = 8  # pixels of a latent's pixel; forms made for SD 1.5 have bucket_reso_steps = 1
 _OTHER_TABS = {  # a field of kohya_ss' form -> what the form trains, where it is no LoRA
     "init_word": "a textual inversion",
     "token_string": "a textual inversion",
     "image_folder": "the whole model",
     "max_resolution": "the whole model",
 }
+_SAMPLES = ("sample_every_n_steps", "sample_every_n_epochs")
+_PROMPT_FILE = re.compile(r"[^\n]+\.(txt|toml|json)", re.IGNORECASE)
 _OF_A_LORA = {"LoRA_type", "network_dim", "network_alpha", "network_module"}
 _EASY_ARGS = ("args", "dataset_args")
 _EASY_OPTIMIZERS = {  # names of LoRA_Easy_Training_Scripts that stand for classes of its own
@@ -76,6 +81,8 @@ def translate_foreign(
     accepted = bool(flags.get("network_module"))  # another network than the file's is asked for
     if easy or gui:
         flat = found if easy else flatten(found)
+        if gui and flat.get("lr_scheduler_num_cycles") == "" and "epoch" in flat:
+            flat["lr_scheduler_num_cycles"] = flat["epoch"]  # kohya_ss: a restart an epoch
         found = {k: v for k, v in flat.items() if v not in ("", None, [], "None")}
         _stop_at_other_models(found, source, findings)
         if not accepted:
@@ -116,6 +123,7 @@ def _dissolve_easy(table: Mapping[str, Any]) -> dict[str, Any]:
         if key == "flux_args" and isinstance(value, Mapping) and value.get("args"):
             flat[key] = value["args"]
         elif _is_easy_section(value):
+            flat.update({k: v for k, v in value.items() if k not in _EASY_ARGS})
             for part in _EASY_ARGS:
                 flat.update(value.get(part, {}))
         elif key != "subsets":
@@ -172,15 +180,34 @@ def _from_form(found: dict[str, Any], source: str, findings: Findings) -> dict[s
         found.setdefault("lr_warmup_steps", found.pop("warmup_ratio"))
     if isinstance(attention := found.get("xformers"), str):
         found["xformers"] = attention.lower() in ("xformers", "true")
-    prompts = found.get("sample_prompts")
-    if isinstance(prompts, str) and not os.path.isfile(prompts):  # a form holds them as text
-        found["sample_prompts"] = f"{prompts}\n"
-    if str(found.get("bucket_reso_steps")) in _BELOW_A_LATENT:
-        found["bucket_reso_steps"] = 8
+    _settle_prompts(found, source, findings)
+    if 0 < _number(found.get("bucket_reso_steps")) < _SIDE:
+        found["bucket_reso_steps"] = _SIDE
         findings.notice(f"{source}: bucket_reso_steps is read as 8, the side of a latent's pixel.")
     if found.pop("use_wandb", False) is True:
         found.setdefault("log_with", "wandb")
     return {k: v for k, v in found.items() if not (k in _ZERO_UNSET and is_zero(v))}
+
+
+def _number(value: Any) -> float:
+    """A form's number, however it is written; 0 for none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _settle_prompts(found: dict[str, Any], source: str, findings: Findings) -> None:
+    """A form holds its prompts as text, or names their file; without any it draws no samples."""
+    prompts = str(found.get("sample_prompts", "")).strip()
+    if prompts and not (os.path.isfile(prompts) or _PROMPT_FILE.fullmatch(prompts)):
+        found["sample_prompts"] = f"{prompts}\n"
+    every = [key for key in _SAMPLES if not is_zero(found.get(key) or 0)]
+    if every and not prompts:
+        for key in every:
+            del found[key]
+        used = agree(len(every), "is", "are")
+        findings.notice(f"{source}: {' and '.join(every)} {used} not used: there are no prompts.")
 
 
 def _settle_noise(found: dict[str, Any]) -> None:

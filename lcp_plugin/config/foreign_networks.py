@@ -160,7 +160,7 @@ def _used_fields(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
     used = {k: v for k, v in fields.items() if v not in (None, "") and not is_zero(v)}
     if kind in _LYCORIS_LOCON:
         return {k: v for k, v in used.items() if k in _OF_LYCORIS}
-    return used if kind in _WITH_CONV else {k: v for k, v in used.items() if k not in _CONV}
+    return used if kind in _WITH_CONV else {k: v for k, v in used.items() if k not in _CONV[:2]}
 
 
 def _is_on(value: Any) -> bool:

@@ -84,6 +84,15 @@ class NetworkArgs:
         return tuple(sorted({weights[block] for block in blocks} - {0.0}))
 
     @property
+    def adapts_blocks(self) -> bool:
+        """Whether a block is left whose ranks and rate are above 0."""
+        weights, every = self.block_lr_weights or (1.0,) * NUM_BLOCKS, (1,) * NUM_BLOCKS
+        wide = self.conv_block_dims or (self.conv_dim or 0,) * NUM_BLOCKS
+        blocks = _IN_BLOCKS if self.trains_convolutions else _WITH_TRANSFORMERS
+        ranks = [(self.block_dims or every)[b] + wide[b] for b in range(NUM_BLOCKS)]
+        return any(ranks[block] * weights[block] > 0 for block in blocks)
+
+    @property
     def trains_convolutions(self) -> bool:
         """Whether 3x3 convolutions (and with them the whole of ResnetBlock2D) are adapted."""
         return self.conv_dim is not None or bool(self.conv_block_dims)
@@ -163,7 +172,7 @@ def _numbers(given: Mapping[str, str], key: str) -> tuple[float, ...]:
         values = tuple(float(v) for v in text.split(",") if v.strip())
     except ValueError:
         values = ()
-    if not values or min(values) < 0:
+    if not values or not all(0 <= value < math.inf for value in values):
         raise ConfigError(f"network_args: {key} = {given[key]!r}: wanted numbers of at least 0.")
     return values
 
@@ -213,7 +222,7 @@ def _part(given: Mapping[str, str], key: str, count: int) -> tuple[float, ...]:
         return (1.0,) * count
     name, _, added = given[key].partition("+")
     if name in _PRESETS:
-        base = float(added) if added else 0.0
+        base = (_number({key: added}, key) or 0.0) if added else 0.0
         return tuple(_PRESETS[name](i, count) + base for i in range(count))
     numbers = _numbers(given, key)
     return (*numbers[:count], *(1.0,) * (count - len(numbers)))

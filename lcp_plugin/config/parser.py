@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import shutil
 from typing import NoReturn
 
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.seeds import LARGEST_SEED
+
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -39,6 +42,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=Formatter,
             allow_abbrev=abbreviations,
         )
+        self._negative_number_matcher = _NEGATIVE  # argparse's own takes -1e-3 for an option
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""

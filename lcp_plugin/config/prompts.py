@@ -37,7 +37,8 @@ _FLAGS = {
 _FOREIGN_FLAGS = ("g", "cn", "ctr", "rcfg", "fs", "am", "of")  # of other models' samplers
 
 
-_SETTING = re.compile(r"(?:^|\s+)--(?=[A-Za-z]+(?:\s|$))")
+_SETTING = re.compile(r"(?:^|\s+)--(?=[A-Za-z])")
+_NAME = re.compile(r"[A-Za-z]+(?=\s|$)")  # of a setting, its value behind a blank
 _LIMITS: Mapping[str, tuple[float, float]] = {  # inclusive
     "width": (32, 8192),
     "height": (32, 8192),
@@ -117,14 +118,19 @@ def parse_line(line: str, where: str) -> SamplePrompt:
     parts = _SETTING.split(line)
     table: dict[str, Any] = {"prompt": parts[0].strip()}
     for part in parts[1:]:
-        flag, _, value = part.partition(" ")
-        flag = flag.lower()
+        name = _NAME.match(part)
+        if name is None:
+            raise ConfigError(
+                f"{where}: setting --{part.split()[0]} is not understood; write a blank between "
+                "name and value, as in --w 64."
+            )
+        flag = name[0].lower()
         if flag in _FOREIGN_FLAGS:
             continue
         if flag not in _FLAGS:
             known = ", ".join(f"--{f}" for f in _FLAGS)
             raise ConfigError(f"{where}: unknown setting --{flag} in a prompt; known: {known}.")
-        table[_FLAGS[flag]] = value.strip()
+        table[_FLAGS[flag]] = part[name.end() :].strip()
     if not table["prompt"]:
         raise ConfigError(f"{where}: settings without a prompt; write the prompt before them.")
     return _prompt(table, where)

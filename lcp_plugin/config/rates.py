@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from lcp_plugin.config.network_args import NetworkArgs
 from lcp_plugin.config.options import Options
 
+NOTHING_TRAINS = (
+    "nothing to train: every module has rank 0 or learning rate 0; set learning_rate, unet_lr, "
+    "text_encoder_lr or network_args."
+)
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -48,6 +53,12 @@ class PartRates:
     def trains_texts(self) -> bool:
         """Whether a text encoder is trained."""
         return self.text_encoder > 0 or self.text_encoder_2 > 0
+
+
+def trains_anything(options: Options) -> bool:
+    """Whether some part has a rate and ranks above 0, as far as it can be told without a base."""
+    rates = PartRates.of(options)
+    return rates.trains_texts or (rates.unet > 0 and options.network.adapts_blocks)
 
 
 def part_rate(module: str, rates: PartRates) -> float:

@@ -44,7 +44,8 @@ def read_table(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8.") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
-    table = parse_json(text, path) if path.suffix.lower() == ".json" else parse_toml(text, path)
+    is_json = path.suffix.lower() == ".json" and not _is_toml(text)
+    table = parse_json(text, path) if is_json else parse_toml(text, path)
     stop_at_peers(table, path)
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: wanted a table of keys at the top.")
@@ -78,6 +79,11 @@ def parse_toml(text: str, name: str | Path) -> dict[str, Any]:
     raise ConfigError(f"{name}: {_syntax_help(first, text)}")
 
 
+def _is_toml(text: str) -> bool:
+    """Whether a text that is to be JSON has the lines of TOML, or of YAML."""
+    return bool(re.match(r"\s*(#[^\n]*\s+)*(\[{1,2}[A-Za-z_][\w.]*\]{1,2}|[\w\"'-]+\s*[=:])", text))
+
+
 def _is_yaml(text: str) -> bool:
     """Whether most lines read `key: value` or `- item`, and none `key = value`."""
     lines = [line for line in text.splitlines() if line.strip() and line.strip()[0] != "#"]
@@ -90,15 +96,21 @@ def _is_yaml(text: str) -> bool:
 def _syntax_help(error: Exception, text: str) -> str:
     message = " ".join(str(error).split()).rstrip(".")
     if "escape" in message.lower() or ("\\" in text and "\\\\" not in text):
-        message += "; write Windows paths with / or in 'single quotes'"
+        message += f"; write Windows paths {_way_of_paths(text.lstrip()[:1] == '{')}"
     return f"is not valid: {message}."
+
+
+def _way_of_paths(is_json: bool) -> str:
+    """How a path with backslashes is written in TOML, or in JSON, which has no single quotes."""
+    return "with / or with two backslashes" if is_json else "with / or in 'single quotes'"
 
 
 def _check_escapes(table: Mapping[str, Any], path: Path) -> None:
     """Raises ConfigError for paths whose backslashes were read as tabs or line ends."""
+    way = _way_of_paths(path.suffix.lower() == ".json")
     problems = [
         f"{path}: {key} = {value!r}: a backslash in double quotes is no folder's (\\t is a tab, "
-        "\\n a new line); write the path with / or in 'single quotes'."
+        f"\\n a new line); write the path {way}."
         for key, value in _texts(table)
         if _DRIVE.match(value)
         or (_CONTROL.search(value) and (key in _PATHS or _PATH_KEY.search(key)))

@@ -98,7 +98,7 @@ class TaskData:
         self.native = resolution
         self.examples_by_dataset = tuple(zip(task.datasets, sets, strict=True))
         if not self._sets and part == "train":
-            raise DataError(f"task {task.name!r} has no images.")
+            raise DataError(f"task {task.name!r} has no images{_why_none(task)}.")
         self._examples: list[list[Example]] = [list(s.examples) for s in self._sets]
         self.num_batches_per_epoch = sum(s.num_batches() for s in self._sets)
         self._plans: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
@@ -299,6 +299,14 @@ class TaskData:
             generator=torch.Generator(),  # else it would draw from the global one
         )
         return iter(loader)
+
+
+def _why_none(task: TaskConfig) -> str:
+    """What left a task without images, where a setting did."""
+    if all(subset.is_reg for dataset in task.datasets for subset in dataset.subsets):
+        return " but for regularisation (is_reg)"
+    skips = any(dataset.skip_image_resolution for dataset in task.datasets)
+    return " of more pixels than skip_image_resolution has" if skips else ""
 
 
 def count_cores() -> int:

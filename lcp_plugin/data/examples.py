@@ -24,6 +24,7 @@ from lcp_plugin.formats.pictures import describe_left_out, list_images
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.telling.wording import agree, counted
 
+_CAPTION_KINDS = (".txt", ".caption")  # what tools name caption files
 Split = Literal["train", "validation"]
 
 
@@ -167,6 +168,7 @@ def _captions_of(subset: SubsetConfig) -> tuple[dict[Path, str], list[str]]:
                 f".caption files; caption_extension = '.txt' says so."
             )
     captions = {image: _caption_of(image, ending, subset) for image in images}
+    notices += _tell_of_files(images, ending, subset)
     bare = sum(not text for text in captions.values())
     if bare:
         notices.append(
@@ -175,6 +177,29 @@ def _captions_of(subset: SubsetConfig) -> tuple[dict[Path, str], list[str]]:
             "tokens); what has none is trained with an empty one."
         )
     return captions, notices
+
+
+def _tell_of_files(images: Sequence[Path], ending: str, subset: SubsetConfig) -> list[str]:
+    """Notices of images without a caption file beside others that have one, and of caption files
+    that are not read for their name's sake.
+    """
+    lacking = sum(not image.with_suffix(ending).is_file() for image in images)
+    if 0 < lacking < len(images) and subset.class_tokens:
+        return [
+            f"{lacking} of {counted(len(images), 'image')} in {subset.image_dir} "
+            f"{agree(lacking, 'has', 'have')} no {ending} file; what has none is trained with "
+            f"{subset.class_tokens!r}."
+        ]
+    names = {name for image in images for name in (image.stem, image.name)}
+    texts = [p for p in subset.image_dir.iterdir() if p.suffix.lower() in _CAPTION_KINDS]
+    unread = sorted(p.name for p in texts if p.stem in names) if lacking == len(images) else []
+    if not unread:
+        return []
+    return [
+        f"{counted(len(unread), 'caption file')} in {subset.image_dir} "
+        f"{agree(len(unread), 'is', 'are')} not read ({unread[0]}): wanted "
+        f"{images[0].with_suffix(ending).name} (caption_extension = {ending!r})."
+    ]
 
 
 def _caption_of(image: Path, ending: str, subset: SubsetConfig) -> str:

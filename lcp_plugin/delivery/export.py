@@ -36,6 +36,7 @@ from lcp_plugin.formats.lora_file import (
     refuse_biases,
     write_lora,
 )
+from lcp_plugin.formats.precisions import check_rounded
 from lcp_plugin.formats.tensors import TensorReader, build_header, raw_bytes
 from lcp_plugin.store.deliverable_header import derived_header
 
@@ -164,7 +165,7 @@ def export_diff(learned: Learned, path: str | Path, dtype: torch.dtype = torch.f
             out.write(build_header(layout, metadata))
             for key, part in ordered.items():
                 matrix = _dense_of(part).to(dtype).reshape(layout[key][1]).contiguous()
-                out.write(raw_bytes(matrix))
+                out.write(raw_bytes(check_rounded(matrix, key)))
         reader = TensorReader(temporary)
         for key, part in ordered.items():
             wanted = _dense_of(part).to(dtype).reshape(layout[key][1])

@@ -25,7 +25,7 @@ class Form:
         if kind not in FORMS or (
             rank and (kind != "lora" or not rank.isdecimal() or int(rank) < 1)
         ):
-            raise ConfigError(f"--export {text}: use {', '.join(FORMS)}, or lora:RANK.")
+            raise ConfigError(f"form {text!r}: use {', '.join(FORMS)}, or lora:RANK.")
         return cls(kind, int(rank or 0))
 
 
@@ -41,10 +41,12 @@ class Exported:
     rounding_share: float = 0.0  # ||W' - W - D|| / ||D|| of a fuse
 
 
-def check_output(path: Path, sources: Iterable[Path] = ()) -> None:
+def check_output(path: Path, sources: Iterable[Path] = (), is_folder: bool = False) -> None:
     """Raises ConfigError for a name that promises a pickle, since what is written is safetensors,
-    and for that of a file which is read: it would be lost.
+    for that of a file which is read, and would be lost, and for a folder where none is written.
     """
+    if path.is_dir() and path.name and not is_folder:
+        raise ConfigError(f"-o {path} is a folder; name a file in it: {path / 'lora.safetensors'}.")
     if path.is_file() and any(s.is_file() and s.samefile(path) for s in sources):
         raise ConfigError(f"-o {path} is a file that this reads; give the result another name.")
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):

@@ -14,6 +14,7 @@ import torch
 
 from lcp_plugin.adapter import Adapter
 from lcp_plugin.biases import Biases, Change
+from lcp_plugin.delivery.merging import check_range
 from lcp_plugin.delta import Delta, Entry, Stacked
 from lcp_plugin.errors import ConfigError, LineageError, Page, explaining
 from lcp_plugin.formats.identity import file_model_hash, is_as_written
@@ -163,6 +164,9 @@ def weigh_tasks(learned: Learned, weights: Mapping[str, float]) -> Learned:
     total = learned.rest
     for name, update in learned.updates.items():
         total = total + update.weighted(weights.get(name, 1.0))
+    check_range(total)
     kept = Delta({name: entry for name, entry in total.items() if entry.norm() > 0})
+    if not kept and not learned.biases:
+        raise ConfigError("--weights: nothing is left; give one task a weight other than 0.")
     metadata = derived_header(learned.metadata, learned.read_from, weights=dict(weights))
     return Learned(kept.as_adapter(), metadata, read_from=learned.read_from, biases=learned.biases)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lcp_plugin.biases import Biases
 from lcp_plugin.delta import Delta, Dense, Entry, Stacked
-from lcp_plugin.errors import ConfigError, FileFormatError
+from lcp_plugin.errors import ConfigError, FileFormatError, NumericError
 from lcp_plugin.seeds import derive_seed
 from lcp_plugin.telling.wording import counted
 
@@ -97,6 +97,7 @@ def merge_deltas(
     """
     options = options or MergeOptions()
     weights = [1.0] * len(deltas) if weights is None else list(weights)
+    weights = weights if options.scale else [0.0] * len(weights)
     if not deltas or len(weights) != len(deltas):
         adapters, given = counted(len(deltas), "adapter"), counted(len(weights), "weight")
         raise ConfigError(f"{adapters} and {given}; give one for each.")
@@ -109,14 +110,28 @@ def merge_deltas(
         ]
         if not parts:
             continue
+        for part in parts:
+            check_range(Delta({name: part}))
         merged = Delta({name: merge_entries(name, parts, options)})
         if options.rank:  # at once, so that dense matrices do not pile up
             full = merged
             merged, error = full.truncate(options.rank)
             errors.update(error)
             sizes[name] = full[name].norm() ** 2
+        check_range(merged)
         entries.update(merged)
     return Merged(Delta(entries), errors, sizes)
+
+
+def check_range(weighted: Delta | Biases) -> None:
+    """Raises ConfigError where weights have taken finite values beyond what fp32 holds."""
+    try:
+        weighted.check_finite()
+    except NumericError as error:
+        place = str(error).partition(" holds ")[0]
+        raise ConfigError(
+            f"{place} is beyond what 32-bit floats hold with these weights; give smaller ones."
+        ) from None
 
 
 def merge_biases(
@@ -131,11 +146,13 @@ def merge_biases(
         parts = [
             Dense(given[name][:, None] * weight)  # (out, 1)
             for given, weight in zip(biases, weights, strict=True)
-            if name in given and weight
+            if name in given and weight and rule.scale
         ]
         if parts:
             merged[name] = merge_entries(f"the bias of {name}", parts, rule).dense().flatten()
-    return Biases(merged)
+    changes = Biases(merged)
+    check_range(changes)
+    return changes
 
 
 def merge_entries(name: str, parts: Sequence[Entry], options: MergeOptions) -> Entry:

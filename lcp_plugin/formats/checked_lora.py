@@ -10,7 +10,7 @@ import torch
 
 from lcp_plugin.adapter import Adapter, Factors
 from lcp_plugin.biases import Biases
-from lcp_plugin.errors import FileFormatError, NumericError
+from lcp_plugin.errors import FileFormatError
 from lcp_plugin.formats.disk import replacing
 from lcp_plugin.formats.lora_file import read_lora, write_lora
 
@@ -57,13 +57,7 @@ def write_checked_lora(
     path = Path(path)
     with replacing(path) as temporary:
         written = write_lora(temporary, adapter, metadata, dtype, biases=biases)
-        try:
-            back = read_lora(temporary)
-        except NumericError as error:
-            raise NumericError(
-                f"{path.name}: a value is beyond what {dtype} holds; nothing was replaced. Use "
-                "save_precision = bf16 or float."
-            ) from error
+        back = read_lora(temporary)
         if back.delta or set(back.adapter) != set(adapter) or back.metadata != written:
             raise _not_as_written(path, "other modules or another header")
         _check_biases(path, back.biases, biases or Biases(), dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -55,8 +56,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         sync(path.parent)
     except OSError as error:
         raise DiskError(
-            f"{path} could not be written ({error.strerror or error}); what was there before is "
-            "untouched. Free some space or choose another folder."
+            f"{_final(path)} could not be written ({error.strerror or error}); what was there "
+            "before is untouched. Free some space or choose another folder."
         ) from error
     finally:
         with suppress(OSError):
@@ -72,6 +73,12 @@ def temporary_beside(path: Path) -> Path:
     if not path.name:
         raise DiskError(f"{str(path)!r} is a folder, not the name of a file; give one in it.")
     return path.with_name(f".{path.name[:120]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _final(path: Path) -> Path:
+    """The path that a temporary one of `temporary_beside` is to become; any other as it is."""
+    own = re.fullmatch(r"\.(.+)\.\d+-[0-9a-f]{8}\.tmp", path.name)
+    return path.with_name(own[1]) if own else path
 
 
 def explain_os_error(error: OSError) -> DiskError | None:

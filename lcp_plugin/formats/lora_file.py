@@ -49,6 +49,7 @@ from lcp_plugin.formats.peft_config import (
     only_model,
     peft_config,
 )
+from lcp_plugin.formats.precisions import check_rounded
 from lcp_plugin.formats.tensors import (
     in_file_order,
     layout_of,
@@ -295,7 +296,10 @@ def _write_rounded(
             raise NumericError(
                 f"the adapter of {module} holds NaN or infinity; it is not used or saved."
             )
-        return tensor if dtype is tensor.dtype else buffer[: tensor.numel()].copy_(tensor.view(-1))
+        if dtype is tensor.dtype:
+            return tensor
+        rounded = buffer[: tensor.numel()].copy_(tensor.view(-1))
+        return check_rounded(rounded, f"the adapter of {module}")
 
     return write_hashed(path, in_file_order(layout_of(shapes)), make, metadata)
 
@@ -355,7 +359,9 @@ def lora_tensors(
     if layout == "peft":
         only_model(adapter)
     return {
-        write_key(module, part, naming): tensor if part == "alpha" else tensor.to(dtype)
+        write_key(module, part, naming): tensor
+        if part == "alpha"
+        else check_rounded(tensor.to(dtype), f"the adapter of {module}")
         for module, factors in adapter.items()
         for part, tensor in _parts_of(factors, layout.startswith("kohya")).items()
     }

@@ -16,12 +16,13 @@ from typing import Any
 from lcp_plugin.config.load import RunConfig
 from lcp_plugin.config.logs import tracker_settings
 from lcp_plugin.config.options import Options
+from lcp_plugin.config.rates import NOTHING_TRAINS, trains_anything
 from lcp_plugin.config.task_table import TaskConfig
 from lcp_plugin.data.examples import check_images
-from lcp_plugin.errors import ConfigError, FinishedError, Page, explaining
+from lcp_plugin.errors import ConfigError, FinishedError, Page, StrategyError, explaining
 from lcp_plugin.formats.lora_file import read_lora
-from lcp_plugin.hooks import Strategy
-from lcp_plugin.registry import create_strategy
+from lcp_plugin.hooks import Observer, Strategy
+from lcp_plugin.registry import create_strategy, find
 from lcp_plugin.run.chaining import check_base, fit_strategy, tell_apart
 from lcp_plugin.run.network_weights import check_start, read_network_weights
 from lcp_plugin.run.parent_prompts import check_no_prompts, note_prompts
@@ -32,7 +33,7 @@ from lcp_plugin.run.record import (
     list_image_folders,
     versions,
 )
-from lcp_plugin.run.restarting import take_up
+from lcp_plugin.run.restarting import check_taken, take_up
 from lcp_plugin.run.tasks import order_tasks
 from lcp_plugin.run.to_draw import count_images
 from lcp_plugin.sdxl.base_shapes import check_loras, read_shapes
@@ -85,11 +86,8 @@ def make_plan(config: RunConfig) -> RunPlan:
         LcpError: one line; nothing was changed on disk, but for --overwrite.
     """
     options = config.options
-    check_places(options)
-    tracker_settings(options)
-    check_vae(options.vae)
-    check_optimizers(config)
-    store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
+    check_settings(config)
+    store = store_of(options)
     strategy = create_strategy(options.strategy, options.strategy_args)
     base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
     check_weights(options)
@@ -113,6 +111,26 @@ def make_plan(config: RunConfig) -> RunPlan:
     facts = {**fresh, **(known or {})}
     plan = RunPlan(config, store, strategy, base, parent, tasks, configs, seed, facts)
     return replace(plan, facts={**facts, **describe_beginning(plan)})
+
+
+def store_of(options: Options) -> RunStore:
+    """Where a run's files go."""
+    return RunStore(Path(options.output_dir or "output"), options.output_name or "last")
+
+
+def check_settings(config: RunConfig) -> None:
+    """What needs neither base nor parent to be found wrong. Raises LcpError."""
+    options = config.options
+    check_places(options)
+    tracker_settings(options)
+    check_vae(options.vae)
+    check_optimizers(config)
+    for name in options.observer:
+        with explaining(Page.OBSERVERS, StrategyError):
+            find(Observer, name)
+    for task in config.tasks:
+        if not trains_anything(task.options):
+            raise ConfigError(NOTHING_TRAINS)
 
 
 def check_places(options: Options) -> None:
@@ -139,10 +157,15 @@ def check_optimizers(config: RunConfig) -> None:
     that do not fit.
     """
     every = [config.options, *(task.options for task in config.tasks)]
-    for schedule in dict.fromkeys(RateSchedule.of(options) for options in every):
-        check_schedule(schedule)
+    for schedule, steps in dict.fromkeys((RateSchedule.of(o), _least_steps(o)) for o in every):
+        check_schedule(schedule, steps)
     for choice in dict.fromkeys(OptimizerChoice.of(options) for options in every):
         check_optimizer(choice)
+
+
+def _least_steps(options: Options) -> int:
+    """Steps that a task surely has; those of epochs are known with its images."""
+    return options.max_train_epochs or options.max_train_steps
 
 
 def check_weights(options: Options, has_base: bool = True) -> None:
@@ -159,14 +182,12 @@ def check_before_run(config: RunConfig, has_base: bool = True) -> None:
     `has_base`: the base is on this machine; else all is checked that can be told without it.
     """
     options = config.options
-    check_places(options)
-    tracker_settings(options)
-    check_vae(options.vae)
-    check_optimizers(config)
+    check_settings(config)
     strategy = create_strategy(options.strategy, options.strategy_args)
     base = None
     if has_base:
         base = identify_with(identify_base(options.pretrained_model_name_or_path), options)
+        check_taken(store_of(options), config, base)
     check_weights(options, has_base)
     parent = choose_parent(config, strategy, base)
     check_start(options, parent, is_new=True)
@@ -206,7 +227,7 @@ def follow_plan(config: RunConfig, parent: Parent, seed: int, facts: Mapping[str
     options = config.options
     strategy = create_strategy(options.strategy, options.strategy_args)
     tasks, configs = order_tasks(config, parent, strategy)
-    store = RunStore(Path(options.output_dir or "output"), options.output_name or "last")
+    store = store_of(options)
     base = BaseId(**facts["base"])
     return RunPlan(config, store, strategy, base, parent, tasks, configs, seed, facts)
 

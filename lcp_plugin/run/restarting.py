@@ -55,6 +55,18 @@ def take_up(
     return None
 
 
+def check_taken(store: RunStore, config: RunConfig, base: BaseId) -> None:
+    """Raises ResumeError where `take_up` would, and changes nothing."""
+    if config.options.overwrite:
+        return
+    known = store.read_run()
+    if known is None:
+        _check_nothing_is_lost(store, config.options)
+    elif store.holds_work():
+        check_shape(known, RESUMED_SHAPE, store.root / "run.json", ADVICE)
+        check_unchanged(known, config, base)
+
+
 def clear_run(store: RunStore) -> None:
     """Removes a run's folder, but for its lock, and its deliverable.
 

@@ -17,7 +17,13 @@ from torch import nn
 
 from lcp_plugin.config.network_args import NetworkArgs
 from lcp_plugin.config.options import Options
-from lcp_plugin.config.rates import PartRates, Rates, module_rates, part_rate
+from lcp_plugin.config.rates import (
+    NOTHING_TRAINS,
+    PartRates,
+    Rates,
+    module_rates,
+    part_rate,
+)
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.formats.keys import to_sgm
 from lcp_plugin.sdxl.layers import choose_targets, choose_text_targets
@@ -71,10 +77,7 @@ def select_targets(layers: Mapping[str, nn.Module], settings: TargetSettings) ->
     found = {name: _describe(name, layers[name], settings) for name in names}
     found = {name: t for name, t in found.items() if t.rank > 0 and t.rates.trains}
     if not found:
-        raise ConfigError(
-            "nothing to train: every module has rank 0 or learning rate 0; set learning_rate, "
-            "unet_lr, text_encoder_lr or network_args."
-        )
+        raise ConfigError(NOTHING_TRAINS)
     return found
 
 

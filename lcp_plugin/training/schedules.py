@@ -32,6 +32,7 @@ from lcp_plugin.config.options import Options
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.training.optimizer_args import parse_arguments
 
+CHECKED_STEPS = 10_000  # of a scheduler class, half a second
 POLYNOMIAL_END = 1e-7  # of diffusers' polynomial schedule, absolute
 
 Course = Callable[[int], list[float]]  # step (from 0) -> a rate for each group
@@ -78,9 +79,14 @@ def make_multiplier(schedule: RateSchedule, total: int) -> Callable[[int], float
     """step (from 0) -> the factor of the learning rate.
 
     Raises:
-        ConfigError: an unknown schedule, or constant with a warm-up.
+        ConfigError: an unknown schedule, arguments that it has not, or constant with a warm-up.
     """
     name = schedule.name
+    if schedule.arguments and name != "piecewise_constant":
+        raise ConfigError(
+            f"lr_scheduler = '{name}' takes no lr_scheduler_args, got {schedule.arguments[0]!r}; "
+            "they are for the class of lr_scheduler_type, and for piecewise_constant."
+        )
     warmup = count_warmup(schedule.warmup, total)
     if name in ("constant", "adafactor"):
         if warmup and name == "constant":
@@ -169,10 +175,12 @@ def make_course(schedule: RateSchedule, total: int, rates: Sequence[float]) -> C
     return lambda step: [rate * multiplier(step) for rate in rates]
 
 
-def check_schedule(schedule: RateSchedule) -> None:
-    """Raises ConfigError for a schedule that no run could use, before there is a model."""
-    course = make_course(schedule, 100, (1.0,))
-    course(1)
+def check_schedule(schedule: RateSchedule, steps: int = 100) -> None:
+    """Raises ConfigError for a schedule that does not last a task of `steps` (at most
+    `CHECKED_STEPS` are tried), before there is a model.
+    """
+    course = make_course(schedule, steps, (1.0,))
+    course(min(steps, CHECKED_STEPS) - 1)
 
 
 class _ClassCourse:
@@ -188,7 +196,7 @@ class _ClassCourse:
         self._optimizer, self._done = torch.optim.SGD(groups, lr=0.0), 0
         try:
             self._scheduler = self._make(self._optimizer, **self._args)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # anyone's class, which raises anything
             raise ConfigError(f"lr_scheduler_args do not fit {self._name}: {error}") from error
 
     def __call__(self, step: int) -> list[float]:
@@ -202,6 +210,11 @@ class _ClassCourse:
                 raise ConfigError(
                     f"lr_scheduler_type = '{self._name}' wants more than the step's number "
                     f"({error}); use a schedule of the step alone."
+                ) from error
+            except Exception as error:
+                raise ConfigError(
+                    f"lr_scheduler_args do not fit {self._name}, which fails at step "
+                    f"{self._done + 1}: {error}"
                 ) from error
             self._done += 1
         return [float(group["lr"]) for group in self._optimizer.param_groups]

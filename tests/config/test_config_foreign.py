@@ -85,6 +85,63 @@ def test_a_forms_names_and_units_are_translated() -> None:
     assert options.min_snr_gamma == 5.0
 
 
+def test_a_forms_number_may_be_any_and_its_cycles_are_its_epochs() -> None:
+    """kohya_gui/lora_gui.py: lr_scheduler_num_cycles is int(epoch) where it is empty."""
+    run = load_form(bucket_reso_steps=1.0, huber_c=0, lr_scheduler_num_cycles="")
+    assert run.options.bucket_reso_steps == 8
+    assert run.options.lr_scheduler_num_cycles == 30
+    assert load_form(lr_scheduler_num_cycles=2).options.lr_scheduler_num_cycles == 2
+
+
+def test_a_forms_standard_lora_keeps_what_its_front_end_passes_on() -> None:
+    """Of the fields on convolutions a Standard form drops conv_dim and conv_alpha alone."""
+    ranks = ",".join(["4"] * 23)
+    args = load_form(conv_block_dims=ranks, conv_alpha=2, rank_dropout=0).options.network_args
+    assert args == (f"conv_block_dims={ranks}",)
+
+
+def test_a_form_without_prompts_draws_no_samples() -> None:
+    run = load_form(sample_prompts="", sample_every_n_epochs=1, sample_every_n_steps=0)
+    assert run.options.sample_every_n_epochs is None
+    assert any("sample_every_n_epochs is not used" in notice for notice in run.notices)
+
+
+def test_a_form_that_names_a_file_of_prompts_means_the_file(complain: Callable[..., str]) -> None:
+    text = json.dumps({**FORM, "sample_prompts": "E:/prompts.txt", "sample_every_n_epochs": 1})
+    assert "sample_prompts E:/prompts.txt cannot be read" in complain("gui.json", text)
+
+
+def test_what_stands_beside_a_table_of_arguments_counts() -> None:
+    text = '[optimizer]\noptimizer_type = "Lion"\n[optimizer.args]\nlearning_rate = 1e-5\n'
+    Path("o.toml").write_text(
+        f'pretrained_model_name_or_path = "tiny-sdxl"\ntrain_data_dir = "img"\n{text}'
+    )
+    options = load_config(["--config", "o.toml"]).options
+    assert (options.optimizer_type, options.learning_rate) == ("Lion", 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("w.json", '{"train_data_dir": "C:\\Users\\img"}', "with two backslashes"),
+        ("w.json", '{"train_data_dir": "C:\\train\\new"}', "with two backslashes"),
+        ("w.json", "model: x\nsteps: 3\n", "is YAML"),
+        ("w.json", "[1, 2]", "wanted a table of keys"),
+        ("w.toml", 'train_data_dir = "E:\\img"\n', "'single quotes'"),
+    ],
+)
+def test_what_a_file_is_decides_how_it_is_mended(
+    complain: Callable[..., str], name: str, text: str, words: str
+) -> None:
+    assert words in complain(name, text)
+
+
+def test_toml_under_a_json_name_is_read() -> None:
+    Path("t.json").write_text('# mine\ntrain_data_dir = "img"\nmax_train_steps = 5\n')
+    options = load_config(["--config", "t.json", "--pretrained_model", "tiny-sdxl"]).options
+    assert options.max_train_steps == 5
+
+
 def test_a_forms_zeros_were_left_alone() -> None:
     options = load_form().options
     assert (options.seed, options.vae_batch_size, options.noise_offset) == (42, 1, None)
@@ -247,7 +304,58 @@ def test_small_images_and_empty_subsets_are_left_out(
     out = capsys.readouterr().out
     assert "images: 1" in out
     assert "'empty' holds no images; it is left out" in out
-    assert "has no images" in complain("d.toml", base + text.format(96))
+    told = complain("d.toml", base + text.format(96))
+    assert "has no images of more pixels than skip_image_resolution" in told
+
+
+@pytest.mark.parametrize(
+    ("subset", "words"),
+    [
+        ('image_dir = ""', "datasets[0].subsets[0]: image_dir is missing"),
+        ("num_repeats = 2", "datasets[0].subsets[0]: image_dir is missing"),
+        ('image_dir = "img/2_sks toy"\nis_reg = true', "no images but for regularisation"),
+    ],
+)
+def test_a_subset_that_names_nothing_to_train_on_says_so(
+    complain: Callable[..., str], subset: str, words: str
+) -> None:
+    text = 'pretrained_model_name_or_path = "tiny-sdxl"\n[[datasets]]\nresolution = 64\n'
+    assert words in complain("d.toml", f"{text}[[datasets.subsets]]\n{subset}\n")
+
+
+def test_paths_left_empty_in_a_subset_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    text = 'pretrained_model_name_or_path = "tiny-sdxl"\n[[datasets]]\nresolution = 64\n'
+    text += '[[datasets.subsets]]\nimage_dir = "img/2_sks toy"\nmetadata_file = ""\n'
+    Path("d.toml").write_text(f'{text}conditioning_data_dir = ""\n')
+    assert main(["--config", "d.toml", "--dry_run"]) == 0
+    assert "images: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--observer nothing.here:Watcher", "cannot import nothing.here"),
+        ("--observer consol", "did you mean 'console'"),
+        ("--learning_rate 0", "nothing to train"),
+        (f"--network_args block_dims={','.join(['0'] * 23)}", "nothing to train"),
+        ("--network_args conv_alpha=nan", "conv_alpha = 'nan'"),
+        ("--network_args down_lr_weight=sine+x", "down_lr_weight = 'x'"),
+        ("--lr_scheduler cosine --lr_scheduler_args T_max=9", "takes no lr_scheduler_args"),
+        ("--lr_scheduler_type StepLR --lr_scheduler_args step_size=0", "fails at step 1"),
+        (
+            "--lr_scheduler_type OneCycleLR --lr_scheduler_args max_lr=1 total_steps=3",
+            "fails at step 4",
+        ),
+    ],
+)
+def test_a_dry_run_refuses_what_training_would(
+    capsys: pytest.CaptureFixture[str], flags: str, words: str
+) -> None:
+    data = "--pretrained_model tiny-sdxl --train_data_dir img --max_train_steps 9 --network_dim 2"
+    assert main([*data.split(), *flags.split(), "--dry_run"]) != 0
+    told = capsys.readouterr().err
+    assert words in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ def test_a_json_file_has_texts_and_tables(tmp_path: Path) -> None:
     [
         ("p.txt", "# nothing\n", "holds no prompt"),
         ("p.txt", "a --q 3\n", "p.txt:1: unknown setting --q"),
+        ("p.txt", "a toy --w=64 --h=64\n", "p.txt:1: setting --w=64 is not understood"),
+        ("p.txt", "a toy --n blurry --s20\n", "setting --s20 is not understood; write a blank"),
         ("p.txt", "ok\na --w wide\n", "p.txt:2: width = 'wide': wanted a number"),
         ("p.json", "{}", "wanted a list"),
         ("p.json", '[{"promt": "x"}]', "unknown key 'promt'.*Did you mean prompt"),

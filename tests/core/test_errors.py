@@ -40,7 +40,7 @@ def test_every_page_is_named_by_an_error() -> None:
 def test_the_page_stands_behind_all_problems() -> None:
     with pytest.raises(ConfigError) as caught, explaining(Page.OPTIONS):
         raise ConfigError("one", "two")
-    assert caught.value.told == "error: one\nerror: two See configs/OPTIONS.md"
+    assert caught.value.told == "error: one\nerror: two. See configs/OPTIONS.md"
     assert LcpError("alone").told == "error: alone"
 
 

@@ -74,7 +74,21 @@ def test_regularisation_images_are_balanced_with_training_images(
 def test_a_caption_file_beats_the_class_tokens(make: Make) -> None:
     subset = make("a", 2, class_tokens="sks dog", caption_extension=".txt")
     (subset.image_dir / "0.txt").write_text("a brown dog")
-    assert [e.caption for e in collect(subset).examples] == ["a brown dog", "sks dog"]
+    one = collect(subset)
+    assert [e.caption for e in one.examples] == ["a brown dog", "sks dog"]
+    assert "1 of 2 images" in one.notices[0]
+    assert "is trained with 'sks dog'" in one.notices[0]
+
+
+@pytest.mark.parametrize("name", ["0.TXT", "0.png.txt", "0.caption"])
+def test_captions_under_other_names_are_told_of(make: Make, name: str) -> None:
+    subset = make("a", 1, class_tokens="sks dog", caption_extension=".txt")
+    (subset.image_dir / name).write_text("a brown dog")
+    one = collect(subset)
+    if (subset.image_dir / "0.txt").is_file():  # a file system that knows no capital letters
+        assert one.examples[0].caption == "a brown dog"
+    else:
+        assert f"1 caption file in {subset.image_dir} is not read ({name})" in one.notices[0]
 
 
 def test_txt_files_stand_in_for_missing_caption_files(make: Make) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lora_samples import Q, factors, load_tool, mixed_adapter, run_of
 
-from lcp_plugin.adapter import Adapter
+from lcp_plugin.adapter import Adapter, Factors
 from lcp_plugin.delivery.checkpoint import export_checkpoint
 from lcp_plugin.delivery.export import export_lora
 from lcp_plugin.delivery.learned import Learned, read_learned
@@ -38,6 +38,85 @@ def test_the_export_tool_truncates_and_weighs(
     assert tool.main([str(run), "-o", str(out), "--as", "checkpoint"]) == 2
     assert tool.main([str(tmp_path / "none"), "-o", str(out)]) == 1
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["lora", "diffusers", "peft", "diff"])
+def test_values_that_half_precision_does_not_hold_are_not_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    large = {Q: Factors(torch.full((2, 32), 300.0), torch.full((32, 2), 1e5), 2.0)}
+    write_lora(tmp_path / "a.safetensors", Adapter(large))
+    out = tmp_path / ("x" if form == "peft" else "x.safetensors")
+    given = [str(tmp_path / "a.safetensors"), "-o", str(out), "--as", form]
+    assert load_tool("export").main([*given, "--precision", "fp16"]) == 1
+    told = capsys.readouterr().err
+    assert "beyond what fp16 holds" in told
+    assert ".tmp" not in told
+    assert not out.exists()
+    assert load_tool("export").main([*given, "--precision", "bf16"]) == 0
+
+
+@pytest.mark.parametrize("method", ["sum", "magmax", "ties", "dare", "orthogonal"])
+def test_weights_beyond_floats_say_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    files = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
+    for file in files:
+        write_lora(file, mixed_adapter())
+    out = ["-o", str(tmp_path / "m.safetensors"), "--quiet", "--method", method]
+    tool = load_tool("merge_adapters")
+    assert tool.main([*files, *out, "--weights", "-1e39", "1"]) == 2
+    assert "give smaller ones" in capsys.readouterr().err
+    assert not (tmp_path / "m.safetensors").exists()
+    assert tool.main([*files, *out, "--weights", "1", "-1e-1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("--scale nan", "wanted a finite number"),
+        ("--scale 0", "nothing is left of the merge"),
+        ("--weights 0 0", "nothing is left of the merge"),
+    ],
+)
+def test_a_merge_of_nothing_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str, words: str
+) -> None:
+    write_lora(tmp_path / "a.safetensors", mixed_adapter())
+    files = [str(tmp_path / "a.safetensors")] * 2
+    out = ["-o", str(tmp_path / "m.safetensors"), "--quiet"]
+    assert load_tool("merge_adapters").main([*files, *out, *given.split()]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("--weights can=nan", "wanted TASK=NUMBER, got 'nan'"),
+        ("--weights can=1 can=2", "can has a weight already"),
+        ("--weights =2", "wanted TASK=NUMBER"),
+        ("--weights can=1e39", "give smaller ones"),
+        ("--weights boot=0 can=0 teapot=0", "nothing is left"),
+        ("--base tiny-sdxl", "--as lora has none"),
+    ],
+)
+def test_exports_that_make_no_sense_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str, words: str
+) -> None:
+    run, _ = run_of(tmp_path, "merge_init")
+    out = ["-o", str(tmp_path / "x.safetensors"), *given.split()]
+    assert load_tool("export").main([str(run), *out]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", ["export", "merge_adapters"])
+def test_a_folder_as_output_is_told_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tool: str
+) -> None:
+    write_lora(tmp_path / "a.safetensors", mixed_adapter())
+    given = [str(tmp_path / "a.safetensors"), "-o", str(tmp_path)]
+    assert load_tool(tool).main(given) == 2
+    assert "is a folder; name a file in it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["lora", "diffusers", "peft", "diff"])

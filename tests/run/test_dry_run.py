@@ -6,9 +6,11 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lcp_plugin.cli import main
 from lcp_plugin.config.load import load_config
 from lcp_plugin.errors import DataError
 from lcp_plugin.run.dry_run import describe_run
@@ -22,6 +24,28 @@ def test_tasks_stand_in_the_shuffled_order(write_config: Callable[..., Path]) ->
     assert re.findall(r"^  \d\. (\w+) ", plan, re.MULTILINE) == expected
     assert "64x64: 3" in plan
     assert "12 steps in all" in plan
+
+
+def test_a_dry_run_refuses_a_name_under_which_other_work_stands(
+    train: Callable[..., Any],
+    write_config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {"tasks": (0,), "max_train_steps": 1}
+    run = train("run", **given)
+
+    def plan(*flags: str, **more: Any) -> int:
+        return main(["--config", str(write_config("run", **given, **more)), "--dry_run", *flags])
+
+    assert plan() == 0
+    assert plan(learning_rate=1e-3) == 1
+    assert "was started with other settings: learning_rate" in capsys.readouterr().err
+    assert plan("--overwrite", learning_rate=1e-3) == 0
+    assert plan("--output_name", "other", learning_rate=1e-3) == 0
+    assert run.store.deliverable.is_file()
+    (run.store.root / "run.json").unlink()
+    assert plan() == 1
+    assert "exists already; choose another --output_name" in capsys.readouterr().err
 
 
 def test_an_unreadable_image_ends_the_plan(
