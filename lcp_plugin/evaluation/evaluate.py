@@ -170,7 +170,7 @@ class Evaluation:
         """The task's references as the chain's base could show them."""
         key = (chain.base, tuple(task.references))
         if key not in self.mirrored:
-            folder = self.folder / "images" / f"references-{chain.base_hash[:12]}"
+            folder = self.folder / "references" / chain.base_hash[:12]
             self.mirrored[key] = mirror_files(self.studio(chain.base), folder, task.references)
         return self.mirrored[key]
 

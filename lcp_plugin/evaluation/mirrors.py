@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcp_plugin.evaluation.images import Preprocessing, hash_image, preprocess
 from lcp_plugin.evaluation.pictures import Picture, Studio, is_made
+from lcp_plugin.formats.disk import remove_temporary_files
 from lcp_plugin.formats.pictures import open_rgb, save_picture
 from lcp_plugin.sdxl.live_base import LiveBase
 
@@ -38,6 +39,7 @@ def mirror_files(studio: Studio, folder: Path, files: Sequence[Path]) -> list[Pa
 
     One at a time, so that none depends on what else is there.
     """
+    remove_temporary_files(folder)
     found = []
     for file in files:
         digest = hash_image(open_rgb(file))
