@@ -111,7 +111,10 @@ def show_samples(material: Material, one: ScoredRun) -> list[Block]:
     )
     how = ""
     if one.looks:
-        how = " ✕ marks a concept that is no longer recognised, here and in samples/grid.png."
+        how = (
+            " ✕ marks a concept that is not recognised in the images of the evaluation's prompts, "
+            "here and in samples/grid.png."
+        )
     elif len(run.tasks) > 1:  # one alone cannot be mistaken for another
         folder = quote(str(run.folder))
         how = (

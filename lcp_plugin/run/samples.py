@@ -163,7 +163,7 @@ def mark_grid(run: Path) -> Path | None:
 
 MARGIN, HEAD, GAP, FOOT = 150, 34, 6, 26  # pixels around the cells
 INK, SOFT, FRAME = "#222222", "#888888", "#d97706"
-LEGEND = "no longer recognised: its images are nearer to another concept, named below the picture"
+LEGEND = "not recognised in the images of the evaluation's prompts; below, what those look like"
 
 
 class _Grid:

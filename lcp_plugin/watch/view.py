@@ -50,7 +50,8 @@ CHAPTERS = {
 READ = ("run.json", "logs/*.jsonl", "*/lineage.json", "*scores.json", "evaluation/scores.json")
 GROWING = (
     "The model after each task, row by row; the noise is the same everywhere, so what changes is "
-    "what the model knows. A click shows a picture in its own size."
+    "what the model knows. A click shows a picture in its own size. A cross: the concept is not "
+    "recognised in the images of the evaluation's prompts."
 )
 
 
