@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
-from lcp_plugin.telling.shipped import locate
-
 
 class Page(StrEnum):
     """The pages that errors name, each with the heading that explains them."""
@@ -51,6 +49,8 @@ class LcpError(Exception):
     @property
     def told(self) -> str:
         """What a command line prints: `error: ` before each line, and the page that explains it."""
+        from lcp_plugin.telling.shipped import locate
+
         told = "\n".join(f"error: {line}" for line in str(self).split("\n"))
         if not self.page:
             return told
