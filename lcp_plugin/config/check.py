@@ -250,6 +250,8 @@ def check_options(
     except ConfigError as error:
         for text in error.problems:
             findings.problem(provenance.get("network_args", where), text)
+    if options.network_dropout == 1:
+        problem("network_dropout", "= 1 drops everything; give a share below 1.")
     _check_timesteps(options, problem)
     _check_prediction(options, problem)
     if not where:

@@ -92,6 +92,8 @@ BROKEN: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "nothing to train": (
         "network_train_unet_only = true\nnetwork_train_text_encoder_only = true\n" + TASK, "",
         ("network_train_unet_only", "leave nothing")),
+    "everything dropped": (
+        "network_dropout = 1\n" + TASK, "", ("network_dropout = 1", "a share below 1")),
     "samples without prompts": (
         "sample_every_n_epochs = 1\n" + TASK, "", ("sample_prompts", "is missing")),
     "a path as output name": (
