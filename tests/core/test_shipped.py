@@ -12,7 +12,7 @@ from lcp_plugin.telling import shipped
 
 def test_a_checkouts_page_keeps_its_name() -> None:
     assert shipped.locate(Page.RUNS) == Page.RUNS
-    assert DataError("no photo").told == f"error: no photo See {Page.PHOTOS}"
+    assert DataError("no photo").told == f"error: no photo. See {Page.PHOTOS}"
 
 
 @pytest.mark.parametrize("place", ["target", "prefix", "user"])

@@ -25,7 +25,6 @@ NEVER_ONE = {  # numbers above one where they are said, or names
     "evaluation/scores.py: tasks",
     "evaluation/scores.py: values",
     "evaluation/tables.py: runs",
-    "formats/lora_file.py: LoRA files",
     "formats/lora_keys.py: tensors",
     "report/page.py: runs",
     "sdxl/base_shapes.py: places",
