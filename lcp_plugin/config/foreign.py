@@ -25,7 +25,7 @@ from lcp_plugin.config.foreign_networks import is_foreign, translate_network
 from lcp_plugin.config.options import option_fields
 from lcp_plugin.config.sources import flatten
 from lcp_plugin.errors import ConfigError
-from lcp_plugin.telling.wording import agree
+from lcp_plugin.telling.wording import agree, join_names
 
 _RENAMED = {  # a front end's name -> the trainer's
     "optimizer": "optimizer_type",
@@ -207,7 +207,7 @@ def _settle_prompts(found: dict[str, Any], source: str, findings: Findings) -> N
         for key in every:
             del found[key]
         used = agree(len(every), "is", "are")
-        findings.notice(f"{source}: {' and '.join(every)} {used} not used: there are no prompts.")
+        findings.notice(f"{source}: {join_names(every)} {used} not used: there are no prompts.")
 
 
 def _settle_noise(found: dict[str, Any]) -> None:

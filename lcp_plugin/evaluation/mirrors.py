@@ -1,7 +1,7 @@
 """Reference pictures as the model could show them: through its autoencoder, at the size it draws.
 
-An encoder's features depend on sharpness as much as on what is shown: among photographs, images of
-48 pixels lie nearest to the most blurred ones, whatever is in them. What a model draws is therefore
+An encoder sees size and sharpness too: among photographs as their files are, most images of 48
+pixels lay nearest to those of one subject, whatever was in them. What a model draws is therefore
 told apart among references that went the way of its own images. Kept as pictures, made once.
 """
 
