@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from lcp_plugin.formats.precisions import SAVED_AS
 from lcp_plugin.hooks import Carry
 from lcp_plugin.run.context import Context
 from lcp_plugin.run.samples import BASE_STAGE, SamplePlan, draw_grid, sample_stage
-from lcp_plugin.store.carries import deliverable_adapter, hash_carry
+from lcp_plugin.store.carries import deliverable_adapter, hash_carry, hashing
 from lcp_plugin.store.deliverable_header import make_header
 from lcp_plugin.store.task_folder import TaskFolder
 from lcp_plugin.tasks import TaskRecord
@@ -38,7 +39,8 @@ def finish_boundaries(run: Context, newest: Carry | None = None) -> None:
         last = folder is pending[-1]
         kept = newest if last else None
         carry = kept or run.store.carry_after(folder.index)
-        run.base.show(carry.change)
+        with hashing(carry) if last else nullcontext():
+            run.base.show(carry.change)
         if last:
             deliver(run, carry)
         images = sample(run, folder.path.name, folder.records)

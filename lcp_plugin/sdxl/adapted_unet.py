@@ -104,10 +104,11 @@ class AdaptedUNet(nn.Module):
         if delta is self._base and self._set is not None and self._set[0] == carry_as:
             return dict(self._set[1])  # as a boundary leaves it for the next task
         self.check_fits(delta)
-        for site in self._sites.values():
-            site.restore()
-        self._base = delta
         error, fuses = FuseError(), carry_as != "branch"
+        for name, site in self._sites.items():
+            if not fuses or name not in delta:  # the others are fused anew from what waits
+                site.restore()
+        self._base = delta
         for name, entry in delta.items():
             site = self._site(name)
             part = site.fuse(entry, measure) if fuses else site.set_branch(entry, measure)

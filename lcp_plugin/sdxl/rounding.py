@@ -12,7 +12,7 @@ each weight at most once across each neighbour, and one that is zero leaves W_0 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -63,12 +63,16 @@ def add_delta(weight: Tensor, entry: Entry) -> Tensor:
 
 @dataclass(frozen=True)
 class FuseError:
-    """What putting D into weights of few bits did, as squares that add up over modules."""
+    """What putting D into weights of few bits did, as squares that add up over modules.
 
-    lost: float = 0.0  # ||W' - W_0 - D||^2
-    size: float = 0.0  # ||D||^2
-    missing: float = 0.0  # <D - (W' - W_0), D>: what of D is not there, noise aside
-    weight: float = 0.0  # ||W_0||^2
+    Numbers, or scalars on the device where the weights are: waiting for each would cost more than
+    the sums themselves.
+    """
+
+    lost: float | Tensor = 0.0  # ||W' - W_0 - D||^2
+    size: float | Tensor = 0.0  # ||D||^2
+    missing: float | Tensor = 0.0  # <D - (W' - W_0), D>: what of D is not there, noise aside
+    weight: float | Tensor = 0.0  # ||W_0||^2
 
     def __add__(self, other: FuseError) -> FuseError:
         return FuseError(
@@ -82,38 +86,40 @@ class FuseError:
         """rounding_share ||W' - W_0 - D|| / ||D||, missing_share of D along itself, and
         noise_share ||W' - W_0 - D|| / ||W_0||; 0 where nothing was fused.
         """
+        lost, size, missing, weight = map(float, astuple(self))
         return {
-            "rounding_share": math.sqrt(self.lost / self.size) if self.size else 0.0,
-            "missing_share": abs(self.missing) / self.size if self.size else 0.0,
-            "noise_share": math.sqrt(self.lost / self.weight) if self.weight else 0.0,
+            "rounding_share": math.sqrt(lost / size) if size else 0.0,
+            "missing_share": abs(missing) / size if size else 0.0,
+            "noise_share": math.sqrt(lost / weight) if weight else 0.0,
         }
 
 
 def measure_fuse(weight: Tensor, entry: Entry, rounded: Tensor) -> FuseError:
     """What arrived of D in `rounded`; weight W_0 (out, in) fp32."""
-    lost, size = rounding_loss(weight, entry, rounded)
+    delta = entry.dense().to(weight.device)
+    lost, size = _sum_losses(weight, delta, rounded)
     if rounded.dtype is torch.float32:  # D is there to the last bit of the sum
         return FuseError(lost, size, 0.0, _square_sum(weight))
-    delta = entry.dense().to(weight.device)
     missing = (delta - (rounded.float() - weight)).mul_(delta)
-    return FuseError(lost, size, float(widen(missing).sum()), _square_sum(weight))
+    return FuseError(lost, size, widen(missing).sum(), _square_sum(weight))
 
 
 def rounding_loss(weight: Tensor, entry: Entry, rounded: Tensor) -> tuple[float, float]:
-    """||rounded - (W_0 + D)||^2 and ||D||^2; weight (out, in) fp32.
+    """||rounded - (W_0 + D)||^2 and ||D||^2; weight (out, in) fp32."""
+    lost, size = _sum_losses(weight, entry.dense().to(weight.device), rounded)
+    return float(lost), float(size)
 
-    W_0 + D is not a number of fp32 itself: Knuth's two-sum gives the part that the sum loses.
-    """
-    delta = entry.dense().to(weight.device)
+
+def _sum_losses(weight: Tensor, delta: Tensor, rounded: Tensor) -> tuple[Tensor, Tensor]:
+    """W_0 + D is not a number of fp32 itself: Knuth's two-sum gives the part that the sum loses."""
     rows = max(1, BLOCK // weight.shape[1]) if weight.device.type == "cpu" else len(weight)
-    lost = size = 0.0
-    for parts in zip(*(torch.split(m, rows) for m in (weight, delta, rounded)), strict=True):
-        block_lost, block_size = _block_loss(*parts)
-        lost, size = lost + block_lost, size + block_size
+    matrices = (torch.split(m, rows) for m in (weight, delta, rounded))
+    blocks = [_block_loss(*parts) for parts in zip(*matrices, strict=True)]
+    lost, size = (torch.stack(sums).sum() for sums in zip(*blocks, strict=True))
     return lost, size
 
 
-def _block_loss(weight: Tensor, delta: Tensor, rounded: Tensor) -> tuple[float, float]:
+def _block_loss(weight: Tensor, delta: Tensor, rounded: Tensor) -> tuple[Tensor, Tensor]:
     total = weight + delta
     arrived = total - weight
     error = rounded.float() - total
@@ -121,6 +127,6 @@ def _block_loss(weight: Tensor, delta: Tensor, rounded: Tensor) -> tuple[float, 
     return _square_sum(error), _square_sum(delta)
 
 
-def _square_sum(values: Tensor) -> float:
+def _square_sum(values: Tensor) -> Tensor:
     flat = widen(values.reshape(-1))
-    return float(torch.dot(flat, flat))
+    return torch.dot(flat, flat)

@@ -83,7 +83,8 @@ class Site:
 
     def __init__(self, name: str, layer: nn.Module) -> None:
         self.name, self.layer = name, layer
-        self.untouched: Tensor | None = None  # W_0 while something is fused
+        self.untouched: Tensor | None = None  # W_0, on the CPU, while something is fused
+        self._waiting: Tensor | None = None  # that copy, kept for the next boundary
         self.branch: Branch | None = None
         self.pair: LoraPair | None = None
         self._handle: RemovableHandle | None = None
@@ -153,21 +154,28 @@ class Site:
 
     def fuse(self, entry: Entry, measure: bool) -> FuseError:
         """W' = round(W_0 + D), stochastically where the weights are of half precision."""
+        data, self.branch = self.weight.data, None
         if self.untouched is None:
-            data = self.weight.data
-            self.untouched = data.cpu()
+            self.untouched = self._copy_of(data)
         else:
-            data = self.untouched.to(self.weight.device)
+            data = self.untouched.to(data.device)
         flat = data.detach().float().reshape(entry.shape)
         rounded = round_stochastically(add_delta(flat, entry), data.dtype, self.name)
         self.weight.data = rounded.view(data.shape)
         return measure_fuse(flat, entry, rounded) if measure else FuseError()
 
+    def _copy_of(self, data: Tensor) -> Tensor:
+        """W_0 on the CPU: copied at the first boundary, and kept for those that follow."""
+        if data.device.type == "cpu":
+            return data
+        kept = self._waiting
+        return kept if kept is not None and kept.dtype is data.dtype else data.cpu()
+
     def restore(self) -> None:
         """Back to the untouched weight; no branch."""
         if self.untouched is not None:
             self.weight.data = self.untouched.to(self.weight.device)
-            self.untouched = None
+            self._waiting, self.untouched = self.untouched, None
         self.branch = None
 
     def set_branch(self, entry: Entry | None, measure: bool = False) -> FuseError:

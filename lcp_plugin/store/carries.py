@@ -7,7 +7,9 @@ the same carry, block by block, comes back from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Thread
 
 from torch import Tensor
 
@@ -27,6 +29,8 @@ from lcp_plugin.formats.lineage import Lineage, collect_blocks
 from lcp_plugin.hooks import Carry
 from lcp_plugin.tasks import TaskRecord
 
+_HASH = "_hash"  # where a carry keeps its own
+
 
 def carry_to_tensors(carry: Carry) -> dict[str, Tensor]:
     """Delta, adapter factors and changes of biases under distinct prefixes."""
@@ -45,8 +49,22 @@ def carry_from_tensors(tensors: Mapping[str, Tensor], tasks: Sequence[TaskRecord
 
 
 def hash_carry(carry: Carry) -> str:
-    """sha256 of the carry's tensors."""
-    return hash_tensors(carry_to_tensors(carry))
+    """sha256 of the carry's tensors, which never change: taken once of each value."""
+    known = vars(carry)
+    if _HASH not in known:
+        known[_HASH] = hash_tensors(carry_to_tensors(carry))
+    return str(known[_HASH])
+
+
+@contextmanager
+def hashing(carry: Carry) -> Iterator[None]:
+    """Takes the hash on a thread of its own meanwhile: a dense carry of SDXL's takes seconds."""
+    thread = Thread(target=hash_carry, args=(carry,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def deliverable_adapter(carry: Carry) -> Adapter:

@@ -152,6 +152,12 @@ class Side:
         """The largest peak of the steps behind the first `warm` ones."""
         return max(self.peaks[warm:]) / 2**20
 
+    def joined(self, later: Side, warm: int) -> Side:
+        """This side's steps, and those of a later turn behind its first `warm` ones."""
+        self.seconds += later.seconds[warm:]
+        self.peaks += later.peaks[warm:]
+        return self
+
 
 def bytes_of(model: nn.Module) -> int:
     """What a model's parameters take."""
