@@ -20,9 +20,12 @@ from gpu_runs import (
     training_on,
 )
 from toy_runs import read_all, under
+from toy_unets import small_delta
 
-from lcp_plugin.sdxl.adapted_unet import run_unet
+from lcp_plugin.delta import Delta
+from lcp_plugin.sdxl.adapted_unet import AdaptedUNet, run_unet
 from lcp_plugin.strategies import BUILT_IN
+from lcp_plugin.tiny.architecture import build_toy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
@@ -70,6 +73,22 @@ def test_chained_runs_equal_one_run(train: Train, strategy: str, precision: str)
     state_fact(f"chained against whole, {strategy}, {precision}", apart)
     assert second.store.folders()[-1].index == 2
     assert apart <= RUNS_AGREE
+
+
+def test_weights_that_waited_for_a_boundary_come_back_to_the_bit() -> None:
+    unet = build_toy().unet.to(DEVICE, torch.bfloat16)
+    weights = [weight.clone() for weight in unet.parameters()]
+    first, second = small_delta(unet, 1), small_delta(unet, 2)
+    model = AdaptedUNet({"unet": unet})
+    for delta in (first, Delta(), second, first, Delta()):
+        model.set_base(delta, "fuse")
+    assert all(map(torch.equal, unet.parameters(), weights))
+    shares = model.set_base(second, "fuse")
+    fused = [weight.clone() for weight in unet.parameters()]
+    model.release()
+    assert all(map(torch.equal, unet.parameters(), weights))
+    assert model.set_base(second, "fuse") == shares
+    assert all(map(torch.equal, unet.parameters(), fused))
 
 
 class Killed(BaseException):

@@ -146,6 +146,25 @@ def test_a_second_base_is_added_to_untouched_weights_not_to_the_first(unet: nn.M
     assert all(torch.equal(many[n], once[n]) for n in many)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whatever_was_set_before_leaves_nothing_behind(unet: nn.Module, dtype: torch.dtype) -> None:
+    half = copy.deepcopy(unet).to(dtype)
+    before = {name: weight.clone() for name, weight in weights_of(half).items()}
+    first, second = small_delta(half, 1), small_delta(half, 2)
+    few = first.restrict(list(first)[::3])
+    model = AdaptedUNet({"unet": half})
+    ways = [(first, "fuse"), (few, "branch"), (Delta(), "fuse"), (few, "fuse"), (second, "branch")]
+    for delta, way in [*ways, (first, "fuse"), (few, "fuse")]:
+        model.set_base(delta, way)
+    changed = {name for name, w in weights_of(half).items() if not torch.equal(w, before[name])}
+    assert {f"unet.{name.removesuffix('.weight')}" for name in changed} == set(few)
+    left = weights_of(half)
+    model.release()
+    assert all(torch.equal(weight, before[name]) for name, weight in weights_of(half).items())
+    model.set_base(few, "fuse")
+    assert all(torch.equal(weight, left[name]) for name, weight in weights_of(half).items())
+
+
 def test_one_layer_fused_twice_holds_the_second_delta_only() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(5, 4)
