@@ -88,6 +88,16 @@ def find_optimizer(name: str) -> KnownOptimizer | None:
     return _BY_NAME.get(name.lower() or "adamw")
 
 
+def name_of_class(path: str) -> str:
+    """The name of an optimizer that a header gives as module.Class: the path itself for one that
+    is not of the packages here, as optimizer_type takes it.
+    """
+    package, label = path.partition(".")[0], path.rpartition(".")[2]
+    known = _BY_NAME.get(label.lower())
+    is_known = known is not None and known.path.partition(".")[0] == package
+    return label if is_known else path
+
+
 def finds_its_rate(name: str) -> bool:
     """Whether an optimizer, by name or by path, finds one learning rate for all parts itself."""
     return name.lower().startswith(_FINDS_ITS_RATE)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lcp_plugin.config.convert import convert_option
+from lcp_plugin.config.optimizer_table import name_of_class
 from lcp_plugin.config.options import option_fields, option_types
 from lcp_plugin.delivery.chain_tree import one_line
 from lcp_plugin.errors import LineageError
@@ -69,6 +70,8 @@ def _known_of_file(path: Path) -> KnownTraining:
     metadata = read_header(path).metadata
     claims, lineage = read_claims(metadata), Lineage.from_metadata(metadata)
     options = dict(claims.options)
+    if "optimizer_type" in options:
+        options["optimizer_type"] = name_of_class(options["optimizer_type"])
     if lineage is not None and lineage.options:  # our trainer's: all that differed from defaults
         options = dict(lineage.options)
     if not options and not claims.triggers:

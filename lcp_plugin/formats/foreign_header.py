@@ -104,7 +104,7 @@ def _kohya_options(metadata: Mapping[str, str]) -> dict[str, Any]:
     options["pretrained_model_name_or_path"] = _value(metadata.get("ss_sd_model_name"))
     options["debiased_estimation_loss"] = _value(metadata.get("ss_debiased_estimation"))
     name, _, arguments = metadata.get("ss_optimizer", "None").partition("(")
-    options["optimizer_type"] = _value(name.rsplit(".", 1)[-1])
+    options["optimizer_type"] = _value(name)
     options["optimizer_args"] = _split_arguments(arguments.removesuffix(")")) or None
     side = metadata.get("ss_resolution", "").strip("()").replace(" ", "")
     options["resolution"] = None if side == "None" else side or None

@@ -175,3 +175,23 @@ def test_sd_scripts_nulls_are_left_out_and_lycoris_hash_is_not_compared(
     assert 'network_args = ["conv_dim=4"]' in text
     assert 'network_module = "networks.lora"' in text
     assert 'optimizer_args = ["weight_decay=0.1", "betas=(0.9, 0.99)"]' in text
+    assert 'optimizer_type = "AdamW"' in text
+
+
+@pytest.mark.parametrize(
+    ("recorded", "optimizer"),
+    [
+        ("bitsandbytes.optim.lion.Lion8bit(betas=(0.9, 0.95))", "Lion8bit"),
+        ("prodigyopt.prodigy.Prodigy", "Prodigy"),
+        ("mine.optimizers.AdamW(lr=1)", "mine.optimizers.AdamW"),  # nobody else's AdamW
+        ("pytorch_optimizer.optimizer.came.CAME", "pytorch_optimizer.optimizer.came.CAME"),
+    ],
+)
+def test_an_optimizer_comes_back_by_the_name_that_finds_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recorded: str, optimizer: str
+) -> None:
+    path = tmp_path / "k.safetensors"
+    header = {"ss_network_module": "networks.lora", "ss_optimizer": recorded}
+    write_tensors(path, lora_tensors(mixed_adapter()), header)
+    assert load_tool("lineage").main([str(path), "--toml"]) == 0
+    assert f'optimizer_type = "{optimizer}"' in capsys.readouterr().out

@@ -129,7 +129,7 @@ def test_a_kohya_header_is_summarised() -> None:
     assert summary.triggers == ("sks dog",)
     assert summary.datasets == {"10_sks dog": "12 images x 10"}
     assert summary.options["network_alpha"] == 16.0
-    assert summary.options["optimizer_type"] == "AdamW8bit"
+    assert summary.options["optimizer_type"] == "bitsandbytes.optim.adamw.AdamW8bit"
     assert summary.options["gradient_checkpointing"] is True
     assert "unet_lr" not in summary.options
 
