@@ -12,7 +12,7 @@ each weight at most once across each neighbour, and one that is zero leaves W_0 
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,22 +76,32 @@ class FuseError:
 
     def __add__(self, other: FuseError) -> FuseError:
         return FuseError(
-            self.lost + other.lost,
-            self.size + other.size,
-            self.missing + other.missing,
-            self.weight + other.weight,
+            _plus(self.lost, other.lost),
+            _plus(self.size, other.size),
+            _plus(self.missing, other.missing),
+            _plus(self.weight, other.weight),
         )
 
     def shares(self) -> dict[str, float]:
         """rounding_share ||W' - W_0 - D|| / ||D||, missing_share of D along itself, and
         noise_share ||W' - W_0 - D|| / ||W_0||; 0 where nothing was fused.
         """
-        lost, size, missing, weight = map(float, astuple(self))
+        lost, size = float(self.lost), float(self.size)
+        missing, weight = float(self.missing), float(self.weight)
         return {
             "rounding_share": math.sqrt(lost / size) if size else 0.0,
             "missing_share": abs(missing) / size if size else 0.0,
             "noise_share": math.sqrt(lost / weight) if weight else 0.0,
         }
+
+
+def _plus(a: float | Tensor, b: float | Tensor) -> float | Tensor:
+    """Their sum; where they lie on two devices, as text encoders wait on the CPU, a number: fp64
+    of one must not reach the other.
+    """
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.device != b.device:
+        return float(a) + float(b)
+    return a + b
 
 
 def measure_fuse(weight: Tensor, entry: Entry, rounded: Tensor) -> FuseError:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from no_float64 import META, NoFloat64
+from torch import nn
 
+from lcp_plugin.delta import Dense
 from lcp_plugin.errors import ConfigError
 from lcp_plugin.run import opening, runner
 from lcp_plugin.sdxl import devices, stored
@@ -17,6 +19,7 @@ from lcp_plugin.sdxl.devices import choose_device, is_out_of_memory, own_randomn
 from lcp_plugin.sdxl.fitting import in_batches
 from lcp_plugin.sdxl.load import load_pipeline
 from lcp_plugin.sdxl.precision import peak_memory_mb
+from lcp_plugin.sdxl.sites import Site
 
 
 @pytest.mark.parametrize(("told", "threads"), [(None, 1), ("2", 2)])
@@ -65,6 +68,24 @@ def test_a_run_puts_no_float64_on_a_device_that_has_none(
     with NoFloat64() as device, pytest.raises(Trained):
         train("meta", (0,), optimizer_type="SGDNesterov", **settings)
     assert device.calls > 1000
+
+
+def test_a_boundary_copies_a_weight_once_and_adds_up_over_two_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "WITHOUT_FLOAT64", frozenset({"mps", "meta"}))
+    here, there = (Site("x", nn.Linear(5, 4, device=device)) for device in ("cpu", META))
+    entry = Dense(torch.ones(4, 5))
+    with NoFloat64():
+        for first, second in ((here, there), (there, here)):
+            error = first.fuse(entry, measure=True) + second.fuse(entry, measure=True)
+            assert error.shares()["rounding_share"] < 1e-6
+        kept = there.untouched
+        there.restore()
+        there.fuse(entry, measure=False)
+    assert kept is not None
+    assert kept.device.type == "cpu"
+    assert there.untouched is kept
 
 
 def test_sums_are_taken_in_the_widest_type_of_a_device() -> None:
