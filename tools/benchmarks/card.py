@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -154,9 +154,8 @@ class Side:
 
     def joined(self, later: Side, warm: int) -> Side:
         """This side's steps, and those of a later turn behind its first `warm` ones."""
-        self.seconds += later.seconds[warm:]
-        self.peaks += later.peaks[warm:]
-        return self
+        seconds, peaks = later.seconds[warm:], later.peaks[warm:]
+        return replace(self, seconds=self.seconds + seconds, peaks=self.peaks + peaks)
 
 
 def bytes_of(model: nn.Module) -> int:

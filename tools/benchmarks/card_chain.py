@@ -82,10 +82,9 @@ def train_in_turn(
     card: Card, name: str, args: Sequence[str], tasks: tuple[int, int]
 ) -> tuple[Side, Side]:
     """The steps of two tasks of a chain, each trained twice in turn: the host's speed wanders."""
-    one, other = ([train_at(card, name, args, index)] for index in tasks)
-    for index, runs in zip(tasks, (one, other), strict=True):
-        runs.append(train_at(card, name, args, index))
-    return one[0].joined(one[1], WARM), other[0].joined(other[1], WARM)
+    turns = [[train_at(card, name, args, index) for index in tasks] for _ in range(2)]
+    one, other = (first.joined(second, WARM) for first, second in zip(*turns, strict=True))
+    return one, other
 
 
 def measure_tenth(card: Card) -> Iterator[Row]:
